@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextvars
+import datetime
 import difflib
 import hashlib
 import importlib
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
@@ -36,6 +37,7 @@ from sp_ray_ml.errors import ConfigError, Problem
 __all__ = [
     "Custom",
     "Document",
+    "Duration",
     "Family",
     "Settings",
     "check",
@@ -78,6 +80,30 @@ class Settings(pydantic.BaseModel):
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def _duration(value: Any) -> Any:
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", value)):
+        return datetime.timedelta(seconds=float(match.group(1)) * _UNITS[match.group(2)])
+    if isinstance(value, datetime.timedelta):
+        return value
+    raise ValueError(f"expected a duration such as 90s, 15m, 2h, 30d or 1w, got {_show(value)}")
+
+
+def _duration_text(value: datetime.timedelta) -> str:
+    seconds = value.total_seconds()
+    unit = next((u for u in ("w", "d", "h", "m") if seconds and seconds % _UNITS[u] == 0), "s")
+    return f"{seconds / _UNITS[unit]:g}{unit}"
+
+
+Duration = Annotated[
+    datetime.timedelta,
+    pydantic.BeforeValidator(_duration, json_schema_input_type=str),
+    pydantic.PlainSerializer(_duration_text, return_type=str),
+]
+"""A duration, `90s`, `15m`, `2h`, `30d` or `1w` in YAML."""
 
 
 class Custom(Settings):

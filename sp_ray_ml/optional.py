@@ -1,13 +1,15 @@
-"""Libraries of the extras: imported where they are used, missed with the command that brings them."""
+"""Imports at first use: names of a package, and libraries of the extras with the command that brings them."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 from sp_ray_ml.errors import MissingDependencyError
 
-__all__ = ["require"]
+__all__ = ["lazy_attributes", "require"]
 
 _EXTRAS = {
     "torch": "torch",
@@ -38,3 +40,20 @@ def require(module: str, purpose: str) -> ModuleType:
         raise MissingDependencyError(
             f"{purpose} needs {module}, which is not installed", hint=hint
         ) from error
+
+
+def lazy_attributes(package: str, name: str, modules: Mapping[str, Sequence[str]]) -> Any:
+    """The body of a package's `__getattr__` (PEP 562): load `name` from the module that defines it.
+
+    Args:
+        package: The package's `__name__`.
+        name: The attribute that was asked for.
+        modules: Module below the package and the names it defines.
+
+    Raises:
+        AttributeError: The package has no such name.
+    """
+    for module, names in modules.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{package}.{module}"), name)
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")

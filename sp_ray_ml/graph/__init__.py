@@ -1,0 +1,34 @@
+"""Graphs: from events to typed nodes and edges, and the arrays that models read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sp_ray_ml.optional import lazy_attributes
+
+if TYPE_CHECKING:
+    from sp_ray_ml.graph.construct import build_graph, canonical_order
+    from sp_ray_ml.graph.graph import Edges, EdgeType, Graph
+    from sp_ray_ml.graph.settings import CoOccurrence, GraphSettings
+
+__all__ = [
+    "CoOccurrence",
+    "EdgeType",
+    "Edges",
+    "Graph",
+    "GraphSettings",
+    "build_graph",
+    "canonical_order",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return lazy_attributes(
+        __name__,
+        name,
+        {
+            "construct": ["build_graph", "canonical_order"],
+            "graph": ["EdgeType", "Edges", "Graph"],
+            "settings": ["CoOccurrence", "GraphSettings"],
+        },
+    )

@@ -1,0 +1,57 @@
+"""Settings that all trainers share: where to train, when to stop, how the learning rate runs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+
+from sp_ray_ml.config import Settings
+
+__all__ = ["EarlyStopping", "Scaling", "Schedule"]
+
+
+class Scaling(Settings):
+    """Where training runs: in this process, or in workers of Ray Train."""
+
+    workers: int = pydantic.Field(default=0, ge=0)
+    """Worker processes of Ray Train; 0 trains in this process without starting Ray."""
+    cpus_per_worker: float = pydantic.Field(default=1, gt=0)
+    """CPUs of each worker."""
+    gpus_per_worker: float = pydantic.Field(default=0, ge=0)
+    """GPUs of each worker. In this process (`workers: 0`) a GPU is used when there is one."""
+    max_failures: int = pydantic.Field(default=0, ge=0)
+    """How often the workers are started again from the last checkpoint after one has died."""
+
+
+class EarlyStopping(Settings):
+    """Stop when the validation slice gets no better."""
+
+    metric: str = "ndcg@20"
+    """Watched metric of the validation slice; larger is better."""
+    patience: int = pydantic.Field(default=10, ge=1)
+    """Epochs without a better value before training stops."""
+
+
+class Schedule(Settings):
+    """How the learning rate runs over the epochs."""
+
+    kind: Literal["constant", "cosine", "linear"] = "constant"
+    """Constant, or falling to `final` of it by half a cosine or in a line."""
+    warmup: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    """Share of all steps during which the rate rises from 0."""
+    final: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """The last rate as a share of the first."""
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rate is multiplied by at `step` (from 0) of `steps`."""
+        import math
+
+        warm = self.warmup * steps
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        if self.kind == "constant":
+            return 1.0
+        progress = min(1.0, (step - warm) / max(1.0, steps - warm))
+        falling = 1 - progress if self.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return self.final + (1 - self.final) * falling
