@@ -1,0 +1,279 @@
+"""The process that sends a run's journal to MLflow: `python -m sp_ray_ml.tracking._sender FOLDER`.
+
+Its standard input carries one JSON line (the address with its passwords, which no argument list, file or log may
+show) and then stays open for as long as the parent lives: its end means that the run finished, or was killed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from sp_ray_ml.errors import LockedError, StorageError, TrackingError
+from sp_ray_ml.storage import Lock
+from sp_ray_ml.tracking._sink import RefusedError, RunGoneError, Sink
+from sp_ray_ml.tracking._state import JOURNAL, LOCK, SendState
+from sp_ray_ml.tracking.journal import Entry, Journal, first_entry, is_finished, last_opening, read_entries
+
+_POLL_S = 1.0
+_FINISHED_S = 60.0
+"""How long the sender may outlive a run that finished."""
+_KILLED_S = 20.0
+"""And one that was killed: whoever resumes it waits for the sender to end."""
+_LONGEST_PAUSE_S = 15.0
+_BATCH_RECORDS = 2000
+_NOTES = 20
+
+
+class _Sender:
+    def __init__(self, folder: Path, order: dict[str, Any]) -> None:
+        self.folder = folder
+        self.journal = folder / JOURNAL
+        self.order = order
+        self.gone = threading.Event()
+        self.state = SendState()
+        self.sink = Sink(order["send_uri"], order["artifacts"], folder)
+        self._inode = self.journal.stat().st_ino
+
+    def run(self) -> int:
+        threading.Thread(target=self._watch, daemon=True).start()
+        if not self.order["once"]:
+            self._journal_environment()
+        while True:
+            try:
+                with Lock(self.folder / LOCK, "the run's journal"):
+                    return self._send_all()
+            except LockedError:
+                # The sender of a run that was killed a moment ago may still be at work.
+                if self.order["once"]:
+                    return 1
+                time.sleep(0.3)
+
+    def _watch(self) -> None:
+        """Wait for the end of the parent, then end this process within bounds, whatever it hangs in."""
+        parent = os.getppid()
+        while not self.gone.is_set():
+            # A forked child of the parent may keep the pipe open after the parent's end.
+            readable, _, _ = select.select([0], [], [], _POLL_S)
+            if (readable and not os.read(0, 4096)) or os.getppid() != parent:
+                self.gone.set()
+        bound = 0.0 if self.order["once"] else _FINISHED_S if is_finished(self.journal) else _KILLED_S
+        time.sleep(bound)
+        os._exit(3)
+
+    def _journal_environment(self) -> None:
+        # Before MLflow's import, and in the journal: what was true at the start is sent even days later.
+        from sp_ray_ml.tracking._environment import environment_tags
+
+        tags = environment_tags(self.order["code"])
+        tags.pop("mlflow.source.name", None)
+        journal = Journal(self.journal)
+        journal.append("tags", values=tags)
+        journal.close()
+
+    def _send_all(self) -> int:
+        self._restore()
+        self._patiently(self._open)
+        while True:
+            sent = self._patiently(self._send_some)
+            if sent:
+                continue
+            if self.order["once"] or self.gone.is_set():
+                break
+            self.gone.wait(_POLL_S)
+        if last_opening(self.journal).get("session") != self.order["session"] and not self.order["once"]:
+            return 0  # reopened meanwhile: the next sender goes on
+        if not is_finished(self.journal):
+            self._patiently(lambda: self.sink.set_ended("KILLED", time.time_ns() // 1_000_000))
+        self.state.state = "closed"
+        self._save()
+        return 0
+
+    def _restore(self) -> None:
+        self.state = SendState.read(self.folder)
+        opening = last_opening(self.journal)
+        if (self.state.tracking_uri, self.state.experiment) != (self.order["uri"], opening["experiment"]):
+            # Another server or experiment than before: all of the journal goes there.
+            self.state = SendState(tracking_uri=self.order["uri"], experiment=opening["experiment"])
+        self.state.state, self.state.error, self.state.failed_at = "starting", None, None
+        self._save()
+
+    def _patiently(self, action: Any) -> Any:
+        """Do it, again and again while MLflow fails: the watch ends this process when it is time."""
+        pause = 0.5
+        while True:
+            woken = self.gone.is_set()
+            try:
+                result = action()
+            except RunGoneError as error:
+                self._note(f"{error.message}: all of it is sent again as a new run")
+                self.state.run_id, self.state.offset = None, 0
+                self._patiently(self._open)
+                continue
+            except TrackingError as error:
+                self.state.state, self.state.error, self.state.failed_at = "waiting", str(error), time.time()
+                _say(f"waiting: {error}")
+                self._save()
+            else:
+                if self.state.state != "connected":
+                    self.state.state, self.state.error, self.state.failed_at = "connected", None, None
+                    self._save()
+                return result
+            if woken:
+                time.sleep(pause)
+            else:
+                self.gone.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_S if not self.gone.is_set() else 2.0)
+
+    def _open(self) -> None:
+        self.state.experiment_id = self.sink.connect(self.state.experiment)
+        self.state.run_id = self.sink.open_run(
+            self.state.experiment_id, self.state.run_id, first_entry(self.journal)
+        )
+        self._save()
+
+    def _send_some(self) -> bool:
+        """Send what the journal has next: whether there was anything."""
+        batch: list[Entry] = []
+        for entry in read_entries(self.journal, self.state.offset):
+            kind = entry.record["kind"] if entry.record else None
+            alone = kind not in {None, "metrics", "params", "tags"}
+            if alone and batch:
+                break
+            batch.append(entry)
+            if alone or len(batch) >= _BATCH_RECORDS:
+                break
+        if not batch:
+            return False
+        try:
+            self._send(batch)
+        except RefusedError as error:
+            if self.sink.is_gone():
+                raise RunGoneError(f"the run {self.sink.run_id} was deleted in MLflow") from error
+            self._send_singly(batch)
+        self.state.offset = batch[-1].end
+        self._save()
+        return True
+
+    def _send_singly(self, batch: list[Entry]) -> None:
+        for entry in batch:
+            try:
+                self._send([entry])
+            except RefusedError as error:
+                self._note(f"left out: {error.message}")
+
+    def _send(self, batch: list[Entry]) -> None:
+        records = [entry.record for entry in batch if entry.record]
+        kind = records[0]["kind"] if records else None
+        if kind == "open":
+            self.sink.send([], {}, records[0]["tags"])
+            self.sink.set_running()
+        elif kind == "finish":
+            self.sink.set_ended(records[0]["status"], records[0]["time"])
+        elif kind == "artifact":
+            self.sink.send_artifact(records[0])
+        elif kind == "model":
+            self.sink.send_model(records[0], f"{first_entry(self.journal)['session']}:{batch[0].start}")
+        elif kind in {"metrics", "params", "tags"}:
+            params: dict[str, str] = {}
+            tags: dict[str, str] = {}
+            for record in records:
+                if record["kind"] != "metrics":
+                    (params if record["kind"] == "params" else tags).update(record["values"])
+            self.sink.send((r for r in records if r["kind"] == "metrics"), params, tags)
+
+    def _note(self, text: str) -> None:
+        _say(text)
+        self.state.notes = [*self.state.notes, text][-_NOTES:]
+
+    def _save(self) -> None:
+        # A run started over has removed the folder and made a new one, which is not this sender's.
+        try:
+            mine = self.journal.stat().st_ino == self._inode
+        except FileNotFoundError:
+            mine = False
+        if not mine:
+            os._exit(4)
+        try:
+            self.state.write(self.folder)
+        except StorageError as error:
+            _say(f"cannot note what was sent: {error}")
+
+
+class _Censored(io.TextIOBase):
+    """A stream that strikes out secrets: libraries put addresses into their messages."""
+
+    def __init__(self, stream: Any, secrets: list[str]) -> None:
+        self._stream = stream
+        self._secrets = secrets
+
+    def write(self, text: str) -> int:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        self._stream.write(text)
+        self._stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return int(self._stream.fileno())
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def _prepare(order: dict[str, Any]) -> None:
+    """Set MLflow up in this process's environment, before it is imported."""
+    sys.stdout = sys.stderr = _Censored(sys.stderr, order["secrets"])
+    parts = urllib.parse.urlsplit(order["send_uri"])
+    if parts.scheme in {"http", "https"} and parts.username:
+        # MLflow puts the whole address into its errors: passwords go beside it.
+        os.environ["MLFLOW_TRACKING_USERNAME"] = urllib.parse.unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = urllib.parse.unquote(parts.password or "")
+        order["send_uri"] = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    defaults = {
+        # Retries are ours: with MLflow's own one call blocks for minutes.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_UV_AUTO_DETECT": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        os.environ.pop(name, None)
+
+
+def main() -> int:
+    """Send the journal of the folder that is the only argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(10)  # training comes first
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(0, 1)):
+        line += byte
+    order = json.loads(line)
+    _prepare(order)
+    sender = _Sender(Path(sys.argv[1]), order)
+    signal.signal(signal.SIGTERM, lambda *_: sender.gone.set())
+    return sender.run()
+
+
+if __name__ == "__main__":
+    # All is sent and closed: taking the libraries down again would cost what the run waits for.
+    os._exit(main())

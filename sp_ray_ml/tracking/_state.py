@@ -1,0 +1,62 @@
+"""What the sender has done so far: `mlflow.json` in the run's folder, replaced whole each time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from sp_ray_ml.errors import StorageError
+from sp_ray_ml.storage import read_json, write_json
+
+__all__ = ["JOURNAL", "LOCK", "LOG", "STATE", "SendState"]
+
+JOURNAL = "journal.jsonl"
+STATE = "mlflow.json"
+LOG = "tracking.log"
+LOCK = ".tracking.lock"
+
+
+@dataclass
+class SendState:
+    """How far the journal has been sent, and how the sending goes.
+
+    Attributes:
+        tracking_uri: Without passwords.
+        offset: Bytes of the journal that MLflow has.
+        state: `starting` (MLflow is being imported and reached), `connected`, `waiting` (for a server that does
+            not answer or refuses), `closed` (all is sent).
+        error: Why it waits.
+        failed_at: When an attempt failed last, in seconds since 1970; None while all is well.
+        notes: What a user should know: records that MLflow refused, a run that was deleted there.
+    """
+
+    tracking_uri: str = ""
+    experiment: str = ""
+    experiment_id: str | None = None
+    run_id: str | None = None
+    offset: int = 0
+    state: str = "starting"
+    error: str | None = None
+    failed_at: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> SendState:
+        """The folder's state; a fresh one if there is none or it is damaged, then all is sent again."""
+        if not (folder / STATE).exists():
+            return cls()
+        try:
+            values = read_json(folder / STATE)
+        except StorageError:
+            return cls()
+        known = {item.name for item in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Save it.
+
+        Raises:
+            StorageError: It could not be written; the old one stays.
+        """
+        write_json(Path(folder) / STATE, asdict(self))

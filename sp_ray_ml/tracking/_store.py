@@ -1,0 +1,83 @@
+"""Where MLflow keeps runs: the tracking URI, its form without secrets, and the command that shows it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import urllib.parse
+from pathlib import Path
+
+from sp_ray_ml.config import redact
+from sp_ray_ml.errors import TrackingError
+from sp_ray_ml.tracking.settings import Tracking
+
+__all__ = ["tracking_uri", "ui_command", "ui_environment"]
+
+_SECRET_QUERY = re.compile(r"(?i)([?&][^=&]*(?:password|passwd|pwd|secret|token|api_?key)[^=&]*=)[^&#]+")
+
+
+def tracking_uri(settings: Tracking, runs_folder: str | os.PathLike[str]) -> str:
+    """The MLflow tracking URI of these settings, with absolute paths; it may hold a password.
+
+    Args:
+        settings: Their `uri`, else the environment's `MLFLOW_TRACKING_URI`, else an SQLite file in `runs_folder`.
+        runs_folder: Folder that holds the runs' folders.
+    """
+    uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return f"sqlite:///{Path(runs_folder).absolute() / 'mlflow.db'}"
+    if match := re.fullmatch(r"(sqlite(?:\+\w+)?:///)(?!/)(?!:memory:)(.+)", uri):
+        return f"{match.group(1)}{Path(match.group(2)).absolute()}"
+    if ":" not in uri and uri != "databricks":
+        return Path(uri).absolute().as_uri()
+    return uri
+
+
+def artifact_root(uri: str) -> str | None:
+    """Where artifacts lie for a store that is a file of this machine: beside it; None where the server decides."""
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///(/.+)", uri)
+    return (Path(match.group(1)).parent / "mlartifacts").as_uri() if match else None
+
+
+def redact_uri(uri: str) -> str:
+    """The URI without passwords, fit for files, messages and argument lists."""
+    return _SECRET_QUERY.sub(r"\1***", str(redact(uri)))
+
+
+def secrets_of(uri: str) -> list[str]:
+    """What `redact_uri` hides, as written and decoded: a sender strikes it from its log."""
+    parts = urllib.parse.urlsplit(uri)
+    found = {parts.password or "", *(match.group(0) for match in _SECRET_QUERY.finditer(uri))}
+    found |= {text.partition("=")[2] for text in found if "=" in text}
+    found |= {urllib.parse.unquote(text) for text in found}
+    return sorted((text for text in found if text), key=len, reverse=True)
+
+
+def ui_command(settings: Tracking, runs_folder: str | os.PathLike[str], port: int = 5000) -> list[str]:
+    """The command that shows the runs in a browser, on this machine's loopback address only.
+
+    The store's address goes through `ui_environment`, since an argument list can be read by every user of the
+    machine. The page is then at `http://127.0.0.1:<port>`.
+
+    Raises:
+        TrackingError: A tracking server already shows them: the error names its address.
+    """
+    uri = tracking_uri(settings, runs_folder)
+    if uri.partition(":")[0].lower() in {"http", "https", "databricks", "databricks-uc", "uc"}:
+        raise TrackingError(
+            "the runs are on a tracking server, which has pages of its own",
+            where=redact_uri(uri),
+            hint=f"Open {redact_uri(uri)} in a browser",
+        )
+    # One worker: each costs MLflow's import, several seconds of a core.
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    return [*command, "--workers", "1"]
+
+
+def ui_environment(settings: Tracking, runs_folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Environment variables that `ui_command` needs beside those of this process."""
+    uri = tracking_uri(settings, runs_folder)
+    root = artifact_root(uri)
+    extra = {"MLFLOW_DEFAULT_ARTIFACT_ROOT": root} if root else {}
+    return {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true", **extra}

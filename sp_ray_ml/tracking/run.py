@@ -1,0 +1,418 @@
+"""`Run`: one MLflow run, which costs the training process one small write a record."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from sp_ray_ml.config import redact
+from sp_ray_ml.errors import TrackingError
+from sp_ray_ml.storage import Lock, storage_errors
+from sp_ray_ml.tracking._environment import package_versions
+from sp_ray_ml.tracking._state import JOURNAL, LOCK, LOG, SendState
+from sp_ray_ml.tracking._store import artifact_root, redact_uri, secrets_of, tracking_uri
+from sp_ray_ml.tracking.journal import Journal, count_entries, finite, flatten, last_opening
+from sp_ray_ml.tracking.settings import Tracking
+
+__all__ = ["Outcome", "Run", "sync"]
+
+_RESTART_S = 30.0
+_DEAD_SERVER_S = 10.0
+_RETRY_S = 2.0
+_SNAPSHOTS = "tracked"
+_MODEL_PACKAGES = (
+    "sp_ray_ml",
+    "numpy",
+    "pyarrow",
+    "scipy",
+    "torch",
+    "torch-geometric",
+    "safetensors",
+    "xgboost",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the sending of a run stands.
+
+    Attributes:
+        sent: Whether MLflow has all of it.
+        pending: Records that it has not.
+        reason: Why not.
+        mlflow_run_id: The run there; None if it was never reached.
+        notes: What a user should know, such as records that MLflow refused.
+        hint: The next command, where something is left.
+        waited_s: Seconds spent waiting.
+    """
+
+    sent: bool
+    pending: int
+    reason: str | None
+    mlflow_run_id: str | None
+    notes: tuple[str, ...]
+    hint: str | None
+    waited_s: float
+
+    def __str__(self) -> str:
+        if self.sent:
+            return "tracking: all sent"
+        return f"tracking: {self.pending} records are not in MLflow yet ({self.reason}). {self.hint or ''}".rstrip()
+
+
+class Run:
+    """One run in MLflow. Every call appends to `journal.jsonl` in the run's folder and returns at once.
+
+    A process of its own sends the journal, so that neither MLflow's import nor a server that is slow or away
+    holds up what is tracked. `state` tells how it goes. A run that is opened again in the same folder goes on as
+    the same run in MLflow. As a context manager it finishes itself: `FAILED` after an error.
+    """
+
+    def __init__(self, folder: Path, journal: Journal, order: dict[str, Any] | None) -> None:
+        self.folder = folder
+        self._journal: Journal | None = journal
+        self._order = order
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._outcome: Outcome | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        name: str,
+        settings: Tracking | None = None,
+        tags: Mapping[str, Any] | None = None,
+        runs_folder: str | os.PathLike[str] | None = None,
+        code: str | os.PathLike[str] | None = None,
+    ) -> Run:
+        """Open the run of this folder: a new one, or the one whose journal lies there.
+
+        Args:
+            folder: The run's folder; made if there is none.
+            name: The run's name in MLflow, and its experiment's if the settings name none.
+            settings: Where to track.
+            tags: Tags, beside those of `environment_tags`.
+            runs_folder: Where the default store lies; the parent of `folder` without one.
+            code: Folder whose git commit is noted; the working directory without one.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        settings = settings or Tracking()
+        home = Path(folder).absolute()
+        with storage_errors(home):
+            home.mkdir(parents=True, exist_ok=True)
+        journal = Journal(home / JOURNAL)
+        uri = tracking_uri(settings, runs_folder or home.parent)
+        session = uuid.uuid4().hex
+        source = Path(sys.argv[0]).name or "python"
+        journal.append(
+            "open",
+            session=session,
+            name=name,
+            experiment=settings.experiment or name,
+            uri=redact_uri(uri),
+            tags={"mlflow.source.name": source, "run_folder": str(home), **flatten(redact(tags or {}))},
+        )
+        order = _order(uri, session, once=False, code=code or Path.cwd()) if settings.enabled else None
+        run = cls(home, journal, order)
+        run._start()
+        return run
+
+    # --- logging ------------------------------------------------------------------------------------------------
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters, nested ones by their dotted names; secrets are struck out, values cut at 6000 characters.
+
+        A parameter that MLflow already has with another value (a run resumed with new settings) stays there, and
+        the value in effect becomes the tag `changed.<name>`.
+        """
+        self._append("params", values=flatten(redact(params)))
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log numbers at a step; NaN and infinities are kept. In MLflow `recall@20` is called `recall_at_20`.
+
+        Raises:
+            TrackingError: A value is not a number.
+        """
+        try:
+            values = {key: finite(float(value)) for key, value in metrics.items()}
+        except (TypeError, ValueError) as error:
+            raise TrackingError(f"a metric is not a number: {error}", where=", ".join(metrics)) from None
+        self._append("metrics", step=None if step is None else int(step), values=values)
+
+    def log_metric(self, name: str, value: Any, step: int | None = None) -> None:
+        """As `log_metrics`, for one."""
+        self.log_metrics({name: value}, step)
+
+    def log_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; a tag set before is replaced. Secrets are struck out."""
+        self._append("tags", values=flatten(redact(tags)))
+
+    def log_artifact(self, path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
+        """Log a file, or a folder with all in it.
+
+        What lies in the run's folder is not copied: it must stay until it is sent, and its content at that moment
+        counts. What lies elsewhere is copied into the run's folder now, and may go at once.
+
+        Args:
+            path: The file or folder.
+            artifact_path: Folder to put it into, in MLflow.
+
+        Raises:
+            StorageError: There is no such file, or it cannot be copied.
+        """
+        source = Path(path).absolute()
+        self._append("artifact", path=self._kept(source), name=source.name, artifact_path=artifact_path)
+
+    def log_model(
+        self,
+        checkpoint_folder: str | os.PathLike[str],
+        name: str = "model",
+        *,
+        signature: Mapping[str, Any] | None = None,
+        input_example: Any = None,
+        pip_requirements: Sequence[str] | None = None,
+        loader_module: str = "sp_ray_ml.train.mlflow_model",
+    ) -> None:
+        """Log a checkpoint as a model that `mlflow.pyfunc.load_model` opens, without pickle.
+
+        Args:
+            checkpoint_folder: As `log_artifact`'s: in the run's folder it must stay until it is sent.
+            name: The model's name in the run: `runs:/<mlflow_run_id>/<name>`.
+            signature: `{"inputs": [{"name": "user", "type": "string"}], "outputs": […]}`, MLflow's own form.
+            input_example: One input, as JSON has it.
+            pip_requirements: What the model needs; without, this package and the libraries that it uses here.
+            loader_module: Module whose `_load_pyfunc(path)` opens the checkpoint.
+
+        Raises:
+            StorageError: There is no such folder, or it cannot be copied.
+        """
+        if pip_requirements is None:
+            versions = package_versions(*_MODEL_PACKAGES)
+            pip_requirements = [f"{package}=={version}" for package, version in versions.items()]
+        columns = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in (signature or {}).items()
+        }
+        self._append(
+            "model",
+            path=self._kept(Path(checkpoint_folder).absolute()),
+            name=name,
+            signature=columns or None,
+            input_example=input_example,
+            pip_requirements=list(pip_requirements),
+            loader_module=loader_module,
+        )
+
+    def _append(self, kind: str, **values: Any) -> None:
+        if self._journal is None:
+            raise TrackingError("the run is finished, nothing can be logged", where=str(self.folder))
+        self._journal.append(kind, **values)
+        if (
+            self._process
+            and time.monotonic() - self._started > _RESTART_S
+            and self._process.poll() is not None
+        ):
+            self._start()  # it was killed, for its memory perhaps
+
+    def _kept(self, source: Path) -> str:
+        """Path in the run's folder of what is to be sent, copied there if it lies elsewhere."""
+        if source.is_relative_to(self.folder):
+            with storage_errors(source, "read"):
+                source.stat()
+            return str(source.relative_to(self.folder))
+        target = self.folder / _SNAPSHOTS / uuid.uuid4().hex[:12] / source.name
+        with storage_errors(source, "copy"):
+            target.parent.mkdir(parents=True)
+            if source.is_dir():
+                shutil.copytree(source, target)
+            else:
+                shutil.copy2(source, target)
+        return str(target.relative_to(self.folder))
+
+    # --- sending ------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> SendState:
+        """How the sending goes: `state.state` is `waiting` while MLflow does not answer, `state.error` says why."""
+        return SendState.read(self.folder)
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """The run's id in MLflow; None until it is known."""
+        return self.state.run_id
+
+    @property
+    def pending(self) -> int:
+        """Records that MLflow has not got yet."""
+        return count_entries(self.folder / JOURNAL, self.state.offset)
+
+    def finish(self, status: str = "FINISHED", wait_s: float = 20.0) -> Outcome:
+        """Say how the run ended, and wait until MLflow has all of it.
+
+        Args:
+            status: `FINISHED`, `FAILED` or `KILLED`.
+            wait_s: Seconds to wait at most. A server that does not answer is given up sooner, after 10 seconds; the
+                sender then goes on by itself for a minute.
+        """
+        if self._journal is not None:
+            self._append("finish", status=status)
+            self._journal.close()
+            self._journal = None
+            self._outcome = self._wait(wait_s)
+        assert self._outcome is not None
+        return self._outcome
+
+    def _wait(self, wait_s: float) -> Outcome:
+        if self._process is None:
+            return _outcome(self.folder, 0.0, off=True)
+        if self._process.poll() is not None:
+            self._start()
+        process = self._process
+        assert process.stdin is not None
+        process.stdin.close()
+        waited = _wait(process, self.folder, wait_s, _DEAD_SERVER_S, _RETRY_S)
+        # Whoever outlives the run has to be waited for, or it stays as a zombie.
+        threading.Thread(target=process.wait, daemon=True).start()
+        return _outcome(self.folder, waited)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._order is None or (self._process and self._process.poll() is None):
+                return
+            if self._process and self._process.stdin:
+                self._process.stdin.close()
+            self._process = _spawn(self.folder, self._order)
+            self._started = time.monotonic()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+
+
+def sync(folder: str | os.PathLike[str], *, uri: str | None = None, wait_s: float = 30.0) -> Outcome:
+    """Send what is left of a run that has ended.
+
+    Args:
+        folder: The run's folder.
+        uri: Tracking URI, where it needs a password (which no file keeps); the environment's `MLFLOW_TRACKING_URI`
+            will do.
+        wait_s: Seconds without an answer of the server until it is given up.
+
+    Raises:
+        TrackingError: There is no journal in the folder, or the password is missing.
+        LockedError: The run, or its sender, is still at work.
+    """
+    home = Path(folder).absolute()
+    opening = last_opening(home / JOURNAL) if (home / JOURNAL).exists() else {}
+    if not opening:
+        raise TrackingError("no run was tracked here", where=str(home), hint="List the runs: sp-ray get runs")
+    with Lock(home / LOCK, "the run's journal"):
+        pass
+    address = uri or opening["uri"]
+    if uri is None and "***" in address:
+        address = os.environ.get("MLFLOW_TRACKING_URI", "")
+        if redact_uri(address) != opening["uri"]:
+            raise TrackingError(
+                "the address needs its password, which no file keeps",
+                where=opening["uri"],
+                hint="Run: export MLFLOW_TRACKING_URI=… with the password, then again",
+            )
+    process = _spawn(home, _order(address, opening["session"], once=True, code=home))
+    try:
+        waited = _wait(process, home, float("inf"), wait_s, wait_s)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.terminate()
+        process.wait()
+    return _outcome(home, waited)
+
+
+def _order(uri: str, session: str, *, once: bool, code: str | os.PathLike[str]) -> dict[str, Any]:
+    return {
+        "uri": redact_uri(uri),
+        "send_uri": uri,
+        "secrets": secrets_of(uri),
+        "artifacts": artifact_root(uri),
+        "session": session,
+        "once": once,
+        "code": os.fspath(code),
+    }
+
+
+def _spawn(folder: Path, order: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "sp_ray_ml.tracking._sender", str(folder)]
+    with storage_errors(folder / LOG):
+        log: IO[bytes] = (folder / LOG).open("ab")
+    with log:
+        # A session of its own: Ctrl-C at the terminal is for the run, which then finishes what it tracks.
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, bufsize=0
+        )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(order).encode() + b"\n")
+    return process
+
+
+def _wait(
+    process: subprocess.Popen[bytes], folder: Path, wait_s: float, dead_s: float, retry_s: float
+) -> float:
+    """Wait for the sender to end, less long while it fails; return the seconds."""
+    begin, begin_wall = time.monotonic(), time.time()
+    while True:
+        try:
+            process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            waited = time.monotonic() - begin
+            state = SendState.read(folder)
+            failing = state.state == "waiting"
+            if waited >= (min(wait_s, dead_s) if failing else wait_s):
+                return waited
+            if failing and (state.failed_at or 0.0) - begin_wall >= retry_s:
+                return waited
+        else:
+            return time.monotonic() - begin
+
+
+def _outcome(folder: Path, waited: float, off: bool = False) -> Outcome:
+    state = SendState.read(folder)
+    pending = 0 if off else count_entries(folder / JOURNAL, state.offset)
+    sent = not off and pending == 0 and state.state == "closed"
+    reason = None if sent else "tracking is off" if off else state.error or _unanswered(state)
+    return Outcome(
+        sent=sent,
+        pending=pending,
+        reason=reason,
+        mlflow_run_id=state.run_id,
+        notes=tuple(state.notes),
+        hint=None if sent or off else f"Run: sp-ray sync {folder}",
+        waited_s=waited,
+    )
+
+
+def _unanswered(state: SendState) -> str:
+    doing = "MLflow is still starting" if state.state == "starting" else "MLflow is still taking them"
+    return f"{doing} at {state.tracking_uri}" if state.tracking_uri else doing

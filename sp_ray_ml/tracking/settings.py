@@ -1,0 +1,51 @@
+"""Settings of tracking: where runs are recorded and what of them."""
+
+from __future__ import annotations
+
+import re
+
+import pydantic
+
+from sp_ray_ml.config import Settings, near_match
+
+__all__ = ["Tracking"]
+
+_SCHEMES = (
+    "sqlite",
+    "http",
+    "https",
+    "file",
+    "postgresql",
+    "mysql",
+    "mssql",
+    "databricks",
+    "databricks-uc",
+    "uc",
+)
+
+
+class Tracking(Settings):
+    """Where a run is recorded: in MLflow, by default in an SQLite file beside the runs."""
+
+    enabled: bool = True
+    """Whether the run is sent to MLflow. Without, the run's folder still has the journal."""
+    uri: str | None = None
+    """MLflow tracking URI: `http(s)://`, `sqlite:///`, `postgresql://`, `file:`, `databricks`. Without one, that of
+    the environment variable `MLFLOW_TRACKING_URI`, and without that `mlflow.db` in the folder of the runs."""
+    experiment: str | None = pydantic.Field(default=None, min_length=1, max_length=500)
+    """MLflow experiment; without one, the run's name."""
+    model: bool = True
+    """Whether the trained model is recorded, too."""
+
+    @pydantic.field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        match = re.match(r"([A-Za-z][\w+.-]*):", value or "")
+        scheme = match.group(1).partition("+")[0].lower() if match else None
+        if scheme and scheme not in _SCHEMES:
+            raise ValueError(
+                f"MLflow knows no scheme {scheme!r}{near_match(scheme, _SCHEMES)} (known: {', '.join(_SCHEMES)})"
+            )
+        if value is not None and not value.strip():
+            raise ValueError("is empty; leave it out for the default store")
+        return value
