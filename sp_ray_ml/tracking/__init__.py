@@ -6,10 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sp_ray_ml.tracking.plots import plot_history, plot_metrics
-
     from sp_ray_ml.tracking._environment import environment_tags
     from sp_ray_ml.tracking._store import tracking_uri, ui_command, ui_environment
+    from sp_ray_ml.tracking.plots import plot_history, plot_metrics
     from sp_ray_ml.tracking.run import Outcome, Run, sync
     from sp_ray_ml.tracking.settings import Tracking
 

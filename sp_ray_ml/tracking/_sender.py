@@ -18,7 +18,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from sp_ray_ml.errors import LockedError, StorageError, TrackingError
+from sp_ray_ml.errors import DataError, LockedError, StorageError, TrackingError
 from sp_ray_ml.storage import Lock
 from sp_ray_ml.tracking._sink import RefusedError, RunGoneError, Sink
 from sp_ray_ml.tracking._state import JOURNAL, LOCK, SendState
@@ -181,6 +181,8 @@ class _Sender:
             self.sink.set_ended(records[0]["status"], records[0]["time"])
         elif kind == "artifact":
             self.sink.send_artifact(records[0])
+        elif kind == "plot":
+            self._plot(records[0])
         elif kind == "model":
             self.sink.send_model(records[0], f"{first_entry(self.journal)['session']}:{batch[0].start}")
         elif kind in {"metrics", "params", "tags"}:
@@ -190,6 +192,18 @@ class _Sender:
                 if record["kind"] != "metrics":
                     (params if record["kind"] == "params" else tags).update(record["values"])
             self.sink.send((r for r in records if r["kind"] == "metrics"), params, tags)
+
+    def _plot(self, record: dict[str, Any]) -> None:
+        from sp_ray_ml.tracking.plots import plot_history, plot_metrics
+
+        draw: Any = plot_history if record["plot"] == "history" else plot_metrics
+        target = self.folder / record["path"]
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draw(record["data"], target, record["title"])
+        except (DataError, OSError) as error:
+            raise RefusedError(f"{target.name} was not drawn: {error}") from error
+        self.sink.send_artifact({"path": record["path"], "artifact_path": "plots"})
 
     def _note(self, text: str) -> None:
         _say(text)
