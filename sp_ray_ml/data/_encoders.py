@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -101,18 +102,23 @@ class Scaled(_Scalars):
 
     def fill(self, values: pa.Array, out: NDArray[np.float32]) -> None:
         found = _finite(values, self._fill)
-        try:
-            with np.errstate(over="raise"):
-                np.divide(found - self._offset, self._scale, out=out, casting="same_kind")
-        except FloatingPointError:
-            largest = float(np.abs(found).max())
-            raise self.column.error(
-                f"{largest:g} is too far from what was seen in the fit: it does not fit a 32-bit number",
-                "Clip the column in the query",
-            ) from None
+        with _fits_float32(self.column, found):
+            np.divide(found - self._offset, self._scale, out=out, casting="same_kind")
 
     def encode(self, values: pa.Array, out: NDArray[np.float32]) -> None:
         self.fill(values, out[:, 0])
+
+
+@contextmanager
+def _fits_float32(column: Column, found: NDArray[np.float64]) -> Iterator[None]:
+    try:
+        with np.errstate(over="raise"):
+            yield
+    except FloatingPointError:
+        raise column.error(
+            f"a value as large as {np.abs(found).max():g} gives no 32-bit number",
+            "Clip the column in the query",
+        ) from None
 
 
 def _finite(values: pa.Array, fill: float | None) -> NDArray[np.float64]:
@@ -263,7 +269,9 @@ class Filled(Encoder):
                 "text that is filled is still text: it gives no feature", "Use kind: categorical"
             )
         found = self._values(values)
-        out[:, 0] = numbers(found.fill_null(self._fill))
+        filled = numbers(found.fill_null(self._fill))
+        with _fits_float32(self.column, filled):
+            out[:, 0] = filled
         if self._indicator:
             out[:, 1] = found.is_null().to_numpy(zero_copy_only=False)
 

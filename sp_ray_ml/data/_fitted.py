@@ -76,10 +76,8 @@ class Fitted:
 
     def to_json(self) -> dict[str, Any]:
         """Settings and state as plain data; floats and categories survive JSON to the last bit."""
-        from sp_ray_ml.data.preprocessors import FAMILY
-
-        settings = {"kind": FAMILY.kind_of(self.settings), **self.settings.model_dump(mode="json")}
-        return {"version": 1, "settings": settings, "columns": json.loads(json.dumps(self.state))}
+        columns = json.loads(json.dumps(self.state))
+        return {"version": 1, "settings": settings_to_json(self.settings), "columns": columns}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fitted:
@@ -106,6 +104,13 @@ class Fitted:
                 hint="Fit it again, or take the checkpoint from a backup",
             ) from error
         return fitted
+
+
+def settings_to_json(settings: Preprocessor) -> dict[str, Any]:
+    """A preprocessor as a config has it."""
+    from sp_ray_ml.data.preprocessors import FAMILY
+
+    return {"kind": FAMILY.kind_of(settings), **settings.model_dump(mode="json")}
 
 
 class FittedFeatures:

@@ -20,8 +20,10 @@ from sp_ray_ml.data._columns import (
     bad_numbers,
     check_number,
     column_type,
+    is_text,
     number_unit,
     numbers,
+    plain_type,
 )
 from sp_ray_ml.errors import DataError
 
@@ -66,7 +68,13 @@ class Accumulator(ABC):
         """
 
     def _state(self, **values: Any) -> dict[str, Any]:
-        return {"type": str(self.column.type), "rows": self.rows, "missing": self.missing, **values}
+        kind = plain_type(self.column.type)
+        return {
+            "type": "string" if is_text(kind) else str(kind),
+            "rows": self.rows,
+            "missing": self.missing,
+            **values,
+        }
 
 
 class _Numbers(Accumulator):
