@@ -1,0 +1,245 @@
+"""A DuckDB file as a warehouse, open only while something is read or written.
+
+A process that writes locks all others out, readers too; readers share. What was committed under which id is in the
+table `_sp_ray_ml_commits`, written in the transaction that writes the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from sp_ray_ml.data._parquet_files import near_file
+from sp_ray_ml.data._schema import cast_batch, check_append, plain, rows_per_group
+from sp_ray_ml.data._sql import SqlSource, prepare, reader, sql_errors
+from sp_ray_ml.data._where import quoted
+from sp_ray_ml.data.source import Source, as_source
+from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, is_sql, no_table
+from sp_ray_ml.errors import DataError, StorageError, WarehouseError
+from sp_ray_ml.storage import storage_errors
+
+__all__ = ["DuckDBWarehouse"]
+
+_COMMITS = "_sp_ray_ml_commits"
+_BLOCK = "_sp_ray_ml_block"
+
+
+class DuckDBWarehouse(Warehouse):
+    """See the module. Tables of other schemas than `main` are named `schema.table`, and only read.
+
+    Args:
+        path: The database file.
+    """
+
+    scheme = "duckdb"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser()
+        self.url = f"duckdb:///{self.path}"
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def _read(self) -> Any:
+        if not self.path.exists():
+            raise WarehouseError(
+                f"no such database file{near_file(self.path)}",
+                where=str(self.path),
+                hint="A database is made by the first write to it",
+            )
+        if not self.path.is_file():
+            raise WarehouseError(
+                "this is a folder, not a DuckDB file",
+                where=str(self.path),
+                hint=f"A folder of Parquet files is opened as parquet://{self.path}",
+            )
+        # Beside a file that is only read, nothing may be spilled.
+        spill = {"temp_directory": tempfile.gettempdir()}
+        with sql_errors(self.url, ()):
+            try:
+                return prepare(duckdb.connect(str(self.path), read_only=True, config=spill))
+            except duckdb.ConnectionException:
+                # This process has it open for writing: DuckDB then has one database for both, and reads see what
+                # was committed.
+                return prepare(duckdb.connect(str(self.path)))
+
+    def _relations(self, connection: Any) -> dict[str, str]:
+        """Tables and views by name, and how SQL calls each."""
+        rows = connection.execute(
+            "SELECT schema_name, table_name FROM duckdb_tables() "
+            "WHERE NOT internal AND NOT temporary AND database_name = current_database() "
+            "UNION ALL SELECT schema_name, view_name FROM duckdb_views() "
+            "WHERE NOT internal AND NOT temporary AND database_name = current_database()"
+        ).fetchall()
+        return {
+            (table if schema == "main" else f"{schema}.{table}"): f"{quoted(schema)}.{quoted(table)}"
+            for schema, table in sorted(rows)
+            if table != _COMMITS
+        }
+
+    def tables(self) -> list[str]:
+        with closing(self._read()) as connection, sql_errors(self.url, ()):
+            return sorted(self._relations(connection))
+
+    def source(self, query: str, *, columns: Sequence[str] | None = None, where: Where = ()) -> Source:
+        with closing(self._read()) as connection, sql_errors(self.url, ()):
+            relations = self._relations(connection)
+        relation = relations.get(query)
+        if relation is None and not is_sql(query):
+            raise no_table(query, sorted(relations), self.url)
+        return SqlSource(
+            query,
+            self._read,
+            url=self.url,
+            tables=sorted(relations),
+            columns=columns,
+            where=where,
+            relation=relation,
+            count=relation is not None,
+        )
+
+    def fingerprint(self, table: str) -> str:
+        # Of the whole file: DuckDB tells nothing cheap about one table that surely changes when its rows do.
+        if table not in (tables := self.tables()) and not is_sql(table):
+            raise no_table(table, tables, self.url)
+        digest = hashlib.sha256(table.encode())
+        for path in (self.path, self._log):
+            if path.exists():
+                with storage_errors(path, "read"):
+                    stat = path.stat()
+                digest.update(f"{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}\n".encode())
+        return digest.hexdigest()[:32]
+
+    @property
+    def _log(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.wal")
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def write(self, table: str, data: Any, *, mode: Mode = "replace", commit: str | None = None) -> int:
+        source = as_source(data, name=table)
+        check_write(table, mode, source)
+        if len({name.lower() for name in source.schema.names}) < len(source.schema.names):
+            raise DataError("two columns differ only in case, which DuckDB does not tell apart", where=table)
+        with self._writing() as connection:
+            return self._write(connection, table, source, mode, commit)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """A connection in a transaction: committed at the end, undone by an error, with the file if it is new."""
+        new = not self.path.exists()
+        with storage_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        done = False
+        try:
+            with sql_errors(self.url, ()):
+                connection = prepare(duckdb.connect(str(self.path)))
+            try:
+                with sql_errors(self.url, ()):
+                    connection.execute("BEGIN TRANSACTION")
+                yield connection
+                with sql_errors(self.url, ()):
+                    connection.execute("COMMIT")
+                done = True
+            finally:
+                if not done:
+                    with contextlib.suppress(
+                        duckdb.Error
+                    ):  # a database that failed undoes it when it is opened
+                        connection.execute("ROLLBACK")
+                with sql_errors(self.url, ()):
+                    connection.close()
+        finally:
+            if new and not done:
+                with contextlib.suppress(OSError):
+                    self.path.unlink(missing_ok=True)
+                    self._log.unlink(missing_ok=True)
+
+    def _write(self, connection: Any, table: str, source: Source, mode: str, commit: str | None) -> int:
+        name, place = quoted(table), f"{self.url} {table}"
+        with sql_errors(self.url, ()):
+            relations = self._relations(connection)
+            exists = table in relations
+            near = next(
+                (other for other in relations if other.lower() == table.lower() and other != table), None
+            )
+            if near is not None:
+                raise DataError(
+                    f"the database has a table {near!r}, and DuckDB does not tell upper from lower case",
+                    where=place,
+                )
+            if self._committed(connection, table, commit, exists=exists):
+                return 0
+            schema = _storable(source.schema)
+            wanted = _through_duckdb(connection, schema, place)
+            if exists and mode == "append":
+                have = reader(connection, f"SELECT * FROM {name} LIMIT 0").schema  # noqa: S608
+                check_append(have, wanted, place)
+            else:
+                connection.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM {_BLOCK} LIMIT 0")  # noqa: S608
+        columns = ", ".join(map(quoted, schema.names))
+        rows = 0
+        for block in source.blocks(rows_per_group(schema)):
+            batch = pa.Table.from_batches([cast_batch(block, schema, place)])
+            with _constraints(place), sql_errors(self.url, ()):
+                connection.register(_BLOCK, batch)
+                connection.execute(f"INSERT INTO {name} ({columns}) SELECT {columns} FROM {_BLOCK}")  # noqa: S608
+            rows += batch.num_rows
+        if commit is not None:
+            with sql_errors(self.url, ()):
+                connection.execute(f"INSERT INTO {_COMMITS} VALUES (?, ?)", [table, commit])  # noqa: S608
+        return rows
+
+    def _committed(self, connection: Any, table: str, commit: str | None, *, exists: bool) -> bool:
+        if commit is None:
+            return False
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {_COMMITS} (table_name VARCHAR, commit_id VARCHAR)")
+        if not exists:  # it was dropped by hand, and its commits with it
+            connection.execute(f"DELETE FROM {_COMMITS} WHERE table_name = ?", [table])  # noqa: S608
+        found = connection.execute(
+            f"SELECT 1 FROM {_COMMITS} WHERE table_name = ? AND commit_id = ?",  # noqa: S608
+            [table, commit],
+        ).fetchone()
+        return found is not None
+
+
+@contextmanager
+def _constraints(where: str) -> Iterator[None]:
+    try:
+        yield
+    except WarehouseError as error:
+        if isinstance(error.__cause__, duckdb.ConstraintException | duckdb.ConversionException):
+            raise DataError(f"rows do not fit the table: {error.message}", where=where) from error
+        raise
+    except StorageError:
+        raise
+
+
+def _storable(schema: pa.Schema) -> pa.Schema:
+    """Types that DuckDB would change without a word, changed here: a value that does not fit is then an error."""
+    fields = []
+    for field in plain(schema):
+        kind = field.type
+        if pa.types.is_timestamp(kind) and kind.tz is not None:  # kept in microseconds, always UTC
+            kind = pa.timestamp("us", "UTC")
+        fields.append(pa.field(field.name, kind))
+    return pa.schema(fields)
+
+
+def _through_duckdb(connection: Any, schema: pa.Schema, where: str) -> pa.Schema:
+    """The schema that a reader gets back."""
+    connection.register(_BLOCK, schema.empty_table())
+    try:
+        stored = reader(connection, f"SELECT * FROM {_BLOCK} LIMIT 0").schema  # noqa: S608
+    except (duckdb.NotImplementedException, pa.ArrowException) as error:
+        raise DataError(f"DuckDB cannot hold these columns: {error}", where=where) from error
+    return pa.schema(
+        [new if not pa.types.is_null(old.type) else old for new, old in zip(stored, schema, strict=True)]
+    )

@@ -1,0 +1,262 @@
+"""A folder of Parquet files as a warehouse.
+
+A table is a file `NAME.parquet` or a folder `NAME/` of files (folders `key=value` in it are columns). Tables
+written here are folders with a `_manifest.json`, which names the live files and the ids of the commits: a write
+makes new files, then replaces the manifest at once, then removes what the manifest does not name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sp_ray_ml.data._manifest import Manifest, live_files, read_manifest
+from sp_ray_ml.data._parquet_files import ParquetSource, find_files, is_partitioned, near_file
+from sp_ray_ml.data._schema import cast_batch, check_append, plain, rows_per_group
+from sp_ray_ml.data._sql import SqlSource, parquet_connection
+from sp_ray_ml.data.source import Source, as_source
+from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, is_sql, no_table
+from sp_ray_ml.errors import DataError, WarehouseError
+from sp_ray_ml.storage import Lock, storage_errors
+
+__all__ = ["ParquetWarehouse"]
+
+_PART_BYTES = 256 << 20
+_LOCK = ".lock"
+
+
+class ParquetWarehouse(Warehouse):
+    """See the module. SQL is DuckDB's, over views of the files.
+
+    Args:
+        path: The folder.
+    """
+
+    scheme = "parquet"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser()
+        self.url = f"parquet://{self.path}"
+
+    def tables(self) -> list[str]:
+        if not self.path.is_dir():
+            what = "this is a file, not a folder" if self.path.exists() else "no such folder"
+            raise WarehouseError(f"{what}{near_file(self.path)}", where=str(self.path))
+        names = set()
+        with storage_errors(self.path, "read"):
+            for entry in self.path.iterdir():
+                if entry.name.startswith((".", "_")):
+                    continue
+                if entry.is_dir():
+                    names |= {entry.name} if live_files(entry)[0] else set()
+                elif entry.suffix == ".parquet":
+                    names.add(entry.stem)
+        return sorted(names)
+
+    def source(self, query: str, *, columns: Sequence[str] | None = None, where: Where = ()) -> Source:
+        tables = self.tables()
+        if query in tables:
+            files, folder, rows = self._files(query)
+            return ParquetSource(query, files, folder, columns=columns, where=where, num_rows=rows)
+        if not is_sql(query):
+            raise no_table(query, tables, self.url)
+        # Only what the query can name becomes a view: each costs a look into a file.
+        used = {name: self._files(name)[:2] for name in _named(query, tables)}
+        return SqlSource(
+            query, lambda: parquet_connection(used), url=self.url, tables=tables, columns=columns, where=where
+        )
+
+    def fingerprint(self, table: str) -> str:
+        tables = self.tables()
+        names = [table]
+        if table not in tables:
+            if not is_sql(table):
+                raise no_table(table, tables, self.url)
+            names = _named(table, tables)
+        digest = hashlib.sha256(table.encode())
+        for name in names:
+            for file in self._files(name)[0]:
+                with storage_errors(file, "read"):
+                    stat = file.stat()
+                digest.update(f"{file.relative_to(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:32]
+
+    def _files(self, table: str) -> tuple[list[Path], Path | None, int | None]:
+        """Files of a table, its folder, and its rows where they are known."""
+        folder, single = self.path / table, self.path / f"{table}.parquet"
+        if folder.is_dir():
+            files, rows = live_files(folder)
+            if files:
+                return files, folder, rows
+        return [single], None, None
+
+    def write(self, table: str, data: Any, *, mode: Mode = "replace", commit: str | None = None) -> int:
+        source = as_source(data, name=table)
+        check_write(table, mode, source)
+        folder = self.path / table
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with Lock(folder / _LOCK, f"table {table}"):
+            before = self._state(table)
+            if commit is not None and commit in before.commits:
+                return 0
+            schema = self._stored_schema(table, source, append=mode == "append" and bool(before.files))
+            self._clean(table, before)
+            kept = before.files if mode == "append" else {}
+            commits = [*before.commits, commit] if commit is not None else before.commits
+            with _Parts(folder, before.version + 1, schema) as parts:
+                for block in source.blocks(rows_per_group(schema)):
+                    parts.write(cast_batch(block, schema, f"{self.url}/{table}"))
+                parts.finish()
+                # Files without a manifest are read as they lie there: before the first new one appears it is said
+                # which they were.
+                if read_manifest(folder) is None:
+                    before.write(folder)
+                new = parts.publish()
+            after = Manifest(before.version + 1, {**kept, **new}, commits)
+            after.write(folder)
+            self._clean(table, after)
+        return sum(new.values())
+
+    def _state(self, table: str) -> Manifest:
+        """The table's manifest, or one that says what lies there without."""
+        folder, single = self.path / table, self.path / f"{table}.parquet"
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            return manifest
+        files = find_files(folder) or ([single] if single.is_file() else [])
+        rows: dict[str, int] = {}
+        version = 0
+        for file in files:
+            name = f"../{file.name}" if file == single else file.relative_to(folder).as_posix()
+            with storage_errors(file, "read"):
+                rows[name] = int(pq.read_metadata(file).num_rows)
+            if number := re.match(r"part-(\d+)-", file.name):  # never give a name that is taken
+                version = max(version, int(number[1]))
+        return Manifest(version, rows)
+
+    def _stored_schema(self, table: str, source: Source, *, append: bool) -> pa.Schema:
+        where = f"{self.url}/{table}"
+        wanted = _through_parquet(plain(source.schema), where)
+        if not append:
+            return wanted
+        files, folder, rows = self._files(table)
+        if folder is not None and is_partitioned(files, folder):
+            raise DataError(
+                "the table's folder is partitioned (key=value), which is only read, never appended to",
+                where=where,
+                hint="Write to another table, or use mode replace",
+            )
+        have = plain(ParquetSource(table, files, folder, num_rows=rows).schema)
+        check_append(have, wanted, where)
+        return have
+
+    def _clean(self, table: str, manifest: Manifest) -> None:
+        """Remove what is no part of the table: files of writers that were killed, and those that were replaced."""
+        folder, single = self.path / table, self.path / f"{table}.parquet"
+        with contextlib.suppress(OSError):  # what stays is not read, and goes with the next write
+            for scratch in folder.glob(".part-*.tmp"):
+                scratch.unlink(missing_ok=True)
+            if read_manifest(folder) is None:
+                return
+            for file in find_files(folder):
+                if file.relative_to(folder).as_posix() not in manifest.files:
+                    file.unlink(missing_ok=True)
+                    _remove_empty(file.parent, folder)
+            if single.is_file() and f"../{single.name}" not in manifest.files:
+                single.unlink()
+
+
+def _named(query: str, tables: Sequence[str]) -> list[str]:
+    """The tables that a query may read: those whose name is somewhere in it."""
+    text = query.lower().replace('""', '"')
+    return [name for name in tables if name.lower() in text]
+
+
+def _remove_empty(folder: Path, top: Path) -> None:
+    while folder != top and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+def _through_parquet(schema: pa.Schema, where: str) -> pa.Schema:
+    """The schema that a reader gets back (seconds become milliseconds, say)."""
+    buffer = pa.BufferOutputStream()
+    try:
+        pq.write_table(schema.empty_table(), buffer)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise DataError(f"Parquet cannot hold these columns: {error}", where=where) from error
+    return pq.read_schema(pa.BufferReader(buffer.getvalue())).remove_metadata()
+
+
+class _Parts:
+    """Part files under names that no reader looks at, until `publish` gives them their own."""
+
+    def __init__(self, folder: Path, version: int, schema: pa.Schema) -> None:
+        self._folder, self._version, self._schema = folder, version, schema
+        self._writer: Any = None
+        self._rows: dict[str, int] = {}
+
+    def __enter__(self) -> _Parts:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            return
+        if self._writer is not None:
+            with contextlib.suppress(OSError, pa.ArrowException):  # the first error is the one to tell
+                self._writer.close()
+        for name in self._rows:
+            with contextlib.suppress(OSError):
+                self._scratch(name).unlink(missing_ok=True)
+
+    def _scratch(self, name: str) -> Path:
+        return self._folder / f".{name}.tmp"
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        with storage_errors(self._folder):
+            if self._writer is None:
+                name = f"part-{self._version:06d}-{len(self._rows):04d}.parquet"
+                self._rows[name] = 0
+                self._writer = pq.ParquetWriter(str(self._scratch(name)), self._schema, compression="zstd")
+            name = next(reversed(self._rows))
+            self._writer.write_batch(batch, row_group_size=max(batch.num_rows, 1))
+            self._rows[name] += batch.num_rows
+            if self._scratch(name).stat().st_size >= _PART_BYTES:
+                self._close()
+
+    def _close(self) -> None:
+        with storage_errors(self._folder):
+            writer, self._writer = self._writer, None
+            writer.close()
+            _sync(self._scratch(next(reversed(self._rows))))
+
+    def finish(self) -> None:
+        """Close the last file. A table without rows has one too, which holds its columns."""
+        if not self._rows:
+            self.write(pa.RecordBatch.from_pylist([], schema=self._schema))
+        if self._writer is not None:
+            self._close()
+
+    def publish(self) -> dict[str, int]:
+        with storage_errors(self._folder):
+            for name in self._rows:
+                self._scratch(name).rename(self._folder / name)
+            _sync(self._folder)
+        return self._rows
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,222 @@
+"""DuckDB as the engine of queries: read-only SQL streamed as Arrow, its errors told in ours."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from sp_ray_ml.config import near_match
+from sp_ray_ml.data._parquet_files import is_partitioned
+from sp_ray_ml.data._where import as_sql, conditions, quoted
+from sp_ray_ml.data.source import Source, require_columns
+from sp_ray_ml.data.warehouse import no_table
+from sp_ray_ml.errors import ColumnNotFoundError, LockedError, StorageError, WarehouseError
+
+__all__ = ["SqlSource", "parquet_connection", "prepare", "query_text", "reader", "sql_errors"]
+
+_BATCH_ROWS = 65_536
+
+
+def prepare(connection: Any) -> Any:
+    """Settings of every connection of ours: times in UTC, and no table that is really a Python variable."""
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET enable_progress_bar = false")
+    return connection
+
+
+def parquet_connection(tables: Mapping[str, tuple[Sequence[Path], Path | None]]) -> Any:
+    """A database in memory with a view of each table's Parquet files, into which columns and filters are pushed."""
+    connection = duckdb.connect(":memory:", config={"temp_directory": tempfile.gettempdir()})
+    prepare(connection)
+    for name, (files, folder) in tables.items():
+        listed = ", ".join(_text(_unglobbed(str(file))) for file in files)
+        hive = folder is not None and is_partitioned(files, folder)
+        with sql_errors(name, ()):
+            connection.execute(
+                f"CREATE VIEW {quoted(name)} AS SELECT * FROM "  # noqa: S608
+                f"read_parquet([{listed}], hive_partitioning = {str(hive).lower()})"
+            )
+    return connection
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _unglobbed(path: str) -> str:
+    """The path as a pattern that matches only itself."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+def query_text(connection: Any, sql: str, url: str) -> str:
+    """The one `SELECT` that `sql` is.
+
+    Raises:
+        WarehouseError: It is no SQL, several statements, or one that is not a `SELECT`.
+    """
+    with sql_errors(url, ()):
+        statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        raise WarehouseError(f"a query is one statement, this is {len(statements)}", where=url)
+    kind = statements[0].type.name
+    if kind != "SELECT":
+        raise WarehouseError(
+            f"a query only reads, this would {kind.replace('_', ' ')}",
+            where=url,
+            hint="Use SELECT, or WITH … SELECT",
+        )
+    text = sql.encode()  # tokens are at positions of bytes
+    ends = [at for at, _ in duckdb.tokenize(sql) if text[at : at + 1] == b";"]
+    return text[: ends[0]].decode() if ends else sql
+
+
+def reader(connection: Any, sql: str, values: Sequence[Any] = (), rows: int = _BATCH_ROWS) -> Any:
+    """Run a query and give its result as a `pyarrow.RecordBatchReader` that has only begun."""
+    result = connection.execute(sql, list(values))
+    # DuckDB 1.4 has only the older name.
+    return (
+        result.to_arrow_reader(rows)
+        if hasattr(result, "to_arrow_reader")
+        else result.fetch_record_batch(rows)
+    )
+
+
+class SqlSource(Source):
+    """The rows of a query.
+
+    Args:
+        query: A table's name or one SQL `SELECT`.
+        connect: Opens a connection; one a pass, closed at its end.
+        url: The warehouse, for messages.
+        tables: Its tables, for messages.
+        columns: The columns to read, None for all.
+        where: Conditions that rows must meet.
+        relation: What `query` is called in SQL, if it is a table's name; None if it is SQL.
+        count: Whether to count the rows, where that is cheap.
+    """
+
+    def __init__(
+        self,
+        query: str,
+        connect: Callable[[], Any],
+        *,
+        url: str,
+        tables: Sequence[str],
+        columns: Sequence[str] | None = None,
+        where: Sequence[tuple[str, str, Any]] = (),
+        relation: str | None = None,
+        count: bool = False,
+    ) -> None:
+        self._query, self._connect, self._url, self._tables = query, connect, url, tables
+        self._where, self._relation, self._count = tuple(where), relation, count
+        name = query if relation else "query"
+        num_rows = None
+        with closing(connect()) as connection, sql_errors(url, tables):
+            whole = f"FROM {relation}" if relation else query_text(connection, query, url)
+            inner = relation or f"({whole}\n)"
+            full = reader(connection, f"SELECT * FROM {inner} AS q LIMIT 0").schema.remove_metadata()  # noqa: S608
+            if count and not where:
+                num_rows = connection.execute(f"SELECT count(*) FROM {inner}").fetchone()[0]  # noqa: S608
+        names = require_columns(full, columns, name) if columns is not None else full.names
+        clause, self._values = as_sql(conditions(where, full, name))
+        picked = ", ".join(map(quoted, names))
+        # A query of the user's own is run as it is where it can be, so that its ORDER BY is the stream's.
+        self._sql = whole if columns is None and not where else f"SELECT {picked} FROM {inner} AS q{clause}"  # noqa: S608
+        schema = pa.schema([full.field(column) for column in names])
+        super().__init__(name, schema, self._stream, num_rows=num_rows)
+
+    def _stream(self) -> Iterator[pa.RecordBatch]:
+        with closing(self._connect()) as connection:
+            with sql_errors(self._url, self._tables):
+                stream = reader(connection, self._sql, self._values)
+            try:
+                with stream:
+                    yield from stream
+            except (pa.ArrowException, OSError) as error:
+                raise WarehouseError(f"the query failed: {_first_line(error)}", where=self._url) from error
+
+    def select(self, columns: Sequence[str]) -> Source:
+        require_columns(self.schema, columns, self.name)
+        return SqlSource(
+            self._query,
+            self._connect,
+            url=self._url,
+            tables=self._tables,
+            columns=columns,
+            where=self._where,
+            relation=self._relation,
+            count=self._count,
+        )
+
+
+# --- errors -----------------------------------------------------------------------------------------------------
+
+_NO_TABLE = re.compile(r"(?:Table|View) with name (.+?) does not exist", re.DOTALL)
+_NO_COLUMN = re.compile(r'(?:Referenced column|does not have a column named|column named) "([^"]+)"')
+_HOLDER = re.compile(r"Conflicting lock is held in (.+?) \(PID (\d+)\)")
+_FULL = re.compile(r"No space left on device|File too large|Disk quota exceeded", re.IGNORECASE)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().split("\n", 1)[0]
+    return re.sub(r"^(\w+ )+Error: ", "", text).rstrip(".")
+
+
+@contextmanager
+def sql_errors(url: str, tables: Sequence[str]) -> Iterator[None]:
+    """Tell DuckDB's errors in ours.
+
+    Args:
+        url: The warehouse, for messages.
+        tables: Its tables, for near matches.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        raise _told(error, url, tables) from error
+
+
+def _told(error: Exception, url: str, tables: Sequence[str]) -> StorageError | ColumnNotFoundError | Any:
+    text = str(error)
+    if holder := _HOLDER.search(text):
+        return LockedError(
+            f"another process is using the database (process {holder[2]}, {holder[1]})",
+            where=url,
+            hint=f"Close it there, or end that process, and try again: ps -p {holder[2]}",
+        )
+    if "Could not set lock" in text:
+        return LockedError(
+            "another process is using the database", where=url, hint="Close it there, and try again"
+        )
+    if "different configuration" in text:
+        return LockedError(
+            "this process has the database open in another way",
+            where=url,
+            hint="Close that connection, or finish reading, and try again",
+        )
+    if isinstance(error, duckdb.TransactionException) or "write-write conflict" in text or "Conflict" in text:
+        return LockedError(
+            f"another writer was there first: {_first_line(error)}", where=url, hint="Try again"
+        )
+    if full := _FULL.search(text):
+        reason = "the file would be larger than the limit" if "large" in full[0] else "the disk is full"
+        return StorageError(f"cannot write: {reason}", where=url, hint="Free some room: df -h")
+    if isinstance(error, duckdb.CatalogException) and (missing := _NO_TABLE.search(text)):
+        return no_table(missing[1], tables, url)
+    if isinstance(error, duckdb.BinderException) and (missing := _NO_COLUMN.search(text)):
+        have = re.findall(r'"([^"]+)"', text.partition("andidate bindings:")[2].split("\n")[0])
+        near = near_match(missing[1], [name.rpartition(".")[2] for name in have])
+        return ColumnNotFoundError(f"no column {missing[1]!r}{near}", where=url)
+    if isinstance(error, duckdb.ParserException):
+        return WarehouseError(f"not SQL that DuckDB reads: {_first_line(error)}", where=url)
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return WarehouseError("not enough memory for the query", where=url, hint="Read fewer columns or rows")
+    return WarehouseError(_first_line(error), where=url)

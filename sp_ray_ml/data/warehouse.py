@@ -1,0 +1,231 @@
+"""`Warehouse`: tables in, tables out, one contract for every engine; `open_warehouse` finds the engine by URL."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sp_ray_ml.config import near_match
+from sp_ray_ml.data.source import Source
+from sp_ray_ml.errors import ConfigError, DataError, TableNotFoundError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Mode", "Warehouse", "Where", "open_warehouse"]
+
+Where = Sequence[tuple[str, str, Any]]
+"""Conditions that all must hold: `(column, operator, value)`, operator one of `== != < <= > >= in`.
+
+A null value means "is null" (`==`) or "is not null" (`!=`); otherwise a row with a null is left out. Dates and
+times may be ISO text; one without a zone is UTC.
+"""
+
+Mode = Literal["replace", "append"]
+
+
+class Warehouse(ABC):
+    """Tables that can be read and written by name.
+
+    Files and connections are open only while something is read or written. Reading never needs to write: a folder
+    or a file that is read-only will do. A third party's class passes `sp_ray_ml.testing.WarehouseContract` and is
+    found by its URL's scheme through the entry-point group `sp_ray_ml.warehouse`.
+
+    Attributes:
+        url: What `open_warehouse` opens it by.
+    """
+
+    scheme: ClassVar[str]
+    """What its URLs begin with."""
+    has_sql: ClassVar[bool] = True
+    """Whether `source` takes SQL."""
+
+    url: str
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+    @abstractmethod
+    def tables(self) -> list[str]:
+        """Names of all tables, sorted.
+
+        Raises:
+            WarehouseError: There is no such warehouse, or it cannot be read.
+            LockedError: Another process is writing.
+        """
+
+    def schema(self, table: str) -> pa.Schema:
+        """Arrow schema of a table or query, without reading its rows.
+
+        Raises:
+            TableNotFoundError: There is no such table.
+        """
+        return self.source(table).schema
+
+    @abstractmethod
+    def source(self, query: str, *, columns: Sequence[str] | None = None, where: Where = ()) -> Source:
+        """A table or a query as a stream that can be opened again. Nothing is read yet but the schema.
+
+        Args:
+            query: A table's name, or where the engine has it one SQL `SELECT` (or `WITH … SELECT`).
+            columns: Only these, in this order; the others are not read.
+            where: Only rows that meet all of these; what cannot match is not read.
+
+        Raises:
+            TableNotFoundError: There is no such table.
+            ColumnNotFoundError: There is no such column.
+            WarehouseError: The SQL is wrong, would write, or is more than one statement.
+        """
+
+    @abstractmethod
+    def write(self, table: str, data: Any, *, mode: Mode = "replace", commit: str | None = None) -> int:
+        """Write a table, all of it or nothing: until the end readers see what was there before.
+
+        Args:
+            table: Its name. The warehouse is made when there is none yet.
+            data: Anything `as_source` takes; it is streamed.
+            mode: `replace` the table, or `append` to it (which makes it if there is none).
+            commit: An id for this write. One that the table already has is not written again: a write that is
+                repeated after a crash never doubles rows.
+
+        Returns:
+            How many rows were written; 0 if `commit` was there already.
+
+        Raises:
+            DataError: Appended rows do not have the table's columns and types. Nothing is written.
+            LockedError: Another process is writing.
+            StorageError: It cannot be written (disk full, no permission). The table is as it was.
+        """
+
+    @abstractmethod
+    def fingerprint(self, table: str) -> str:
+        """Text that changes when the data of a table or query may have changed; found without reading the rows.
+
+        Raises:
+            TableNotFoundError: There is no such table.
+        """
+
+
+def check_write(table: str, mode: str, data: Source) -> None:
+    """What every warehouse refuses: a name that is no name, an unknown mode, no columns or the same one twice."""
+    if (
+        not table
+        or table != table.strip()
+        or table.startswith((".", "_"))
+        or re.search(r"[/\\\x00-\x1f]", table)
+    ):
+        raise DataError(
+            f"{table!r} cannot be a table's name", hint="No slashes, and nothing but a letter or digit first"
+        )
+    if len(table.encode()) > 200:
+        raise DataError("a table's name has at most 200 bytes", where=table[:40] + "…")
+    if mode not in {"replace", "append"}:
+        raise DataError(f"unknown mode {mode!r}{near_match(mode, ['replace', 'append'])}", where=table)
+    names = data.schema.names
+    if not names:
+        raise DataError("there are no columns to write", where=table)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"column {twice[0]!r} is there twice", where=table)
+
+
+def no_table(table: str, tables: Sequence[str], url: str) -> TableNotFoundError:
+    """The error for a table that is not there, with a near match and what there is."""
+    have = ", ".join(tables[:20]) + (", …" if len(tables) > 20 else "")
+    return TableNotFoundError(
+        f"no table {table!r}{near_match(table, tables)}",
+        where=url,
+        hint=f"It has: {have}" if have else "It has no tables",
+    )
+
+
+_SQL = re.compile(
+    r"^\s*(--.*\n\s*)*\(*\s*(select|with|from|values|insert|update|delete|drop|create|alter|copy|attach|detach|merge|"
+    r"truncate|pragma|set|install|load|call|explain|vacuum|checkpoint|export|import|begin|use)\b[\s*(]",
+    re.IGNORECASE,
+)
+
+
+def is_sql(query: str) -> bool:
+    """Whether a query that names no table is meant as SQL."""
+    return bool(_SQL.match(query))
+
+
+# --- by URL -----------------------------------------------------------------------------------------------------
+
+
+def _duckdb(url: str) -> Warehouse:
+    from sp_ray_ml.data._duckdb import DuckDBWarehouse
+
+    if "://" not in url:
+        return DuckDBWarehouse(Path(url))
+    rest = url.partition("://")[2]
+    if not rest.startswith("/") or rest == "/":
+        raise ConfigError(
+            "a DuckDB URL has three slashes for a relative path, four for an absolute one",
+            where=url,
+            hint=f"For example: duckdb:///{rest.strip('/') or 'data.duckdb'}",
+        )
+    return DuckDBWarehouse(Path(rest[1:]))
+
+
+def _parquet(url: str) -> Warehouse:
+    from sp_ray_ml.data._parquet import ParquetWarehouse
+
+    return ParquetWarehouse(Path(url.partition("://")[2] if "://" in url else url))
+
+
+_BUILT_IN: dict[str, Callable[[str], Warehouse]] = {"duckdb": _duckdb, "parquet": _parquet, "file": _parquet}
+
+
+def open_warehouse(url: str | os.PathLike[str]) -> Warehouse:
+    """The warehouse at a URL or path. Nothing is opened or made yet.
+
+    Args:
+        url: `duckdb:///relative.duckdb`, `duckdb:////absolute.duckdb`, a path that ends in `.duckdb`, `.ddb` or
+            `.db` or is a DuckDB file; `parquet://folder`, `file:///folder` or a folder's path (Parquet). Other
+            schemes come with installed packages (entry-point group `sp_ray_ml.warehouse`: a callable that takes
+            the URL).
+
+    Raises:
+        ConfigError: The scheme is unknown.
+    """
+    text = os.fspath(url)
+    if not text.strip():
+        raise ConfigError(
+            "a warehouse's URL is empty", hint="Give a folder of Parquet files or a DuckDB file"
+        )
+    scheme, mark, _ = text.partition("://")
+    if not mark:
+        path = Path(text).expanduser()
+        return _duckdb(str(path)) if _is_duckdb(path) else _parquet(str(path))
+    if scheme in _BUILT_IN:
+        return _BUILT_IN[scheme](text)
+    points = {point.name: point for point in importlib.metadata.entry_points(group="sp_ray_ml.warehouse")}
+    if scheme in points:
+        warehouse: Warehouse = points[scheme].load()(text)
+        return warehouse
+    known = sorted({*_BUILT_IN, *points})
+    raise ConfigError(
+        f"unknown kind of warehouse {scheme!r}{near_match(scheme, known)}",
+        where=text,
+        hint=f"Known: {', '.join(f'{name}://' for name in known)}, or a path",
+    )
+
+
+def _is_duckdb(path: Path) -> bool:
+    if path.is_file():
+        if path.suffix in {".parquet", ".pq"}:
+            raise ConfigError(
+                "this is a table, not a warehouse", where=str(path), hint=f"Give its folder: {path.parent}"
+            )
+        try:
+            with path.open("rb") as file:
+                return file.read(12)[8:] == b"DUCK" or path.suffix in {".duckdb", ".ddb", ".db"}
+        except OSError:  # said when it is read
+            return True
+    return path.suffix in {".duckdb", ".ddb", ".db"} and not path.is_dir()
