@@ -1,4 +1,8 @@
-"""Ranking, evaluation beside baselines, and batch prediction."""
+"""Ranking, evaluation beside baselines, and batch prediction.
+
+The functions `rank` and `evaluate` have the names of their modules, which a package cannot both export: import them
+from `sp_ray_ml.inference.rank` and `sp_ray_ml.inference.evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,9 @@ from sp_ray_ml.optional import lazy_attributes
 
 if TYPE_CHECKING:
     from sp_ray_ml.inference.baselines import Baseline, Ease, Popularity, Scorer
-    from sp_ray_ml.inference.evaluate import evaluate, evaluate_all
-    from sp_ray_ml.inference.rank import rank
 
-__all__ = ["Baseline", "Ease", "Popularity", "Scorer", "evaluate", "evaluate_all", "rank"]
+__all__ = ["Baseline", "Ease", "Popularity", "Scorer"]
 
 
 def __getattr__(name: str) -> Any:
-    return lazy_attributes(
-        __name__,
-        name,
-        {
-            "baselines": ["Baseline", "Ease", "Popularity", "Scorer"],
-            "evaluate": ["evaluate", "evaluate_all"],
-            "rank": ["rank"],
-        },
-    )
+    return lazy_attributes(__name__, name, {"baselines": ["Baseline", "Ease", "Popularity", "Scorer"]})

@@ -70,7 +70,7 @@ def _sift_up(scores: Any, items: Any, at: int, score: float, item: int) -> None:
 
 
 @_compiled(int64(float32[:, ::1], int64[::1], int32[::1], int64, int64, int32[:, ::1], float32[:, ::1]))
-def best_of_rows(  # noqa: PLR0917
+def best_of_rows(
     scores: Any, indptr: Any, excluded: Any, first: int, last: int, best: Any, best_scores: Any
 ) -> int:
     """Fill rows `first` to `last` of `best` and `best_scores`; return the first row with a NaN, or `NO_NAN`."""

@@ -34,6 +34,7 @@ def top_k(
         candidates ends in index -1 and score minus infinity.
 
     Raises:
+        ConfigError: k is below 1.
         DataError: A score is NaN, or the shapes do not fit each other.
     """
     from sp_ray_ml.metrics._topk_kernel import NO_NAN, best_of_rows
@@ -41,7 +42,7 @@ def top_k(
     if scores.ndim != 2:
         raise DataError(f"scores have shape {scores.shape}, expected [rows, items]")
     if k < 1:
-        raise DataError(f"k must be at least 1, got {k}")
+        raise ConfigError(f"k must be at least 1, got {k}")
     values = np.ascontiguousarray(scores, dtype=np.float32)
     rows, num_items = values.shape
     indptr, excluded = _sorted_rows(exclude, values.shape)
