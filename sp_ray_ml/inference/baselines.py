@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
 
 from sp_ray_ml.config import Family, Settings
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from scipy.sparse import csr_array
 
-__all__ = ["Baseline", "BaselineField", "Ease", "Popularity", "Scorer"]
+    from sp_ray_ml.metrics.rank import Scorer
 
-
-class Scorer(Protocol):
-    """What can be ranked and evaluated: a recommender that scores every item for some users."""
-
-    @property
-    def num_items(self) -> int:
-        """Size of the catalogue."""
-
-    def score(self, users: npt.NDArray[np.integer[Any]], /) -> npt.NDArray[np.float32]:
-        """Scores, float32 `[len(users), num_items]`, of users given by index; higher is better."""
+__all__ = ["Baseline", "BaselineField", "Ease", "Popularity"]
 
 
 class Baseline(Settings):

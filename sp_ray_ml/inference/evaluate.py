@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from sp_ray_ml.errors import DataError, ResourceError
 from sp_ray_ml.inference.baselines import Baseline
-from sp_ray_ml.inference.rank import rank
+from sp_ray_ml.metrics.rank import rank
 from sp_ray_ml.metrics.ranking import RankingMetrics
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-    from sp_ray_ml.inference.baselines import Scorer
+    from sp_ray_ml.metrics.rank import Scorer
 
 __all__ = ["evaluate", "evaluate_all"]
 

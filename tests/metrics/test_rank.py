@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from sp_ray_ml.errors import ConfigError, DataError
-from sp_ray_ml.inference.rank import canonical_batch, rank
+from sp_ray_ml.metrics.rank import canonical_batch, rank
 
 
 class Embeddings:
