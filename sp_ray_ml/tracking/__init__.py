@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sp_ray_ml.tracking._environment import environment_tags
+    from sp_ray_ml.tracking._process import Outcome, sync
     from sp_ray_ml.tracking._store import tracking_uri, ui_command, ui_environment
     from sp_ray_ml.tracking.plots import plot_history, plot_metrics
-    from sp_ray_ml.tracking.run import Outcome, Run, sync
+    from sp_ray_ml.tracking.run import Run
     from sp_ray_ml.tracking.settings import Tracking
 
 __all__ = [
@@ -26,13 +27,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Outcome": "run",
+    "Outcome": "_process",
     "Run": "run",
     "Tracking": "settings",
     "environment_tags": "_environment",
     "plot_history": "plots",
     "plot_metrics": "plots",
-    "sync": "run",
+    "sync": "_process",
     "tracking_uri": "_store",
     "ui_command": "_store",
     "ui_environment": "_store",

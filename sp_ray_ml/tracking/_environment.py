@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["environment_tags", "package_versions"]
+__all__ = ["environment_tags", "package_versions", "user_name"]
 
 _PACKAGES = (
     "sp_ray_ml",
@@ -43,7 +43,7 @@ def environment_tags(folder: str | os.PathLike[str] | None = None) -> dict[str, 
         "host": socket.gethostname(),
         "cpus": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "memory_gib": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f}",
-        "mlflow.user": _user(),
+        "mlflow.user": user_name(),
         "mlflow.source.name": Path(sys.argv[0]).name or "python",
         "mlflow.source.type": "LOCAL",
     }
@@ -62,7 +62,8 @@ def package_versions(*names: str) -> dict[str, str]:
     return found
 
 
-def _user() -> str:
+def user_name() -> str:
+    """The user's name, or number where there is none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

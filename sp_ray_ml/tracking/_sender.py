@@ -32,6 +32,7 @@ _KILLED_S = 20.0
 _LONGEST_PAUSE_S = 15.0
 _BATCH_RECORDS = 2000
 _NOTES = 20
+_FILES = {"artifact", "plot", "model"}
 
 
 class _Sender:
@@ -42,6 +43,7 @@ class _Sender:
         self.gone = threading.Event()
         self.state = SendState()
         self.sink = Sink(order["send_uri"], order["artifacts"], folder)
+        self._retry_at = 0.0
         self._inode = self.journal.stat().st_ino
 
     def run(self) -> int:
@@ -84,12 +86,13 @@ class _Sender:
         self._restore()
         self._patiently(self._open)
         while True:
-            sent = self._patiently(self._send_some)
-            if sent:
+            if self._patiently(self._send_some):
                 continue
             if self.order["once"] or self.gone.is_set():
                 break
+            self._retry_deferred()
             self.gone.wait(_POLL_S)
+        self._patiently(self._send_deferred)
         if last_opening(self.journal).get("session") != self.order["session"] and not self.order["once"]:
             return 0  # reopened meanwhile: the next sender goes on
         if not is_finished(self.journal):
@@ -104,6 +107,7 @@ class _Sender:
         if (self.state.tracking_uri, self.state.experiment) != (self.order["uri"], opening["experiment"]):
             # Another server or experiment than before: all of the journal goes there.
             self.state = SendState(tracking_uri=self.order["uri"], experiment=opening["experiment"])
+        self.state.session = self.order["session"]
         self.state.state, self.state.error, self.state.failed_at = "starting", None, None
         self._save()
 
@@ -116,7 +120,7 @@ class _Sender:
                 result = action()
             except RunGoneError as error:
                 self._note(f"{error.message}: all of it is sent again as a new run")
-                self.state.run_id, self.state.offset = None, 0
+                self.state.run_id, self.state.offset, self.state.deferred = None, 0, []
                 self._patiently(self._open)
                 continue
             except TrackingError as error:
@@ -160,9 +164,31 @@ class _Sender:
             if self.sink.is_gone():
                 raise RunGoneError(f"the run {self.sink.run_id} was deleted in MLflow") from error
             self._send_singly(batch)
+        except TrackingError as error:
+            if not batch[0].record or batch[0].record["kind"] not in _FILES:
+                raise
+            self.sink.is_gone()  # raises where MLflow itself is away; else only its artifact store is
+            _say(f"put off: {error}")
+            self.state.deferred.append(batch[0].start)
+            self._retry_at = time.monotonic() + _LONGEST_PAUSE_S
         self.state.offset = batch[-1].end
         self._save()
         return True
+
+    def _retry_deferred(self) -> None:
+        if not self.state.deferred or time.monotonic() < self._retry_at:
+            return
+        try:
+            self._send_deferred()
+        except TrackingError as error:
+            _say(f"put off: {error}")
+        self._retry_at = time.monotonic() + _LONGEST_PAUSE_S
+
+    def _send_deferred(self) -> None:
+        for start in list(self.state.deferred):
+            self._send_singly([next(read_entries(self.journal, start))])
+            self.state.deferred.remove(start)
+            self._save()
 
     def _send_singly(self, batch: list[Entry]) -> None:
         for entry in batch:
@@ -267,9 +293,12 @@ def _prepare(order: dict[str, Any]) -> None:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
+        # Where a fresh store puts its experiment `Default`; the working directory otherwise.
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": order["artifacts"] or "",
     }
     for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+        if value:
+            os.environ.setdefault(name, value)
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         os.environ.pop(name, None)
 
@@ -277,7 +306,6 @@ def _prepare(order: dict[str, Any]) -> None:
 def main() -> int:
     """Send the journal of the folder that is the only argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(10)  # training comes first
     line = b""
     while not line.endswith(b"\n") and (byte := os.read(0, 1)):
         line += byte

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -66,6 +67,7 @@ class Sink:
         self.artifacts = artifacts
         self.folder = folder
         self.run_id = ""
+        self._experiment_id = ""
         self._client: Any = None
         self._params: dict[str, str] = {}
         self._changed: set[str] = set()
@@ -136,7 +138,7 @@ class Sink:
                     else self._client.create_run(
                         experiment_id,
                         start_time=opening["time"],
-                        tags={_KEY_TAG: opening["session"]},
+                        tags={**opening["tags"], _KEY_TAG: opening["session"]},
                         run_name=opening["name"],
                     )
                 )
@@ -149,7 +151,7 @@ class Sink:
                 raise
             if run.info.lifecycle_stage == "deleted":
                 raise RunGoneError(f"the run {run_id} was deleted in MLflow")
-            self.run_id = run_id
+            self.run_id, self._experiment_id = run_id, experiment_id
             self._params = dict(run.data.params)
             self._changed = {
                 key.removeprefix("changed.") for key in run.data.tags if key.startswith("changed.")
@@ -227,33 +229,45 @@ class Sink:
         if not source.is_dir():
             raise RefusedError(f"{source} is no longer there, the model was not sent")
         with _mlflow_errors("cannot send the model"):
-            if self._has_model(key):
-                return
             import mlflow.pyfunc
+            from mlflow.entities import LoggedModelOutput
             from mlflow.models import Model, ModelSignature
 
-            signature = record["signature"] and ModelSignature.from_dict(record["signature"])
-            Model.log(
-                artifact_path=None,
-                flavor=mlflow.pyfunc,
-                run_id=self.run_id,
-                name=record["name"],
-                tags={_MODEL_TAG: key},
-                loader_module=record["loader_module"],
-                data_path=str(source),
-                pip_requirements=record["pip_requirements"],
-                signature=signature or None,
-                input_example=record["input_example"],
-                validate_serving_input=False,
+            client = self._client
+            query = f"tags.`{_MODEL_TAG}` = '{key}'"
+            found = client.search_logged_models([self._experiment_id], query, max_results=1)
+            model = (
+                found[0]
+                if found
+                else client.create_logged_model(
+                    self._experiment_id, record["name"], source_run_id=self.run_id, tags={_MODEL_TAG: key}
+                )
             )
-
-    def _has_model(self, key: str) -> bool:
-        outputs = self._client.get_run(self.run_id).outputs
-        for output in outputs.model_outputs if outputs else ():
-            model = self._client.get_logged_model(output.model_id)
-            if model.tags.get(_MODEL_TAG) == key and model.status == "READY":
-                return True
-        return False
+            # The steps of `log_model` one by one: it would make another model in each attempt, load the whole
+            # model again to try the example on it, and copy the run's metrics.
+            if str(model.status) != "READY":
+                with tempfile.TemporaryDirectory() as scratch:
+                    mlflow.pyfunc.save_model(
+                        path=f"{scratch}/model",
+                        mlflow_model=Model(
+                            artifact_path=model.artifact_location,
+                            model_uuid=model.model_id,
+                            run_id=self.run_id,
+                            model_id=model.model_id,
+                        ),
+                        loader_module=record["loader_module"],
+                        data_path=str(source),
+                        pip_requirements=record["pip_requirements"],
+                        signature=ModelSignature.from_dict(record["signature"])
+                        if record["signature"]
+                        else None,
+                        input_example=record["input_example"],
+                    )
+                    client.log_model_artifacts(model.model_id, f"{scratch}/model")
+                client.finalize_logged_model(model.model_id, "READY")
+            outputs = client.get_run(self.run_id).outputs
+            if model.model_id not in {o.model_id for o in (outputs.model_outputs if outputs else ())}:
+                client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
 
 
 def _key(name: str) -> str:

@@ -22,8 +22,11 @@ class SendState:
     """How far the journal has been sent, and how the sending goes.
 
     Attributes:
+        session: Of the opening of the run that the sender works for.
         tracking_uri: Without passwords.
         offset: Bytes of the journal that MLflow has.
+        deferred: Records before that, by their first byte, that could not be sent while others could: files, where
+            the artifact store is away.
         state: `starting` (MLflow is being imported and reached), `connected`, `waiting` (for a server that does
             not answer or refuses), `closed` (all is sent).
         error: Why it waits.
@@ -31,19 +34,24 @@ class SendState:
         notes: What a user should know: records that MLflow refused, a run that was deleted there.
     """
 
+    session: str = ""
     tracking_uri: str = ""
     experiment: str = ""
     experiment_id: str | None = None
     run_id: str | None = None
     offset: int = 0
+    deferred: list[int] = field(default_factory=list)
     state: str = "starting"
     error: str | None = None
     failed_at: float | None = None
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, folder: Path) -> SendState:
-        """The folder's state; a fresh one if there is none or it is damaged, then all is sent again."""
+    def read(cls, folder: Path, session: str | None = None) -> SendState:
+        """The folder's state; a fresh one if there is none or it is damaged, then all is sent again.
+
+        With `session`, what an earlier sender met no longer counts: this one is `starting`.
+        """
         if not (folder / STATE).exists():
             return cls()
         try:
@@ -51,7 +59,10 @@ class SendState:
         except StorageError:
             return cls()
         known = {item.name for item in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        state = cls(**{key: value for key, value in values.items() if key in known})
+        if session is not None and state.session != session:
+            state.state, state.error, state.failed_at = "starting", None, None
+        return state
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Save it.

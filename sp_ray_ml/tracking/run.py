@@ -12,25 +12,30 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from sp_ray_ml.config import redact
 from sp_ray_ml.errors import TrackingError
-from sp_ray_ml.storage import Lock, storage_errors
-from sp_ray_ml.tracking._environment import package_versions
-from sp_ray_ml.tracking._state import JOURNAL, LOCK, LOG, SendState
-from sp_ray_ml.tracking._store import artifact_root, redact_uri, secrets_of, tracking_uri
-from sp_ray_ml.tracking.journal import Journal, count_entries, finite, flatten, last_opening
+from sp_ray_ml.storage import storage_errors
+from sp_ray_ml.tracking._environment import package_versions, user_name
+from sp_ray_ml.tracking._process import (
+    Outcome,
+    outcome_of,
+    pending_of,
+    sender_order,
+    start_sender,
+    wait_for_sender,
+)
+from sp_ray_ml.tracking._state import JOURNAL, SendState
+from sp_ray_ml.tracking._store import redact_uri, tracking_uri
+from sp_ray_ml.tracking.journal import Journal, finite, flatten
 from sp_ray_ml.tracking.settings import Tracking
 
-__all__ = ["Outcome", "Run", "sync"]
+__all__ = ["Run"]
 
 _RESTART_S = 30.0
-_DEAD_SERVER_S = 10.0
-_RETRY_S = 2.0
 _SNAPSHOTS = "tracked"
 _MODEL_PACKAGES = (
     "sp_ray_ml",
@@ -42,34 +47,6 @@ _MODEL_PACKAGES = (
     "safetensors",
     "xgboost",
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the sending of a run stands.
-
-    Attributes:
-        sent: Whether MLflow has all of it.
-        pending: Records that it has not.
-        reason: Why not.
-        mlflow_run_id: The run there; None if it was never reached.
-        notes: What a user should know, such as records that MLflow refused.
-        hint: The next command, where something is left.
-        waited_s: Seconds spent waiting.
-    """
-
-    sent: bool
-    pending: int
-    reason: str | None
-    mlflow_run_id: str | None
-    notes: tuple[str, ...]
-    hint: str | None
-    waited_s: float
-
-    def __str__(self) -> str:
-        if self.sent:
-            return "tracking: all sent"
-        return f"tracking: {self.pending} records are not in MLflow yet ({self.reason}). {self.hint or ''}".rstrip()
 
 
 class Run:
@@ -120,16 +97,20 @@ class Run:
         journal = Journal(home / JOURNAL)
         uri = tracking_uri(settings, runs_folder or home.parent)
         session = uuid.uuid4().hex
-        source = Path(sys.argv[0]).name or "python"
+        facts = {
+            "mlflow.source.name": Path(sys.argv[0]).name or "python",
+            "mlflow.user": user_name(),
+            "run_folder": str(home),
+        }
         journal.append(
             "open",
             session=session,
             name=name,
             experiment=settings.experiment or name,
             uri=redact_uri(uri),
-            tags={"mlflow.source.name": source, "run_folder": str(home), **flatten(redact(tags or {}))},
+            tags={**facts, **flatten(redact(tags or {}))},
         )
-        order = _order(uri, session, once=False, code=code or Path.cwd()) if settings.enabled else None
+        order = sender_order(uri, session, once=False, code=code or Path.cwd()) if settings.enabled else None
         run = cls(home, journal, order)
         run._start()
         return run
@@ -265,17 +246,19 @@ class Run:
     @property
     def state(self) -> SendState:
         """How the sending goes: `state.state` is `waiting` while MLflow does not answer, `state.error` says why."""
-        return SendState.read(self.folder)
+        return SendState.read(self.folder, self._order["session"] if self._order else None)
 
     @property
     def mlflow_run_id(self) -> str | None:
         """The run's id in MLflow; None until it is known."""
-        return self.state.run_id
+        state = self.state
+        known = self._order is not None and state.tracking_uri == self._order["uri"]
+        return state.run_id if known else None
 
     @property
     def pending(self) -> int:
         """Records that MLflow has not got yet."""
-        return count_entries(self.folder / JOURNAL, self.state.offset)
+        return pending_of(self.folder, self.state)
 
     def finish(self, status: str = "FINISHED", wait_s: float = 20.0) -> Outcome:
         """Say how the run ended, and wait until MLflow has all of it.
@@ -294,17 +277,17 @@ class Run:
         return self._outcome
 
     def _wait(self, wait_s: float) -> Outcome:
-        if self._process is None:
-            return _outcome(self.folder, 0.0, off=True)
+        if self._process is None or self._order is None:
+            return outcome_of(self.folder, None, 0.0)
         if self._process.poll() is not None:
             self._start()
         process = self._process
         assert process.stdin is not None
         process.stdin.close()
-        waited = _wait(process, self.folder, wait_s, _DEAD_SERVER_S, _RETRY_S)
+        waited = wait_for_sender(process, self.folder, self._order["session"], wait_s)
         # Whoever outlives the run has to be waited for, or it stays as a zombie.
         threading.Thread(target=process.wait, daemon=True).start()
-        return _outcome(self.folder, waited)
+        return outcome_of(self.folder, self._order["session"], waited)
 
     def _start(self) -> None:
         with self._lock:
@@ -312,7 +295,7 @@ class Run:
                 return
             if self._process and self._process.stdin:
                 self._process.stdin.close()
-            self._process = _spawn(self.folder, self._order)
+            self._process = start_sender(self.folder, self._order)
             self._started = time.monotonic()
 
     def __enter__(self) -> Run:
@@ -327,45 +310,6 @@ class Run:
             self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
 
 
-def sync(folder: str | os.PathLike[str], *, uri: str | None = None, wait_s: float = 30.0) -> Outcome:
-    """Send what is left of a run that has ended.
-
-    Args:
-        folder: The run's folder.
-        uri: Tracking URI, where it needs a password (which no file keeps); the environment's `MLFLOW_TRACKING_URI`
-            will do.
-        wait_s: Seconds without an answer of the server until it is given up.
-
-    Raises:
-        TrackingError: There is no journal in the folder, or the password is missing.
-        LockedError: The run, or its sender, is still at work.
-    """
-    home = Path(folder).absolute()
-    opening = last_opening(home / JOURNAL) if (home / JOURNAL).exists() else {}
-    if not opening:
-        raise TrackingError("no run was tracked here", where=str(home), hint="List the runs: sp-ray get runs")
-    with Lock(home / LOCK, "the run's journal"):
-        pass
-    address = uri or opening["uri"]
-    if uri is None and "***" in address:
-        address = os.environ.get("MLFLOW_TRACKING_URI", "")
-        if redact_uri(address) != opening["uri"]:
-            raise TrackingError(
-                "the address needs its password, which no file keeps",
-                where=opening["uri"],
-                hint="Run: export MLFLOW_TRACKING_URI=… with the password, then again",
-            )
-    process = _spawn(home, _order(address, opening["session"], once=True, code=home))
-    try:
-        waited = _wait(process, home, float("inf"), wait_s, wait_s)
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.terminate()
-        process.wait()
-    return _outcome(home, waited)
-
-
 def _plain(data: Any) -> Any:
     if isinstance(data, Mapping):
         return {str(key): _plain(value) for key, value in data.items()}
@@ -375,70 +319,3 @@ def _plain(data: Any) -> Any:
         return data
     number = float(data)
     return number if math.isfinite(number) else None
-
-
-def _order(uri: str, session: str, *, once: bool, code: str | os.PathLike[str]) -> dict[str, Any]:
-    return {
-        "uri": redact_uri(uri),
-        "send_uri": uri,
-        "secrets": secrets_of(uri),
-        "artifacts": artifact_root(uri),
-        "session": session,
-        "once": once,
-        "code": os.fspath(code),
-    }
-
-
-def _spawn(folder: Path, order: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sp_ray_ml.tracking._sender", str(folder)]
-    with storage_errors(folder / LOG):
-        log: IO[bytes] = (folder / LOG).open("ab")
-    with log:
-        # A session of its own: Ctrl-C at the terminal is for the run, which then finishes what it tracks.
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, bufsize=0
-        )
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(order).encode() + b"\n")
-    return process
-
-
-def _wait(
-    process: subprocess.Popen[bytes], folder: Path, wait_s: float, dead_s: float, retry_s: float
-) -> float:
-    """Wait for the sender to end, less long while it fails; return the seconds."""
-    begin, begin_wall = time.monotonic(), time.time()
-    while True:
-        try:
-            process.wait(0.1)
-        except subprocess.TimeoutExpired:
-            waited = time.monotonic() - begin
-            state = SendState.read(folder)
-            failing = state.state == "waiting"
-            if waited >= (min(wait_s, dead_s) if failing else wait_s):
-                return waited
-            if failing and (state.failed_at or 0.0) - begin_wall >= retry_s:
-                return waited
-        else:
-            return time.monotonic() - begin
-
-
-def _outcome(folder: Path, waited: float, off: bool = False) -> Outcome:
-    state = SendState.read(folder)
-    pending = 0 if off else count_entries(folder / JOURNAL, state.offset)
-    sent = not off and pending == 0 and state.state == "closed"
-    reason = None if sent else "tracking is off" if off else state.error or _unanswered(state)
-    return Outcome(
-        sent=sent,
-        pending=pending,
-        reason=reason,
-        mlflow_run_id=state.run_id,
-        notes=tuple(state.notes),
-        hint=None if sent or off else f"Run: sp-ray sync {folder}",
-        waited_s=waited,
-    )
-
-
-def _unanswered(state: SendState) -> str:
-    doing = "MLflow is still starting" if state.state == "starting" else "MLflow is still taking them"
-    return f"{doing} at {state.tracking_uri}" if state.tracking_uri else doing
