@@ -219,21 +219,31 @@ class Quantiles(_Numbers):
     def _part(self, values: NDArray[np.float64], *_: float) -> NDArray[np.float64]:
         return values
 
-    def _quantiles(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Linear between neighbours, as `numpy.quantile`."""
+    def _sorted(self) -> NDArray[np.float64]:
         values = np.concatenate(self._parts)
         values.sort()
-        position = shares * (len(values) - 1)
-        below = np.floor(position).astype(np.int64)
-        above = np.minimum(below + 1, len(values) - 1)
-        share = position - below
-        return np.asarray(values[below] * (1 - share) + values[above] * share + 0.0)
+        return values
 
     def _result(self) -> dict[str, Any]:
-        low, high = min(float(p.min()) for p in self._parts), max(float(p.max()) for p in self._parts)
-        edges = self._quantiles(np.arange(1, self._buckets) / self._buckets)
-        # An edge at the smallest value would have an empty bucket below it.
-        return {"min": low, "max": high, "edges": np.unique(edges[edges > low]).tolist()}
+        values = self._sorted()
+        low, high = float(values[0]), float(values[-1])
+        if not math.isfinite(high - low):
+            return {"min": math.inf}
+        edges = np.unique(_quantiles(values, np.arange(1, self._buckets) / self._buckets))
+        # Where quantiles coincide or nearly do, some buckets would have no row: those go.
+        _, first = np.unique(np.searchsorted(values, edges), return_index=True)
+        edges = edges[first]
+        return {"min": low, "max": high, "edges": edges[edges > low].tolist()}
+
+
+def _quantiles(values: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of sorted values; linear between neighbours, as `numpy.quantile`."""
+    position = shares * (len(values) - 1)
+    below = np.floor(position).astype(np.int64)
+    above = np.minimum(below + 1, len(values) - 1)
+    with np.errstate(over="ignore"):
+        found = values[below] + (values[above] - values[below]) * (position - below)
+    return np.asarray(found, np.float64)
 
 
 class FillMedian(Quantiles):
@@ -243,7 +253,7 @@ class FillMedian(Quantiles):
         super().__init__(column, "fill", 2)
 
     def _result(self) -> dict[str, Any]:
-        return {"fill": float(self._quantiles(np.array([0.5]))[0]), "fill_type": "double"}
+        return {"fill": float(_quantiles(self._sorted(), np.array([0.5]))[0]), "fill_type": "double"}
 
 
 class GivenEdges(_Numbers):

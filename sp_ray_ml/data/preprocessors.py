@@ -21,11 +21,10 @@ from sp_ray_ml.config import Family, Settings
 from sp_ray_ml.data._fitted import Fitted, FittedFeatures, fit, fit_features
 
 if TYPE_CHECKING:
-    from sp_ray_ml.data._ray_preprocessors import RayPreprocessor
-
     from sp_ray_ml.data._columns import Column
     from sp_ray_ml.data._encoders import Encoder
     from sp_ray_ml.data._preprocessing import Accumulator
+    from sp_ray_ml.data._ray_preprocessors import RayPreprocessor
 
 __all__ = [
     "Bucketize",
