@@ -121,7 +121,11 @@ class RunFolder:
             for leftover in self.path.glob("steps/.*"):
                 remove(leftover)
             self.resumed = (self.path / "run.json").exists()
-            self.info = read_json(self.path / "run.json") if self.resumed else {"id": uuid.uuid4().hex, "created": _now()}
+            self.info = (
+                read_json(self.path / "run.json")
+                if self.resumed
+                else {"id": uuid.uuid4().hex, "created": _now()}
+            )
             self.save(status="running", process=os.getpid())
         except BaseException:
             self._lock.__exit__()
@@ -131,9 +135,17 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        status = "finished" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        status = (
+            "finished"
+            if error is None
+            else "interrupted"
+            if isinstance(error, KeyboardInterrupt)
+            else "failed"
+        )
         try:
-            self.save(status=status, error=None if error is None else f"{type(error).__name__}: {error}"[:1000])
+            self.save(
+                status=status, error=None if error is None else f"{type(error).__name__}: {error}"[:1000]
+            )
         except StorageError:
             if error is None:
                 raise
@@ -184,7 +196,9 @@ class RunFolder:
                 summary = work(StepContext(output, scratch, self.reporter.progress, self.reporter.note))
             seconds = time.perf_counter() - began
             done = Step(name, folder, mark, summary, round(seconds, 3), finished=_now())
-            record = {key: getattr(done, key) for key in ("name", "fingerprint", "summary", "seconds", "finished")}
+            record = {
+                key: getattr(done, key) for key in ("name", "fingerprint", "summary", "seconds", "finished")
+            }
             write_json(output / "_step.json", record)
         remove(scratch)
         self.steps.append(done)

@@ -148,12 +148,16 @@ class Family:
             third parties declare theirs.
         members: Built-in kinds and the import path of each class.
         callables: Whether any callable of the user's own will do, not only a `Settings` class.
+        default: The kind of a mapping that names none.
 
     A plain string is short for a `kind` with its defaults: `loss: bpr`.
     """
 
-    def __init__(self, name: str, members: Mapping[str, str], *, callables: bool = False) -> None:
+    def __init__(
+        self, name: str, members: Mapping[str, str], *, callables: bool = False, default: str | None = None
+    ) -> None:
         self.name = name
+        self.default = default
         self.members = dict(members)
         self.callables = callables
 
@@ -173,8 +177,11 @@ class Family:
         return next((kind for kind, member in self.kinds().items() if member == path), path)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        # `Annotated[GNN | Custom, Family(…)]` says that a callable will do; what counts is the other one.
+        base = next((option for option in typing.get_args(source) if option is not Custom), source)
+
         def validate(value: Any) -> Any:
-            return self._validate(value, source)
+            return self._validate(value, base)
 
         return core_schema.no_info_plain_validator_function(
             validate, serialization=core_schema.plain_serializer_function_ser_schema(self._serialize)
@@ -219,7 +226,7 @@ class Family:
         )
 
     def _from_mapping(self, value: dict[str, Any], base: Any) -> Any:
-        kind = value.pop("kind", None)
+        kind = value.pop("kind", self.default)
         kinds = self.kinds()
         if not isinstance(kind, str):
             raise _nested(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from sp_ray_ml.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
@@ -96,8 +95,8 @@ def _shows(world: World) -> pa.Table:
     import numpy as np
     import pyarrow as pa
 
-    from sp_ray_ml._demo_world import LANGUAGES
     from sp_ray_ml._demo_words import TOPICS
+    from sp_ray_ml._demo_world import LANGUAGES
 
     show = world.show
     return pa.table(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from sp_ray_ml.errors import MissingDependencyError
 
-__all__ = ["lazy_attributes", "require"]
+__all__ = ["check_installed", "lazy_attributes", "require"]
 
 _EXTRAS = {
     "torch": "torch",
@@ -57,3 +58,19 @@ def lazy_attributes(package: str, name: str, modules: Mapping[str, Sequence[str]
         if name in names:
             return getattr(importlib.import_module(f"{package}.{module}"), name)
     raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+
+def check_installed(module: str, purpose: str) -> None:
+    """Make sure that `module` is there without importing it, which can take seconds.
+
+    Raises:
+        MissingDependencyError: As `require`.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise _missing(module, purpose)
+
+
+def _missing(module: str, purpose: str) -> MissingDependencyError:
+    extra = _EXTRAS.get(module)
+    hint = f"Run: pip install 'sp_ray_ml[{extra}]'" if extra else f"Run: pip install {module}"
+    return MissingDependencyError(f"{purpose} needs {module}, which is not installed", hint=hint)

@@ -46,7 +46,7 @@ class Node(Settings):
     """Column with the id that the events use; unique."""
     title: str | None = None
     """Column with a name to show."""
-    features: list[PreprocessorField] = []
+    features: list[PreprocessorField] = pydantic.Field(default_factory=list)
     """How columns become numbers. Fitted on the nodes that have training events, applied to all."""
 
 

@@ -9,14 +9,18 @@ from sp_ray_ml.optional import lazy_attributes
 if TYPE_CHECKING:
     from sp_ray_ml.graph.construct import build_graph, canonical_order
     from sp_ray_ml.graph.graph import Edges, EdgeType, Graph
+    from sp_ray_ml.graph.models import GNN, GraphSAGE, LightGCN
     from sp_ray_ml.graph.settings import CoOccurrence, GraphSettings
 
 __all__ = [
+    "GNN",
     "CoOccurrence",
     "EdgeType",
     "Edges",
     "Graph",
+    "GraphSAGE",
     "GraphSettings",
+    "LightGCN",
     "build_graph",
     "canonical_order",
 ]
@@ -29,6 +33,7 @@ def __getattr__(name: str) -> Any:
         {
             "construct": ["build_graph", "canonical_order"],
             "graph": ["EdgeType", "Edges", "Graph"],
+            "models": ["GNN", "GraphSAGE", "LightGCN"],
             "settings": ["CoOccurrence", "GraphSettings"],
         },
     )

@@ -75,7 +75,7 @@ def build_graph(
             where="graph",
             hint="Lower min_user_degree and min_item_degree",
         )
-    edges = {USER_ITEM: _to_edges(pairs)}
+    edges = {USER_ITEM: _to_edges(pairs, None if time is None else _first_times(user, item, time, pairs))}
     if settings.co_occurrence is not None:
         if time is None:
             raise DataError("co_occurrence needs the time of each event", where="events.time")
@@ -161,7 +161,17 @@ def _top_per_row(matrix: scipy.sparse.csr_array, top: int) -> scipy.sparse.csr_a
     return result
 
 
-def _to_edges(matrix: scipy.sparse.csr_array) -> Edges:
-    return Edges(
-        matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data.astype(np.float32)
-    )
+def _first_times(
+    user: NDArray[Any], item: NDArray[Any], time: NDArray[np.int64], pairs: scipy.sparse.csr_array
+) -> NDArray[np.int64]:
+    num_items = pairs.shape[1]
+    key = user.astype(np.int64) * num_items + item
+    order = np.lexsort((time, key))
+    distinct, start = np.unique(key[order], return_index=True)
+    rows = np.repeat(np.arange(pairs.shape[0], dtype=np.int64), np.diff(pairs.indptr))
+    return time[order][start][np.searchsorted(distinct, rows * num_items + pairs.indices)]
+
+
+def _to_edges(matrix: scipy.sparse.csr_array, time: NDArray[np.int64] | None = None) -> Edges:
+    indptr, indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
+    return Edges(indptr, indices, matrix.data.astype(np.float32), time)

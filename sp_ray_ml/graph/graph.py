@@ -33,11 +33,13 @@ class Edges:
         indptr: int64 [sources + 1]; the edges of source `s` are `indptr[s]:indptr[s + 1]`.
         indices: int32 [edges], destination nodes, ascending within a row.
         weight: float32 [edges].
+        time: int64 [edges], nanoseconds since 1970 of the first event of each edge, where events have times.
     """
 
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
     weight: NDArray[np.float32]
+    time: NDArray[np.int64] | None = None
 
     @property
     def num_edges(self) -> int:
@@ -99,14 +101,16 @@ class Graph:
         """
         with new_folder(path) as folder:
             for i, edges in enumerate(self.edges.values()):
-                for name in ("indptr", "indices", "weight"):
-                    np.save(folder / f"edges-{i}-{name}.npy", getattr(edges, name))
+                for name, array in _arrays(edges).items():
+                    np.save(folder / f"edges-{i}-{name}.npy", array)
             for name, matrix in self.features.items():
                 np.save(folder / f"features-{name}.npy", matrix)
             manifest = {
                 "format": _FORMAT,
                 "num_nodes": dict(self.num_nodes),
-                "edges": [list(kind) for kind in self.edges],
+                "edges": [
+                    {"type": list(kind), "arrays": list(_arrays(edges))} for kind, edges in self.edges.items()
+                ],
                 "features": list(self.features),
             }
             write_json(folder / "graph.json", manifest)
@@ -135,12 +139,11 @@ class Graph:
                         f"damaged: {error}", where=str(folder / name), hint="Run again with --fresh"
                     ) from None
 
-        edges = {
-            (kind[0], kind[1], kind[2]): Edges(
-                *(load(f"edges-{i}-{name}.npy") for name in ("indptr", "indices", "weight"))
-            )
-            for i, kind in enumerate(manifest["edges"])
-        }
+        edges = {}
+        for i, entry in enumerate(manifest["edges"]):
+            source, relation, destination = entry["type"]
+            arrays = {name: load(f"edges-{i}-{name}.npy") for name in entry["arrays"]}
+            edges[source, relation, destination] = Edges(**arrays)
         return cls(
             manifest["num_nodes"],
             edges,
@@ -168,3 +171,13 @@ class Graph:
                 reverse = data[destination, f"rev_{relation}", source]
                 reverse.edge_index, reverse.edge_weight = index.flip(0), weight
         return data
+
+
+def _arrays(edges: Edges) -> dict[str, NDArray[Any]]:
+    every: dict[str, NDArray[Any] | None] = {
+        "indptr": edges.indptr,
+        "indices": edges.indices,
+        "weight": edges.weight,
+        "time": edges.time,
+    }
+    return {name: array for name, array in every.items() if array is not None}

@@ -28,6 +28,7 @@ def evaluate(
     k: Sequence[int],
     *,
     unknown: npt.NDArray[np.integer[Any]] | None = None,
+    strangers: npt.NDArray[np.integer[Any]] | None = None,
     warm_items: npt.NDArray[np.bool_] | None = None,
     warm_users: npt.NDArray[np.bool_] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -42,6 +43,8 @@ def evaluate(
         seen: `[users, items]`, the whole training history.
         k: Lengths of the list of recommendations.
         unknown: `[users]`, how many more test items a user has that have no index at all.
+        strangers: The number of test items of each user without an index: nothing can be recommended to them, and
+            they count as cold users with a recall of 0.
         warm_items: bool `[items]`, the items with a training event; by default those in `seen`.
         warm_users: bool `[users]`, the users with a training event; by default those in `seen`.
         progress: Called with the number of users done since its last call.
@@ -71,6 +74,10 @@ def evaluate(
         metrics.update(items, truth[users], warm_users[users], None if unknown is None else unknown[users])
         if progress:
             progress(len(users))
+    if strangers is not None and len(strangers):
+        nothing = np.full((len(strangers), max(k)), -1, dtype=np.int32)
+        none = csr_array((len(strangers), scorer.num_items), dtype=np.int8)
+        metrics.update(nothing, none, np.zeros(len(strangers), dtype=bool), strangers)
     return metrics.finish()
 
 
@@ -81,6 +88,7 @@ def evaluate_all(
     k: Sequence[int],
     *,
     unknown: npt.NDArray[np.integer[Any]] | None = None,
+    strangers: npt.NDArray[np.integer[Any]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, dict[str, float | str]]:
     """Evaluate several on the same split, one after the other.
@@ -92,6 +100,7 @@ def evaluate_all(
         seen: The whole training history, which baselines are fitted to.
         k: Lengths of the list of recommendations.
         unknown: Test items without an index.
+        strangers: Test items of users without an index.
         progress: Called with the number of users done since its last call.
 
     Returns:
@@ -108,7 +117,7 @@ def evaluate_all(
         except ResourceError as error:
             table[name] = {"skipped": error.message}
             continue
-        table[name] = {**evaluate(scorer, truth, seen, k, unknown=unknown, progress=progress)}
+        table[name] = {**evaluate(scorer, truth, seen, k, unknown=unknown, strangers=strangers, progress=progress)}
     return table
 
 

@@ -19,7 +19,7 @@ class Evaluate(Settings):
 
     k: list[PositiveInt] = pydantic.Field(default=[10, 20], min_length=1)
     """Lengths of the list of recommendations."""
-    baselines: list[BaselineField] = [Popularity(), Ease()]
+    baselines: list[BaselineField] = pydantic.Field(default=[Popularity(), Ease()])
     """Models to compare with."""
 
 

@@ -43,15 +43,14 @@ class Schedule(Settings):
     final: float = pydantic.Field(default=0.0, ge=0, le=1)
     """The last rate as a share of the first."""
 
-    def factor(self, step: int, steps: int) -> float:
-        """What the learning rate is multiplied by at `step` (from 0) of `steps`."""
+    def factor(self, progress: float) -> float:
+        """What the learning rate is multiplied by when this share of training (0 to 1) is done."""
         import math
 
-        warm = self.warmup * steps
-        if step < warm:
-            return (step + 1) / (warm + 1)
+        if progress < self.warmup:
+            return progress / self.warmup
         if self.kind == "constant":
             return 1.0
-        progress = min(1.0, (step - warm) / max(1.0, steps - warm))
-        falling = 1 - progress if self.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        after = (progress - self.warmup) / (1 - self.warmup)
+        falling = 1 - after if self.kind == "linear" else (1 + math.cos(math.pi * after)) / 2
         return self.final + (1 - self.final) * falling

@@ -1,0 +1,47 @@
+"""Machine learning on Ray: from a warehouse of events to recommendations, on a laptop or a cluster, from one file.
+
+import sp_ray_ml
+
+result = sp_ray_ml.run("movielens.yaml")
+print(result.metrics["recall@20"])
+predictor = sp_ray_ml.Predictor.load(result.checkpoint_path)
+predictor.recommend([196], k=5)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sp_ray_ml.optional import lazy_attributes
+
+if TYPE_CHECKING:
+    from sp_ray_ml.errors import SpRayError
+    from sp_ray_ml.pipeline import Pipeline, RunResult, run
+    from sp_ray_ml.train.predictor import Predictor, Recommender
+    from sp_ray_ml.train.pyg import PyGTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Pipeline",
+    "Predictor",
+    "PyGTrainer",
+    "Recommender",
+    "RunResult",
+    "SpRayError",
+    "__version__",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return lazy_attributes(
+        __name__,
+        name,
+        {
+            "errors": ["SpRayError"],
+            "pipeline": ["Pipeline", "RunResult", "run"],
+            "train.predictor": ["Predictor", "Recommender"],
+            "train.pyg": ["PyGTrainer"],
+        },
+    )

@@ -1,0 +1,628 @@
+"""The steps of the pipeline: each a function from typed inputs to files in its folder and a summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import scipy.sparse
+from numpy.typing import NDArray
+
+from sp_ray_ml.data.preprocessors import FittedFeatures, fit_features
+from sp_ray_ml.data.source import Source, as_source
+from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION, Split, check_no_leakage
+from sp_ray_ml.data.warehouse import open_warehouse
+from sp_ray_ml.errors import ConfigError, DataError
+from sp_ray_ml.graph.construct import USER_ITEM, build_graph, canonical_order
+from sp_ray_ml.graph.graph import Graph
+from sp_ray_ml.inference.evaluate import evaluate_all
+from sp_ray_ml.storage import read_json, write_json
+from sp_ray_ml.train.predictor import Predictor, Recommender
+
+if TYPE_CHECKING:
+    from sp_ray_ml._runs import StepContext
+    from sp_ray_ml.data.settings import Events, Node, Nodes
+    from sp_ray_ml.data.warehouse import Warehouse
+    from sp_ray_ml.graph.settings import GraphSettings
+    from sp_ray_ml.inference.settings import Evaluate, Predict
+    from sp_ray_ml.train.pyg import PyGTrainer
+
+__all__ = ["Catalog", "Topology", "build", "encode", "measure", "predict", "read", "split", "train", "write"]
+
+USER, ITEM = "user", "item"
+_LARGEST_SECONDS = 32_503_680_000  # the year 3000: what is larger was not in seconds
+
+
+# --- read -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What the read step leaves: events as codes, and the ids and rows behind them.
+
+    Attributes:
+        events: Columns user, item (int64 codes from 0), time (int64 nanoseconds) and rating where there are such.
+        ids: Original ids by node type; a code is a position in them, and they ascend.
+        nodes: Rows of the node tables in the order of the codes, for those types that have one.
+    """
+
+    events: pa.Table
+    ids: Mapping[str, pa.Array]
+    nodes: Mapping[str, pa.Table]
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """A column of the events as an array, or None if there is none."""
+        return self.events[name].to_numpy() if name in self.events.column_names else None
+
+    def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The codes of users and items, [events] each."""
+        return self.events[USER].to_numpy(), self.events[ITEM].to_numpy()
+
+    @classmethod
+    def load(cls, folder: Path) -> Catalog:
+        """Open what `read` wrote; memory-mapped."""
+        ids = {name: _load(folder / f"ids-{name}.arrow")["id"].combine_chunks() for name in (USER, ITEM)}
+        tables = {name: folder / f"nodes-{name}.arrow" for name in (USER, ITEM)}
+        nodes = {name: _load(file) for name, file in tables.items() if file.exists()}
+        return cls(_load(folder / "events.arrow"), ids, nodes)
+
+
+def read(context: StepContext, warehouse: Warehouse, events: Events, nodes: Nodes) -> dict[str, Any]:
+    """Read events and node tables, check them, and turn ids into codes.
+
+    Raises:
+        DataError: A wrong type, an empty result, a missing value, a doubled or unknown id.
+        TableNotFoundError: A table is not there.
+        ColumnNotFoundError: A column is not there.
+    """
+    columns = list(
+        dict.fromkeys(name for name in (events.user, events.item, events.time, events.rating) if name)
+    )
+    where = (
+        []
+        if events.min_rating is None or events.rating is None
+        else [(events.rating, ">=", events.min_rating)]
+    )
+    table = warehouse.source(events.table, columns=columns, where=where).to_arrow()
+    if not table.num_rows:
+        kept = f" with {events.rating} >= {events.min_rating:g}" if events.min_rating is not None else ""
+        raise DataError(
+            f"{events.table} has no rows{kept}",
+            where="events",
+            hint="Check events.table and events.min_rating",
+        )
+    keep = np.ones(table.num_rows, dtype=bool)
+    codes: dict[str, NDArray[np.int64]] = {}
+    summary: dict[str, Any] = {"events": table.num_rows}
+    for name, column, node in ((USER, events.user, nodes.user), (ITEM, events.item, nodes.item)):
+        rows = None if node is None else _node_table(warehouse, name, node)
+        ids, codes[name] = _encode_ids(table[column], rows, name, column, events, node)
+        keep &= codes[name] >= 0
+        _save(context.output / f"ids-{name}.arrow", pa.table({"id": ids}))
+        if rows is not None:
+            _save(context.output / f"nodes-{name}.arrow", rows)
+        summary[f"{name}s"] = len(ids)
+    if not keep.all():
+        summary["dropped"] = int((~keep).sum())
+        context.note(
+            f"{summary['dropped']:,} events name a user or an item without a row in its node table: dropped"
+        )
+    if not keep.any():
+        raise DataError("no event names both a known user and a known item", where="events")
+    encoded: dict[str, NDArray[Any]] = {name: values[keep] for name, values in codes.items()}
+    if events.time:
+        encoded["time"] = _nanoseconds(table[events.time], events.time)[keep]
+    if events.rating:
+        encoded["rating"] = _ratings(table[events.rating], events.rating)[keep]
+    _save(context.output / "events.arrow", pa.table(encoded))
+    return summary
+
+
+def _node_table(warehouse: Warehouse, name: str, node: Node) -> pa.Table:
+    where = f"nodes.{name}"
+    wanted = [node.id, node.title, *(column for feature in node.features for column in feature.columns)]
+    columns = list(dict.fromkeys(column for column in wanted if column))
+    table = warehouse.source(node.table, columns=columns).to_arrow()
+    if not table.num_rows:
+        raise DataError(f"{node.table} has no rows", where=where)
+    ids = table[node.id]
+    if ids.null_count:
+        raise DataError(f"{ids.null_count} rows of {node.table} have no id", where=f"{where}.id ({node.id})")
+    counts = pc.value_counts(ids.combine_chunks())
+    doubled = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if len(doubled):
+        shown = ", ".join(str(value) for value in doubled[:3].to_pylist())
+        raise DataError(
+            f"{len(doubled)} ids of {node.table} occur more than once, such as {shown}",
+            where=f"{where}.id ({node.id})",
+            hint="Keep one row an id, for instance with a query in place of the table",
+        )
+    return table.take(pc.array_sort_indices(ids.combine_chunks()))
+
+
+def _encode_ids(
+    column: pa.ChunkedArray,
+    rows: pa.Table | None,
+    name: str,
+    column_name: str,
+    events: Events,
+    node: Node | None,
+) -> tuple[pa.Array, NDArray[np.int64]]:
+    """The ids of a node type, ascending, and each event's position in them; -1 for one to be dropped."""
+    where = f"events.{name} ({column_name})"
+    column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    if not (
+        pa.types.is_integer(column.type)
+        or pa.types.is_string(column.type)
+        or pa.types.is_large_string(column.type)
+    ):
+        raise DataError(f"ids must be whole numbers or text, this column is {column.type}", where=where)
+    if column.null_count:
+        raise DataError(f"{column.null_count} of {len(column)} events have no {name}", where=where)
+    if rows is None or node is None:
+        ids = pc.unique(column)
+        ids = ids.take(pc.array_sort_indices(ids))
+        return ids, pc.index_in(column, ids).to_numpy().astype(np.int64)
+    ids = rows[node.id].combine_chunks()
+    if pa.types.is_integer(ids.type) != pa.types.is_integer(column.type):
+        raise DataError(
+            f"{column_name} is {column.type}, but {node.table}.{node.id} is {ids.type}: ids must be of one type",
+            where=where,
+        )
+    found = pc.index_in(column.cast(ids.type), ids)
+    codes = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    if found.null_count and events.unknown == "error":
+        unknown = pc.unique(column.filter(pc.is_null(found)))
+        shown = ", ".join(str(value) for value in unknown[:3].to_pylist())
+        raise DataError(
+            f"{found.null_count} events name {len(unknown)} {name}s that {node.table} does not have, such as {shown}",
+            where=where,
+            hint="Add them to the table, or set events.unknown: drop",
+        )
+    return ids, codes
+
+
+def _nanoseconds(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
+    where = f"events.time ({name})"
+    if column.null_count:
+        raise DataError(f"{column.null_count} of {len(column)} events have no time", where=where)
+    kind = column.type
+    if pa.types.is_integer(kind):
+        seconds = column.cast(pa.int64()).to_numpy()
+        if len(seconds) and int(np.abs(seconds).max()) > _LARGEST_SECONDS:
+            raise DataError(
+                "whole numbers are read as seconds since 1970, and these lie beyond the year 3000: milliseconds?",
+                where=where,
+                hint="Make it a timestamp, for instance with a query in place of the table",
+            )
+        return seconds * 1_000_000_000  # type: ignore[no-any-return]
+    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        raise DataError(
+            f"times must be timestamps, dates or whole seconds since 1970, this column is {kind}", where=where
+        )
+    try:
+        zone = kind.tz if pa.types.is_timestamp(kind) else None
+        return column.cast(pa.timestamp("ns", zone)).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+    except pa.ArrowInvalid as error:
+        raise DataError(f"a time is out of range (1677 to 2262): {error}", where=where) from None
+
+
+def _ratings(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
+    where = f"events.rating ({name})"
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        raise DataError(f"ratings must be numbers, this column is {kind}", where=where)
+    values = column.cast(pa.float64()).cast(pa.float32()).to_numpy()
+    if missing := int(np.isnan(values).sum()):
+        raise DataError(f"{missing} of {len(values)} events have no rating", where=where)
+    return values  # type: ignore[no-any-return]
+
+
+# --- split ------------------------------------------------------------------------------------------------------
+
+
+def split(context: StepContext, catalog: Catalog, settings: Split, seed: int) -> dict[str, Any]:
+    """Put every event into training, validation or test, and make sure that nothing leaks.
+
+    Raises:
+        DataError: Times are needed and missing, or a part would be empty.
+        LeakageError: A held-out event is older than what it is held out from.
+    """
+    user, item = catalog.pairs()
+    time = catalog.column("time")
+    assignment = settings.assign(user, item, time, seed=seed)
+    check_no_leakage(assignment, user, item, time)
+    np.save(context.output / "label.npy", assignment.label)
+    counts = assignment.counts()
+    if not counts["validation"]:
+        context.note("no event is held out for validation: training runs for all its epochs")
+    return {**counts, "cut": assignment.cut}
+
+
+def load_labels(folder: Path) -> NDArray[np.int8]:
+    """The part of each event: TRAIN, VALIDATION or TEST."""
+    return np.load(folder / "label.npy", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+# --- graph ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What the graph step leaves.
+
+    Attributes:
+        fit: Graph of the events that are learned from.
+        full: Graph of the whole training history, validation included, over the same nodes.
+        order: By node type: entry `i` is the code of node `i`. Without a node table, only nodes with history.
+        validation: Held-out pairs [users, items] by node.
+        test: Test pairs by node, without those in the history.
+        unknown_items: Test items of each user [users] that have no node.
+        unknown_users: Test items of each user that has no node.
+    """
+
+    fit: Graph
+    full: Graph
+    order: Mapping[str, NDArray[np.int64]]
+    validation: scipy.sparse.csr_array
+    test: scipy.sparse.csr_array
+    unknown_items: NDArray[np.int64]
+    unknown_users: NDArray[np.int64]
+
+    @property
+    def seen(self) -> scipy.sparse.csr_array:
+        """What each user has in the training history, [users, items]."""
+        edges = self.full.edges[USER_ITEM]
+        matrix = edges.to_scipy(self.full.num_nodes[ITEM])
+        return scipy.sparse.csr_array(
+            (np.ones(edges.num_edges), matrix.indices, matrix.indptr), shape=matrix.shape
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Topology:
+        """Open what `build` wrote; memory-mapped."""
+        order = {name: np.load(folder / f"order-{name}.npy", allow_pickle=False) for name in (USER, ITEM)}
+        fit, full = Graph.load(folder / "fit"), Graph.load(folder / "full")
+        validation, test = (scipy.sparse.load_npz(folder / f"{part}.npz") for part in ("validation", "test"))
+        items, users = (
+            np.load(folder / f"unknown-{part}.npy", allow_pickle=False) for part in ("items", "users")
+        )
+        return cls(fit, full, order, validation, test, items, users)
+
+
+def build(
+    context: StepContext, catalog: Catalog, label: NDArray[np.int8], settings: GraphSettings
+) -> dict[str, Any]:
+    """Build the graph to fit on and that of the whole training history; test events reach neither.
+
+    Raises:
+        DataError: No edge is left.
+    """
+    user, item = catalog.pairs()
+    time, rating = catalog.column("time"), catalog.column("rating")
+    history = label != TEST
+    position: dict[str, NDArray[np.int64]] = {}
+    counts: dict[str, int] = {}
+    for name, codes in ((USER, user), (ITEM, item)):
+        order = canonical_order(
+            codes[history], None if time is None else time[history], len(catalog.ids[name])
+        )
+        if name not in catalog.nodes:
+            order = order[: len(np.unique(codes[history]))]
+        position[name] = np.full(len(catalog.ids[name]), -1)
+        position[name][order] = np.arange(len(order))
+        counts[name] = len(order)
+        np.save(context.output / f"order-{name}.npy", order)
+    users, items = position[USER][user], position[ITEM][item]
+    shape = (counts[USER], counts[ITEM])
+    for folder, mask in (("fit", label == TRAIN), ("full", history)):
+        graph = build_graph(
+            users[mask],
+            items[mask],
+            time=None if time is None else time[mask],
+            rating=None if rating is None else rating[mask],
+            num_users=shape[0],
+            num_items=shape[1],
+            settings=settings,
+        )
+        graph.save(context.output / folder)
+    for part, mask, before in (
+        ("validation", label == VALIDATION, label == TRAIN),
+        ("test", label == TEST, history),
+    ):
+        seen = _pairs(users[before], items[before], shape)
+        scipy.sparse.save_npz(context.output / f"{part}.npz", _held_out(users, items, mask, seen))
+    beyond = (label == TEST) & (users >= 0) & (items < 0)
+    distinct = np.unique(np.stack([users[beyond], item[beyond]]), axis=1)
+    np.save(
+        context.output / "unknown-items.npy", np.bincount(distinct[0], minlength=shape[0]).astype(np.int64)
+    )
+    nobody = (label == TEST) & (users < 0)
+    strangers = np.unique(np.stack([user[nobody], item[nobody]]), axis=1)
+    np.save(
+        context.output / "unknown-users.npy", np.unique(strangers[0], return_counts=True)[1].astype(np.int64)
+    )
+    return {
+        "edges": graph.edges[USER_ITEM].num_edges,
+        **{
+            f"{kind[0]}-{kind[2]} edges": edges.num_edges
+            for kind, edges in graph.edges.items()
+            if kind != USER_ITEM
+        },
+        "users": shape[0],
+        "items": shape[1],
+        "cold_users": int(shape[0] - len(np.unique(users[history]))),
+        "cold_items": int(shape[1] - len(np.unique(items[history]))),
+    }
+
+
+def _pairs(
+    user: NDArray[np.int64], item: NDArray[np.int64], shape: tuple[int, int]
+) -> scipy.sparse.csr_array:
+    """The distinct pairs, as ones."""
+    pairs = scipy.sparse.csr_array(
+        scipy.sparse.coo_array((np.ones(len(user), np.float32), (user, item)), shape=shape)
+    )
+    pairs.data[:] = 1
+    pairs.sort_indices()
+    return pairs
+
+
+def _held_out(
+    user: NDArray[np.int64],
+    item: NDArray[np.int64],
+    mask: NDArray[np.bool_],
+    seen: scipy.sparse.csr_array,
+) -> scipy.sparse.csr_array:
+    """The pairs of some events that have both nodes and were not there before."""
+    mask = mask & (user >= 0) & (item >= 0)
+    pairs = _pairs(user[mask], item[mask], seen.shape)
+    left = scipy.sparse.csr_array(pairs - pairs.multiply(seen))
+    left.eliminate_zeros()
+    left.sort_indices()
+    return left
+
+
+# --- features ---------------------------------------------------------------------------------------------------
+
+
+def encode(
+    context: StepContext, catalog: Catalog, topology: Topology, label: NDArray[np.int8], nodes: Nodes
+) -> dict[str, Any]:
+    """Fit the preprocessors on the nodes that have events to learn from, and encode all nodes.
+
+    Raises:
+        DataError: A value that the settings do not allow; a column of a type that a preprocessor does not read.
+    """
+    state: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    for name, codes in zip((USER, ITEM), catalog.pairs(), strict=True):
+        node: Node | None = getattr(nodes, name)
+        if node is None or not node.features:
+            continue
+        table = catalog.nodes[name]
+        known = np.unique(codes[label == TRAIN])
+        fitted = fit_features(node.features, table.take(known), where=f"nodes.{name}")
+        matrix = fitted.encode(table.take(topology.order[name]))
+        np.save(context.output / f"features-{name}.npy", matrix)
+        state[name] = fitted.to_json()
+        summary[f"{name} features"] = fitted.width
+    write_json(context.output / "preprocessors.json", state)
+    return summary
+
+
+def load_features(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """float32 [nodes, width] of the node types that have features; memory-mapped."""
+    files = {name: folder / f"features-{name}.npy" for name in (USER, ITEM)}
+    return {
+        name: np.load(file, mmap_mode="r", allow_pickle=False)
+        for name, file in files.items()
+        if file.exists()
+    }
+
+
+def load_preprocessors(folder: Path) -> dict[str, FittedFeatures]:
+    """The fitted preprocessors by node type."""
+    return {
+        name: FittedFeatures.from_json(state)
+        for name, state in read_json(folder / "preprocessors.json").items()
+    }
+
+
+# --- train ------------------------------------------------------------------------------------------------------
+
+
+def train(
+    context: StepContext,
+    trainer: PyGTrainer,
+    catalog: Catalog,
+    topology: Topology,
+    features: Path,
+    events: Events,
+    nodes: Nodes,
+    seed: int,
+    on_epoch: Any,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Train and seal the predictor. Goes on at the epoch where an earlier start ended.
+
+    Raises:
+        ResourceError: More workers than there are CPUs or GPUs.
+        TrainingError: The loss is not finite, or a worker failed.
+    """
+    matrices = load_features(features)
+    result = trainer.fit(
+        topology.fit.with_features(matrices),
+        topology.validation,
+        full=topology.full.with_features(matrices),
+        seed=seed,
+        folder=context.scratch,
+        on_epoch=on_epoch,
+    )
+    ids = {name: catalog.ids[name].take(pa.array(topology.order[name])) for name in (USER, ITEM)}
+    titles = None
+    if nodes.item is not None and nodes.item.title:
+        titles = (
+            catalog.nodes[ITEM][nodes.item.title]
+            .take(pa.array(topology.order[ITEM]))
+            .combine_chunks()
+            .cast(pa.string())
+        )
+    recommender = Recommender(
+        users=ids[USER],
+        items=ids[ITEM],
+        titles=titles,
+        user_vectors=result.user_vectors,
+        item_vectors=result.item_vectors,
+        item_bias=result.item_bias,
+        seen=topology.seen,
+        columns=(events.user, events.item),
+    )
+    recommender.save(
+        context.output / "predictor",
+        preprocessors=read_json(features / "preprocessors.json"),
+        weights=result.weights,
+        about={"validation": dict(result.metrics), **about},
+    )
+    write_json(context.output / "history.json", result.history)
+    return {
+        "epochs": result.epochs,
+        **{f"validation {name}": value for name, value in result.metrics.items()},
+    }
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------
+
+
+def measure(
+    context: StepContext, recommender: Recommender, topology: Topology, settings: Evaluate
+) -> dict[str, Any]:
+    """Rank the test items with the model and with each baseline.
+
+    Raises:
+        DataError: No user has a test item.
+        ConfigError: A k is larger than the catalogue.
+    """
+    scorers: dict[str, Any] = {"model": recommender}
+    for baseline in settings.baselines:
+        scorers[type(baseline).__name__.lower()] = baseline
+    users = int(((np.diff(topology.test.indptr) > 0) | (topology.unknown_items > 0)).sum())
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        context.progress(done, users * len(scorers), "users ranked")
+
+    table = evaluate_all(
+        scorers,
+        topology.test,
+        topology.seen,
+        settings.k,
+        unknown=topology.unknown_items,
+        strangers=topology.unknown_users,
+        progress=progress,
+    )
+    write_json(context.output / "metrics.json", table)
+    for name, row in table.items():
+        if "skipped" in row:
+            context.note(f"baseline {name} was left out: {row['skipped']}")
+    return {name: value for name, value in table["model"].items() if "/" not in name}
+
+
+# --- predict and write ------------------------------------------------------------------------------------------
+
+
+def predict(
+    context: StepContext, recommender: Recommender, warehouse: Warehouse, settings: Predict
+) -> dict[str, Any]:
+    """Rank items for every user, or for those of a table, into a Parquet file; in bounded memory.
+
+    Raises:
+        DataError: The table names a user that the model does not know.
+    """
+    users = np.arange(recommender.num_users)
+    if settings.users:
+        table = warehouse.source(settings.users, columns=[recommender.user_column]).to_arrow()
+        users = np.unique(recommender.user_index(table[recommender.user_column].combine_chunks()))
+    done = rows = 0
+    file = context.output / "recommendations.parquet"
+    with pq.ParquetWriter(file, recommender.output_schema) as writer:
+        for batch, ranked in recommender.recommend_batches(users, settings.k):
+            writer.write_batch(ranked)
+            done, rows = done + len(batch), rows + ranked.num_rows
+            context.progress(done, len(users), "users")
+    return {"users": len(users), "rows": rows}
+
+
+def write(
+    context: StepContext, folder: Path, recommender: Recommender, settings: Predict, commit: str
+) -> dict[str, Any]:
+    """Write the recommendations, and embeddings when asked for, into the output warehouse; each all or nothing.
+
+    Args:
+        context: The step's.
+        folder: Where `predict` wrote.
+        recommender: For the embeddings.
+        settings: What and where.
+        commit: Names this result: what was committed under it is not written again.
+    """
+    output = settings.output
+    warehouse = open_warehouse(output.warehouse)
+    tables: dict[str, Source] = {output.table: as_source(str(folder / "recommendations.parquet"))}
+    for name, ids, column, vectors in (
+        (output.embeddings.user, recommender.user_ids, recommender.user_column, recommender.user_vectors),
+        (output.embeddings.item, recommender.item_ids, recommender.item_column, recommender.item_vectors),
+    ):
+        if name:
+            flat = pa.array(vectors.ravel())
+            lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).cast(pa.list_(pa.float32()))
+            tables[name] = as_source(pa.table({column: ids, "embedding": lists}))
+    written = {}
+    for table, source in tables.items():
+        written[table] = warehouse.write(table, source, mode=output.mode, commit=f"{commit}:{table}")
+    write_json(context.output / "written.json", written)
+    return {"tables": list(tables), "rows": sum(written.values()), "already": not any(written.values())}
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------
+
+
+def check_k(settings: Mapping[str, int], num_items: int) -> None:
+    """Refuse a k beyond the catalogue before any work is done for it.
+
+    Raises:
+        ConfigError: Naming the setting.
+    """
+    for where, k in settings.items():
+        if k > num_items:
+            raise ConfigError(f"k = {k} is larger than the catalogue of {num_items} items", where=where)
+
+
+def load_metrics(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `measure` wrote: metrics by model, the trained one first."""
+    return json.loads((folder / "metrics.json").read_bytes())  # type: ignore[no-any-return]
+
+
+def load_recommender(folder: Path) -> Recommender:
+    """The predictor that `train` sealed."""
+    predictor = Predictor.load(folder / "predictor")
+    assert isinstance(predictor, Recommender)
+    return predictor
+
+
+def _save(file: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def _load(file: Path) -> pa.Table:
+    with pa.memory_map(str(file)) as stream:
+        return pa.ipc.open_file(stream).read_all()

@@ -1,0 +1,188 @@
+"""What one epoch of GNN training works on: which edges are predicted, and the graph that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sp_ray_ml.errors import DataError
+from sp_ray_ml.graph.construct import USER_ITEM
+from sp_ray_ml.graph.graph import Edges, Graph
+from sp_ray_ml.train._losses import Batch
+
+if TYPE_CHECKING:
+    from sp_ray_ml.train.context import TrainContext
+    from sp_ray_ml.train.pyg import PyGTrainer, Supervision
+
+__all__ = ["TrainingEdges", "to_data"]
+
+USER, ITEM = "user", "item"
+
+
+def to_data(graph: Graph, known: dict[str, NDArray[np.bool_]], device: torch.device) -> Any:
+    """The graph as a PyG `HeteroData` on the device, with `known` on each node type."""
+    data = graph.to_pyg()
+    for name, mask in known.items():
+        data[name].known = torch.from_numpy(mask)
+    return data.to(device)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    data: Any
+    users: NDArray[np.int64]
+    target_indptr: NDArray[np.int64]
+    target_items: NDArray[np.int64]
+    history_indptr: NDArray[np.int64]
+    history_items: NDArray[np.int64]
+
+
+class TrainingEdges:
+    """The user→item edges of a graph, each user's in order of time, and what is drawn from them each epoch."""
+
+    def __init__(self, graph: Graph, settings: PyGTrainer, seed: int, device: torch.device) -> None:
+        self.graph, self.settings, self.seed, self.device = graph, settings, seed, device
+        edges = graph.edges[USER_ITEM]
+        user = edges.sources()
+        if settings.supervision.kind == "future" and edges.time is None:
+            raise DataError(
+                "supervision: future needs the time of each event",
+                where="events.time",
+                hint="Name the column, or set train.supervision.kind: random",
+            )
+        order = (
+            np.lexsort((edges.indices, edges.time, user)) if edges.time is not None else np.arange(len(user))
+        )
+        self.order, self.user, self.item = order, user[order], edges.indices[order].astype(np.int64)
+        self.count = np.diff(edges.indptr)
+        self.position = np.arange(len(user)) - np.repeat(edges.indptr[:-1], self.count)
+        items = np.bincount(self.item, minlength=graph.num_nodes[ITEM])
+        self.known = {USER: self.count > 0, ITEM: items > 0}
+        self.known_items = torch.from_numpy(np.nonzero(self.known[ITEM])[0]).to(device)
+        self.frequency = torch.from_numpy((items / max(1, items.sum())).astype(np.float32)).to(device)
+        self._whole: Any = None
+
+    def whole(self) -> Any:
+        """The whole graph as `HeteroData`."""
+        if self._whole is None:
+            self._whole = to_data(self.graph, self.known, self.device)
+        return self._whole
+
+    def epoch(self, number: int, phase: int) -> _Epoch:
+        """Draw which edges are predicted; the same for the same seed, phase and number."""
+        random = np.random.default_rng([self.seed, phase, number])
+        hidden, target = _draw(self.settings.supervision, random, self.user, self.position, self.count)
+        known = {name: mask.copy() for name, mask in self.known.items()}
+        for name in self.graph.features:
+            # A node treated as new keeps its features only: its edges are all to be predicted.
+            new = random.random(len(known[name])) < self.settings.cold_start
+            known[name] &= ~new
+            ends = self.user if name == USER else self.item
+            hidden |= new[ends]
+            target |= new[ends]
+        everything = not hidden.any()
+        data = self.whole() if everything else to_data(self._without(hidden), known, self.device)
+        users = np.unique(self.user[target])
+        return _Epoch(
+            data,
+            random.permutation(users),
+            *_rows(self.user[target], self.item[target], len(self.count)),
+            *_rows(self.user[~hidden & ~target], self.item[~hidden & ~target], len(self.count)),
+        )
+
+    def _without(self, hidden: NDArray[np.bool_]) -> Graph:
+        edges = self.graph.edges[USER_ITEM]
+        keep = np.zeros(len(hidden), dtype=bool)
+        keep[self.order[~hidden]] = True
+        rows = np.bincount(self.user[~hidden], minlength=len(self.count))
+        indptr = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        left = Edges(indptr, np.asarray(edges.indices)[keep], np.asarray(edges.weight)[keep])
+        return Graph(self.graph.num_nodes, {**self.graph.edges, USER_ITEM: left}, self.graph.features)
+
+    def batches(self, epoch: _Epoch, number: int, phase: int, context: TrainContext) -> Iterator[Batch]:
+        """This worker's part of each batch of users. All workers share the negatives' generator."""
+        size = self.settings.batch_size
+        for start in range(0, len(epoch.users), size):
+            users = epoch.users[start : start + size]
+            total = _total_weight(users, epoch.target_indptr, self.settings.weighting)
+            own = users[context.shard(len(users))]
+            generator = torch.Generator().manual_seed(hash_seed(self.seed, phase, number, start))
+            yield self._batch(epoch, own, total / context.world_size, generator)
+
+    def _batch(
+        self, epoch: _Epoch, users: NDArray[np.int64], total: float, generator: torch.Generator
+    ) -> Batch:
+        target_row, target_item = _gather(users, epoch.target_indptr, epoch.target_items)
+        history_row, history_item = _gather(users, epoch.history_indptr, epoch.history_items)
+        weight = np.full(len(target_row), 1 / total)
+        if self.settings.weighting == "user":
+            weight /= np.diff(epoch.target_indptr)[users][target_row]
+
+        def tensor(array: NDArray[Any]) -> torch.Tensor:
+            result = torch.from_numpy(array)
+            return (
+                result.pin_memory().to(self.device, non_blocking=True)
+                if self.device.type == "cuda"
+                else result
+            )
+
+        return Batch(
+            users=tensor(users),
+            target_row=tensor(target_row),
+            target_item=tensor(target_item),
+            target_weight=tensor(weight.astype(np.float32)),
+            history_row=tensor(history_row),
+            history_item=tensor(history_item),
+            known_items=self.known_items,
+            frequency=self.frequency,
+            generator=generator,
+        )
+
+
+def hash_seed(*parts: int) -> int:
+    """One seed out of several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _draw(
+    settings: Supervision,
+    random: np.random.Generator,
+    user: NDArray[np.int64],
+    position: NDArray[np.int64],
+    count: NDArray[np.int64],
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which edges are taken out of the graph, and which are predicted."""
+    if settings.kind == "all":
+        return np.zeros(len(user), dtype=bool), np.ones(len(user), dtype=bool)
+    hidden = random.random(len(user)) < settings.hide
+    if settings.kind == "future":
+        share = settings.min_history + (1 - settings.min_history) * random.random(len(count))
+        cut = np.maximum(1, np.ceil(count * share)).astype(np.int64)
+        hidden |= position >= cut[user]
+    return hidden, hidden.copy()
+
+
+def _rows(
+    user: NDArray[np.int64], item: NDArray[np.int64], num_users: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """CSR of pairs that are ordered by user."""
+    return np.concatenate([[0], np.cumsum(np.bincount(user, minlength=num_users))]), item
+
+
+def _gather(
+    users: NDArray[np.int64], indptr: NDArray[np.int64], items: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The entries of some rows of a CSR: the row within `users`, and the column."""
+    start, count = indptr[users], indptr[users + 1] - indptr[users]
+    row = np.repeat(np.arange(len(users)), count)
+    offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    return row, items[start[row] + offset]
+
+
+def _total_weight(users: NDArray[np.int64], indptr: NDArray[np.int64], weighting: str) -> float:
+    return float(len(users) if weighting == "user" else (indptr[users + 1] - indptr[users]).sum())

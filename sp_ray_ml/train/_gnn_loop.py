@@ -1,0 +1,322 @@
+"""The training loop of `PyGTrainer`: choose the epoch on the validation slice, then refit on all of the history."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from sp_ray_ml.config import Custom
+from sp_ray_ml.errors import ConfigError, TrainingError
+from sp_ray_ml.graph.graph import Graph
+from sp_ray_ml.metrics.ranking import RankingMetrics
+from sp_ray_ml.metrics.topk import top_k
+from sp_ray_ml.storage import write_json
+from sp_ray_ml.train._gnn_data import TrainingEdges, hash_seed
+from sp_ray_ml.train._losses import Scores, loss_of
+from sp_ray_ml.train.context import TrainContext, read_state, run_loop
+from sp_ray_ml.train.pyg import PyGTrainer, RecommenderTraining
+
+if TYPE_CHECKING:
+    import scipy.sparse
+    from numpy.typing import NDArray
+
+__all__ = ["fit"]
+
+SELECT, REFIT = 0, 1
+
+
+@dataclass(frozen=True)
+class _Job:
+    trainer: PyGTrainer
+    graphs: tuple[Graph | str, Graph | str]
+    validation: scipy.sparse.csr_array | None
+    seed: int
+
+    def graph(self, phase: int) -> Graph:
+        graph = self.graphs[phase]
+        return graph if isinstance(graph, Graph) else Graph.load(graph)
+
+    @property
+    def phases(self) -> list[int]:
+        """Without a validation slice there is nothing to choose: the one training is that on all of the history."""
+        if self.validation is None:
+            return [REFIT]
+        return [SELECT, REFIT] if self.trainer.refit else [SELECT]
+
+
+class _Ranker(torch.nn.Module):
+    """A network and the items' bias: forward gives the vectors that scores are made of."""
+
+    def __init__(self, trainer: PyGTrainer, data: Any) -> None:
+        super().__init__()
+        self.trainer = trainer
+        self.network = _build(trainer, data)
+        count = data["item"].num_nodes
+        if trainer.item_bias:
+            self.bias = torch.nn.Parameter(torch.zeros(count))
+            self.new_bias = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, data: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        vectors: Any = self.network(data)
+        _check_vectors(self.trainer, vectors, data)
+        user, item = vectors["user"], vectors["item"]
+        if self.trainer.similarity == "cosine":
+            user, item = F.normalize(user, dim=-1), F.normalize(item, dim=-1)
+        if not self.trainer.item_bias:
+            return user, item, torch.zeros(len(item), device=item.device)
+        return user, item, torch.where(data["item"].known, self.bias, self.new_bias)
+
+
+def _build(trainer: PyGTrainer, data: Any) -> torch.nn.Module:
+    settings = trainer.model
+    where = "train.model"
+    if not isinstance(settings, Custom):
+        return settings.build(data)
+    factory = settings.load()
+    try:
+        network = factory(data, **settings.arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{settings.path} cannot be called with the graph and its settings: {error}", where=where
+        ) from error
+    if not isinstance(network, torch.nn.Module):
+        kind = type(network).__name__
+        raise ConfigError(
+            f"{settings.path} is not a model: it gives a {kind}, not a torch.nn.Module", where=where
+        )
+    return network
+
+
+def _check_vectors(trainer: PyGTrainer, vectors: Any, data: Any) -> None:
+    for name in ("user", "item"):
+        found = vectors.get(name) if isinstance(vectors, Mapping) else None
+        if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != data[name].num_nodes:
+            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(vectors).__name__
+            model = trainer.model.path if isinstance(trainer.model, Custom) else type(trainer.model).__name__
+            raise ConfigError(
+                f"{model} must return {{'user': …, 'item': …}} with a vector each of {data[name].num_nodes} {name} "
+                f"nodes, got {shape}",
+                where="train.model",
+            )
+
+
+def _loop(context: TrainContext, job: _Job) -> None:
+    checkpoint = context.resume()
+    state: dict[str, Any] = (
+        read_state(checkpoint) if checkpoint else {"phase": job.phases[0], "epoch": 0, "history": []}
+    )
+    for phase in job.phases:
+        if phase < state["phase"]:
+            continue
+        if phase > state["phase"]:
+            state, checkpoint = {**state, "phase": phase, "epoch": 0}, None
+        state = _Phase(context, job, phase, state, checkpoint).run()
+
+
+class _Phase:
+    """Training from the first epoch to the last on one graph; `state` is all that is kept beside the tensors."""
+
+    def __init__(
+        self, context: TrainContext, job: _Job, phase: int, state: dict[str, Any], checkpoint: Path | None
+    ) -> None:
+        self.context, self.job, self.phase, self.state = context, job, phase, state
+        self.trainer = job.trainer
+        self.edges = TrainingEdges(job.graph(phase), self.trainer, job.seed, context.device)
+        torch.manual_seed(hash_seed(job.seed, phase))
+        self.ranker = _Ranker(self.trainer, self.edges.whole())
+        if checkpoint:
+            self.ranker.load_state_dict(_load_weights(checkpoint))
+        self.model = context.prepare(self.ranker)
+        self.optimizer = torch.optim.AdamW(
+            self.ranker.parameters(), lr=self.trainer.learning_rate, weight_decay=self.trainer.weight_decay
+        )
+        if checkpoint:
+            saved = torch.load(checkpoint / "optimizer.pt", map_location=context.device, weights_only=True)
+            self.optimizer.load_state_dict(saved)
+
+    @property
+    def epochs(self) -> int:
+        """How many: in the refit as many as were best."""
+        return (
+            int(self.state["best_epoch"])
+            if self.phase == REFIT and "best_epoch" in self.state
+            else self.trainer.epochs
+        )
+
+    def run(self) -> dict[str, Any]:
+        while self.state["epoch"] < self.epochs and not self._stopped():
+            began = time.perf_counter()
+            number = self.state["epoch"] + 1
+            torch.manual_seed(hash_seed(self.job.seed, self.phase, number))
+            loss = self._train(number)
+            metrics: dict[str, Any] = {"loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+            metrics |= self._validate()
+            metrics |= {"epoch": number, "phase": self.phase, "seconds": time.perf_counter() - began}
+            self._remember(number, metrics)
+            # In the refit there is nothing to compare by: the last is the best.
+            score = (
+                self.state["score"]
+                if self.phase == SELECT
+                else math.inf
+                if number == self.epochs
+                else 1e9 + number
+            )
+            self.context.report({**metrics, "epochs": self.epochs}, self._write, score=score)
+        return self.state
+
+    def _train(self, number: int) -> float:
+        self.model.train()
+        epoch = self.edges.epoch(number, self.phase)
+        steps = math.ceil(len(epoch.users) / self.trainer.batch_size)
+        total = torch.zeros((), device=self.context.device)
+        for step, batch in enumerate(self.edges.batches(epoch, number, self.phase, self.context)):
+            progress = (number - 1 + step / steps) / self.trainer.epochs
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.trainer.learning_rate * self.trainer.schedule.factor(progress)
+            loss = loss_of(self.trainer.loss, Scores(*self.model(epoch.data)), batch)  # type: ignore[arg-type]
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            total += loss.detach()
+        mean = float(total) / max(1, steps)
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the loss is {mean} in epoch {number}",
+                where="train",
+                hint=f"Lower train.learning_rate (it is {self.trainer.learning_rate:g})",
+            )
+        return mean
+
+    def _validate(self) -> dict[str, float]:
+        if self.phase == REFIT or self.job.validation is None:
+            return {}
+        vectors = final_vectors(self.ranker, self.edges)
+        seen = _binary(self.edges.graph)
+        k = sorted({20, int(self._watched.rsplit("@", 1)[1])})
+        return validation_metrics(vectors, seen, self.job.validation, k)
+
+    @property
+    def _watched(self) -> str:
+        stopping = self.trainer.early_stopping
+        return stopping.metric if stopping else "ndcg@20"
+
+    def _remember(self, number: int, metrics: dict[str, Any]) -> None:
+        history = [*self.state["history"], metrics]
+        self.state = {**self.state, "epoch": number, "history": history}
+        if self.phase == SELECT:
+            if self._watched not in metrics:
+                known = ", ".join(name for name in metrics if "@" in name)
+                raise ConfigError(
+                    f"unknown metric {self._watched!r} (known: {known})", where="train.early_stopping.metric"
+                )
+            score = metrics[self._watched]
+            if score > self.state.get("best_score", -math.inf):
+                self.state |= {"best_score": score, "best_epoch": number}
+            self.state["score"] = score
+
+    def _stopped(self) -> bool:
+        stopping = self.trainer.early_stopping
+        if self.phase == REFIT or stopping is None or "best_epoch" not in self.state:
+            return False
+        return bool(self.state["epoch"] - self.state["best_epoch"] >= stopping.patience)
+
+    def _write(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(
+            {k: v.contiguous() for k, v in self.ranker.state_dict().items()}, folder / "model.safetensors"
+        )
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        write_json(folder / "state.json", self.state)
+
+
+def _load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(checkpoint / "model.safetensors")
+
+
+def _binary(graph: Graph) -> scipy.sparse.csr_array:
+    from sp_ray_ml.graph.construct import USER_ITEM
+
+    return graph.edges[USER_ITEM].to_scipy(graph.num_nodes["item"])
+
+
+@torch.no_grad()
+def final_vectors(ranker: _Ranker, edges: TrainingEdges) -> tuple[NDArray[np.float32], ...]:
+    """Users' and items' vectors and the items' bias, propagated over the whole graph, on the CPU."""
+    ranker.eval()
+    vectors = ranker(edges.whole())
+    ranker.train()
+    return tuple(part.float().cpu().numpy() for part in vectors)
+
+
+def validation_metrics(
+    vectors: tuple[NDArray[np.float32], ...],
+    seen: scipy.sparse.csr_array,
+    truth: scipy.sparse.csr_array,
+    k: list[int],
+) -> dict[str, float]:
+    """Ranking metrics over the users that have held-out items."""
+    user, item, bias = vectors
+    metrics = RankingMetrics(k, len(item))
+    users = np.nonzero(np.diff(truth.indptr))[0]
+    size = max(1, 2**24 // len(item))
+    for start in range(0, len(users), size):
+        some = users[start : start + size]
+        scores = user[some] @ item.T + bias
+        metrics.update(top_k(scores, min(max(k), len(item)), seen[some])[0], truth[some])
+    result: dict[str, float] = metrics.finish()
+    return {name: value for name, value in result.items() if "/" not in name and "@" in name}
+
+
+def fit(
+    trainer: PyGTrainer,
+    train: Graph,
+    validation: scipy.sparse.csr_array | None,
+    full: Graph,
+    *,
+    seed: int,
+    folder: Path,
+    on_epoch: Callable[[Mapping[str, float]], None],
+) -> RecommenderTraining:
+    """See `PyGTrainer.fit`."""
+    if validation is not None and not validation.nnz:
+        validation = None
+    graphs: tuple[Graph | str, Graph | str] = (train, full)
+    if trainer.scaling.workers:
+        paths = (folder / "graph-select", folder / "graph-refit")
+        for graph, path in zip((train, full), paths, strict=True):
+            graph.save(path)
+        graphs = (os.fspath(paths[0].resolve()), os.fspath(paths[1].resolve()))
+    job = _Job(trainer, graphs, validation, seed)
+    with torch.random.fork_rng():
+        kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch)
+        state, chosen = read_state(kept.last), kept.best
+        edges = TrainingEdges(full, trainer, seed, torch.device("cpu"))
+        ranker = _Ranker(trainer, edges.whole())
+    weights = _load_weights(chosen)
+    ranker.load_state_dict(weights)
+    user, item, bias = final_vectors(ranker, edges)
+    history = state["history"]
+    best = next(
+        (h for h in history if h["phase"] == SELECT and h["epoch"] == state.get("best_epoch")), history[-1]
+    )
+    return RecommenderTraining(
+        metrics={name: value for name, value in best.items() if "@" in name},
+        history=history,
+        epochs=int(read_state(chosen)["epoch"]),
+        user_vectors=user,
+        item_vectors=item,
+        item_bias=bias,
+        weights={name: tensor.numpy() for name, tensor in weights.items()},
+    )

@@ -1,0 +1,393 @@
+"""`TrainContext`: what a training loop may ask of where it runs, with two backends: this process, and Ray Train.
+
+A loop is `loop(context, job)`. It calls `context.report` once an epoch on every worker, with a function that writes
+a checkpoint; it begins with `context.resume()`. Both backends keep the last and the best checkpoint and go on from
+the last one when they are started again in the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sp_ray_ml.errors import CheckpointError, ResourceError, SpRayError, TrainingError
+from sp_ray_ml.storage import new_folder, read_json, remove, storage_errors, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from sp_ray_ml.train.settings import Scaling
+
+__all__ = ["Checkpoints", "LoopResult", "TrainContext", "TrainLoop", "check_resources", "run_loop"]
+
+Metrics = Mapping[str, float]
+WriteCheckpoint = Callable[[Path], None]
+
+
+class TrainContext(ABC):
+    """Where a training loop runs.
+
+    Attributes:
+        rank: This worker's number, from 0.
+        world_size: How many workers there are.
+        device: Where its tensors belong.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @abstractmethod
+    def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Move a model to the device, and wrap it so that gradients are averaged over the workers."""
+
+    @abstractmethod
+    def report(self, metrics: Metrics, write: WriteCheckpoint, *, score: float) -> None:
+        """End an epoch: called by every worker; the checkpoint of rank 0 is kept if it is the last or the best.
+
+        Args:
+            metrics: Numbers about the epoch, shown and tracked.
+            write: Writes the checkpoint into the folder it is given.
+            score: What makes a checkpoint the best; larger is better.
+        """
+
+    @abstractmethod
+    def resume(self) -> Path | None:
+        """The last checkpoint, where an earlier start left one."""
+
+    def shard(self, count: int) -> slice:
+        """This worker's equal part of `count` rows; what does not divide is left to the last worker."""
+        size = count // self.world_size
+        return slice(self.rank * size, count if self.rank == self.world_size - 1 else (self.rank + 1) * size)
+
+
+TrainLoop = Callable[[TrainContext, Any], None]
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """The two checkpoints that training keeps."""
+
+    last: Path
+    best: Path
+
+
+class Checkpoints:
+    """The checkpoints of one training: the last and the best, each a folder that is whole or absent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._index = folder / "checkpoints.json"
+        self._state: dict[str, Any] = read_json(self._index) if self._index.exists() else {}
+
+    def _path(self, which: str) -> Path | None:
+        name = self._state.get(which)
+        return self.folder / name if name else None
+
+    @property
+    def last(self) -> Path | None:
+        """The newest one."""
+        return self._path("last")
+
+    @property
+    def best(self) -> Path | None:
+        """The one of the largest score."""
+        return self._path("best")
+
+    def add(self, write: WriteCheckpoint, score: float) -> None:
+        """Write the next one; those that are then neither last nor best go."""
+        number = int(self._state.get("count", 0)) + 1
+        name = f"checkpoint-{number:06d}"
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with new_folder(self.folder / name) as scratch:
+            write(scratch)
+        best = score > self._state.get("score", float("-inf"))
+        state = {
+            "count": number,
+            "last": name,
+            "best": name if best else self._state.get("best", name),
+            "score": score if best else self._state.get("score", score),
+        }
+        write_json(self._index, state)
+        self._state = state
+        for old in self.folder.glob("checkpoint-*"):
+            if old.name not in {state["last"], state["best"]}:
+                remove(old)
+
+    def result(self) -> LoopResult:
+        """Both.
+
+        Raises:
+            TrainingError: Training ended without a checkpoint.
+        """
+        if self.last is None or self.best is None:
+            raise TrainingError("training ended without a single epoch", where="train.epochs")
+        return LoopResult(self.last, self.best)
+
+
+class _LocalContext(TrainContext):
+    """This process: one worker, on the GPU when there is one."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, folder: Path, on_report: Callable[[Metrics], None]) -> None:
+        import torch
+
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._checkpoints = Checkpoints(folder)
+        self._on_report = on_report
+
+    def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model.to(self.device)
+
+    def report(self, metrics: Metrics, write: WriteCheckpoint, *, score: float) -> None:
+        self._checkpoints.add(write, score)
+        self._on_report(metrics)
+
+    def resume(self) -> Path | None:
+        return self._checkpoints.last
+
+
+class _RayContext(TrainContext):
+    """A worker of Ray Train."""
+
+    def __init__(self, progress: Path) -> None:
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self._progress = progress
+
+    def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
+        import ray.train.torch
+
+        return ray.train.torch.prepare_model(model)  # type: ignore[no-any-return]
+
+    def report(self, metrics: Metrics, write: WriteCheckpoint, *, score: float) -> None:
+        import tempfile
+
+        import ray.train
+
+        values = {**metrics, "_score": score}
+        if self.rank != 0:
+            ray.train.report(values)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        with self._progress.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(metrics)) + "\n")
+
+    def resume(self) -> Path | None:
+        import tempfile
+
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        return (
+            None
+            if checkpoint is None
+            else Path(checkpoint.to_directory(tempfile.mkdtemp(prefix="sp_ray_ml-")))
+        )
+
+
+def check_resources(scaling: Scaling) -> None:
+    """Refuse what this machine or the cluster at `RAY_ADDRESS` cannot give, before anything starts.
+
+    Ray Train would wait for ever for a worker that has no CPU.
+
+    Raises:
+        ResourceError: With the arithmetic.
+    """
+    if scaling.workers == 0:
+        if scaling.gpus_per_worker:
+            raise ResourceError(
+                "gpus_per_worker needs workers; in this process a GPU is used when there is one",
+                where="train.scaling",
+                hint="Set workers: 1",
+            )
+        return
+    import ray
+
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        if not ray.is_initialized():
+            _start_ray()
+        have = ray.cluster_resources()
+        place = "the Ray cluster"
+    else:
+        have = {"CPU": len(os.sched_getaffinity(0)), "GPU": _visible_gpus(scaling)}
+        place = "this machine"
+    for resource, each in (("CPU", scaling.cpus_per_worker), ("GPU", scaling.gpus_per_worker)):
+        wanted, there = scaling.workers * each, have.get(resource, 0)
+        if wanted > there:
+            raise ResourceError(
+                f"{scaling.workers} workers × {each:g} {resource} = {wanted:g}, but {place} has {there:g}",
+                where="train.scaling",
+                hint="Lower workers, or workers: 0 to train in this process",
+            )
+
+
+def _visible_gpus(scaling: Scaling) -> int:
+    if not scaling.gpus_per_worker:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def run_loop(
+    loop: TrainLoop,
+    job: Any,
+    scaling: Scaling,
+    folder: Path,
+    on_report: Callable[[Metrics], None],
+) -> LoopResult:
+    """Run a training loop in the backend that `scaling` names, going on from what an earlier start left.
+
+    Args:
+        loop: A function at the top level of a module.
+        job: What it works on; travels to the workers by pickle within this user's own processes.
+        scaling: How many workers of which size; 0 is this process.
+        folder: Outlives a crash; the same folder goes on.
+        on_report: Called here with the metrics of each epoch.
+
+    Raises:
+        ResourceError: More is asked for than there is.
+        TrainingError: A worker failed.
+    """
+    check_resources(scaling)
+    if scaling.workers == 0:
+        loop(_LocalContext(folder, on_report), job)
+        return Checkpoints(folder).result()
+    return _run_on_ray(loop, job, scaling, folder, on_report)
+
+
+def _start_ray() -> None:
+    import logging
+
+    import ray
+
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS"),
+        include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
+        log_to_driver=False,
+        configure_logging=True,
+        logging_level=logging.ERROR,
+    )
+
+
+def _worker(config: dict[str, Any]) -> None:
+    config["loop"](_RayContext(Path(config["progress"])), config["job"])
+
+
+def _run_on_ray(
+    loop: TrainLoop, job: Any, scaling: Scaling, folder: Path, on_report: Callable[[Metrics], None]
+) -> LoopResult:
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        _start_ray()
+    progress = folder / "progress.jsonl"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        progress.unlink(missing_ok=True)
+    trainer = ray.train.torch.TorchTrainer(
+        _worker,
+        train_loop_config={"loop": loop, "job": job, "progress": str(progress)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.workers,
+            use_gpu=scaling.gpus_per_worker > 0,
+            resources_per_worker={"CPU": scaling.cpus_per_worker}
+            | ({"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            # The same name in the same place goes on by itself.
+            name="ray",
+            storage_path=str(folder.resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute="_score", checkpoint_score_order="max"
+            ),
+        ),
+    )
+    try:
+        with _Follow(progress, on_report):
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+    finally:
+        if started_here:
+            ray.shutdown()
+    if result.checkpoint is None:
+        raise TrainingError("training ended without a single epoch", where="train.epochs")
+    best = max(result.best_checkpoints, key=lambda pair: pair[1]["_score"])[0]
+    return LoopResult(Path(result.checkpoint.path), Path(best.path))
+
+
+def _cause(error: BaseException) -> SpRayError:
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        inner = getattr(failure, "cause", failure)
+        if isinstance(inner, SpRayError):
+            return inner
+        return TrainingError(f"a worker failed: {type(inner).__name__}: {str(inner).splitlines()[-1:] or ''}")
+    text = [line for line in str(error).splitlines() if line.strip()]
+    return TrainingError(f"a worker failed: {text[-1] if text else type(error).__name__}")
+
+
+class _Follow:
+    """Hands on what rank 0 appends to a file, while the driver waits in `fit`."""
+
+    def __init__(self, file: Path, on_report: Callable[[Metrics], None]) -> None:
+        import threading
+
+        self._file, self._on_report, self._read = file, on_report, 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sp_ray_ml-follow", daemon=True)
+
+    def __enter__(self) -> _Follow:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._drain()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.3):
+            self._drain()
+
+    def _drain(self) -> None:
+        if not self._file.exists():
+            return
+        with self._file.open("rb") as stream:
+            stream.seek(self._read)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                self._on_report(json.loads(line))
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The loop's own `state.json` in a checkpoint.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    file = checkpoint / "state.json"
+    if not file.exists():
+        raise CheckpointError("is no training checkpoint: it has no state.json", where=str(checkpoint))
+    return dict(read_json(file))

@@ -1,0 +1,449 @@
+"""The sealed predictor: one folder with all that prediction needs, opened the same way everywhere.
+
+    manifest.json            kind, versions, schema, metrics, and the SHA-256 of every other file
+    preprocessors.json       fitted state, by node type
+    model.safetensors        the weights, to train on from
+    vectors.safetensors      float32 [users, dim], [items, dim], the items' bias [items]
+    seen.safetensors         what each user has had, as CSR
+    users.arrow, items.arrow ids in the order of the vectors; items with their titles
+
+Nothing in it is a pickle, so a folder from elsewhere is safe to open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sp_ray_ml.config import near_match
+from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, ConfigError, DataError
+from sp_ray_ml.storage import new_folder, storage_errors, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import scipy.sparse
+    from numpy.typing import NDArray
+
+__all__ = ["Predictor", "Recommender"]
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class Predictor(ABC):
+    """What training leaves and everything else opens: evaluation, batch prediction, serving, notebooks.
+
+    Attributes:
+        manifest: The content of `manifest.json`.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, manifest: Mapping[str, Any]) -> None:
+        self.manifest = dict(manifest)
+
+    @staticmethod
+    def load(source: Any) -> Predictor:
+        """Open a sealed predictor.
+
+        Args:
+            source: A path (also a run's folder), a Ray `Checkpoint`, or an MLflow model's URI (`runs:/RUN/model`, `models:/NAME/3`).
+
+        Raises:
+            CheckpointError: Not a predictor, damaged, or written by a newer version.
+        """
+        folder = _folder(source)
+        manifest = _manifest(folder)
+        kinds = {cls.kind: cls for cls in (Recommender,)}
+        if manifest["kind"] not in kinds:
+            raise CheckpointError(
+                f"holds a {manifest['kind']!r}, known are: {', '.join(kinds)}", where=str(folder)
+            )
+        _verify(folder, manifest)
+        return kinds[manifest["kind"]]._open(folder, manifest)
+
+    @classmethod
+    @abstractmethod
+    def _open(cls, folder: Path, manifest: dict[str, Any]) -> Predictor: ...
+
+    @abstractmethod
+    def predict(self, table: pa.Table) -> pa.Table:
+        """Predict for the rows of a table; columns that the model does not know are left out of it."""
+
+
+class Recommender(Predictor):
+    """Recommends items to users by the product of their vectors, plus the item's bias.
+
+    The score of item `i` for user `u` is `user_vectors[u] @ item_vectors[i] + item_bias[i]`.
+
+    Attributes:
+        user_ids: Original ids, in the order of the vectors.
+        item_ids: Likewise.
+        titles: Names of the items to show, or None.
+        user_vectors: float32 [users, dim].
+        item_vectors: float32 [items, dim].
+        item_bias: float32 [items].
+        seen: What each user has had, [users, items]; never recommended unless asked for.
+    """
+
+    kind = "recommender"
+
+    def __init__(
+        self,
+        *,
+        users: pa.Array,
+        items: pa.Array,
+        user_vectors: NDArray[np.float32],
+        item_vectors: NDArray[np.float32],
+        item_bias: NDArray[np.float32],
+        seen: scipy.sparse.csr_array,
+        titles: pa.Array | None = None,
+        columns: tuple[str, str] = ("user", "item"),
+        manifest: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(manifest or {})
+        if (len(users), len(items)) != (len(user_vectors), len(item_vectors)):
+            raise CheckpointError(
+                f"{len(users)} users and {len(items)} items have {len(user_vectors)} and {len(item_vectors)} vectors"
+            )
+        self.user_ids, self.item_ids, self.titles = users, items, titles
+        self.user_vectors, self.item_vectors, self.item_bias = user_vectors, item_vectors, item_bias
+        self.seen = seen
+        self.user_column, self.item_column = columns
+
+    @property
+    def num_users(self) -> int:
+        """How many users have a vector."""
+        return len(self.user_vectors)
+
+    @property
+    def num_items(self) -> int:
+        """How many items can be recommended."""
+        return len(self.item_vectors)
+
+    def __repr__(self) -> str:
+        return f"Recommender({self.num_users:,} users, {self.num_items:,} items, {self.user_vectors.shape[1]} dimensions)"
+
+    def score(self, users: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """The scores of all items for users given by their index, float32 [users, items]."""
+        scores: NDArray[np.float32] = self.user_vectors[users] @ self.item_vectors.T
+        scores += self.item_bias
+        return scores
+
+    def recommend(
+        self, users: Sequence[Any] | pa.Array | None = None, k: int = 20, *, exclude_seen: bool = True
+    ) -> pa.Table:
+        """The best items for some users.
+
+        Args:
+            users: Their ids; all users without.
+            k: How many items each.
+            exclude_seen: Leave out what the user had in the training history.
+
+        Returns:
+            Columns user, rank (int32, from 1), item, title where there are titles, score (float32), the ids under
+            their original names; fewer than `k` rows for a user who has seen nearly all.
+
+        Raises:
+            DataError: A user is not known.
+            ConfigError: `k` is larger than the catalogue.
+        """
+        import numpy as np
+        import pyarrow as pa
+
+        index = np.arange(self.num_users) if users is None else self.user_index(users)
+        batches = [ranked for _, ranked in self.recommend_batches(index, k, exclude_seen=exclude_seen)]
+        table = pa.Table.from_batches(batches, schema=self.output_schema)
+        if self.titles is not None:
+            codes = pa.compute.index_in(table[self.item_column], self.item_ids)
+            table = table.add_column(3, "title", self.titles.take(codes.combine_chunks()))
+        return table
+
+    def recommend_batches(
+        self, users: NDArray[np.integer[Any]], k: int, *, exclude_seen: bool = True
+    ) -> Iterator[tuple[NDArray[np.integer[Any]], pa.RecordBatch]]:
+        """As `recommend`, for users given by their index, in bounded memory.
+
+        Yields:
+            Some of the users, and their recommendations as a record batch of `output_schema`.
+        """
+        import numpy as np
+        import pyarrow as pa
+
+        from sp_ray_ml.metrics.rank import rank
+
+        if k > self.num_items:
+            raise ConfigError(
+                f"k = {k} is larger than the catalogue of {self.num_items} items", where="predict.k"
+            )
+        for batch, items, scores in rank(self, users, k, self.seen if exclude_seen else None):
+            found = items >= 0
+            rows = np.nonzero(found)
+            columns = [
+                self.user_ids.take(pa.array(batch[rows[0]])),
+                pa.array((rows[1] + 1).astype(np.int32)),
+                self.item_ids.take(pa.array(items[found])),
+                pa.array(scores[found]),
+            ]
+            yield batch, pa.record_batch(columns, schema=self.output_schema)
+
+    @property
+    def output_schema(self) -> pa.Schema:
+        """Columns of the recommendations: user, rank, item, score."""
+        import pyarrow as pa
+
+        return pa.schema(
+            [
+                (self.user_column, self.user_ids.type),
+                ("rank", pa.int32()),
+                (self.item_column, self.item_ids.type),
+                ("score", pa.float32()),
+            ]
+        )
+
+    def mlflow_signature(self) -> dict[str, list[dict[str, str]]]:
+        """Input and output columns in MLflow's own form, for `mlflow models serve`."""
+        import pyarrow as pa
+
+        def kind(of: pa.DataType) -> str:
+            return "string" if pa.types.is_string(of) or pa.types.is_large_string(of) else "long"
+
+        user = {"name": self.user_column, "type": kind(self.user_ids.type)}
+        item = {"name": self.item_column, "type": kind(self.item_ids.type)}
+        title = [] if self.titles is None else [{"name": "title", "type": "string"}]
+        outputs = [
+            user,
+            {"name": "rank", "type": "integer"},
+            item,
+            *title,
+            {"name": "score", "type": "float"},
+        ]
+        return {"inputs": [user], "outputs": outputs}
+
+    def similar_items(self, items: Sequence[Any] | pa.Array, k: int = 10) -> pa.Table:
+        """The items nearest to some items, by the cosine of their vectors.
+
+        Returns:
+            Columns item, rank (int32, from 1), similar (the other item's id), title where there are titles, and
+            cosine (float32).
+
+        Raises:
+            DataError: An item is not known.
+        """
+        import numpy as np
+        import pyarrow as pa
+        import scipy.sparse
+
+        from sp_ray_ml.metrics.topk import top_k
+
+        index = self._index(items, self.item_ids, self.item_column)
+        length = np.linalg.norm(self.item_vectors, axis=1, keepdims=True)
+        unit = self.item_vectors / np.maximum(length, np.finfo(np.float32).tiny)
+        own = scipy.sparse.csr_array(
+            (np.ones(len(index), np.int8), index.astype(np.int32), np.arange(len(index) + 1)),
+            shape=(len(index), self.num_items),
+        )
+        nearest, cosine = top_k(unit[index] @ unit.T, min(k, self.num_items - 1), own)
+        flat = pa.array(nearest.ravel())
+        columns = {
+            self.item_column: self.item_ids.take(pa.array(np.repeat(index, nearest.shape[1]))),
+            "rank": pa.array(np.tile(np.arange(1, nearest.shape[1] + 1, dtype=np.int32), len(index))),
+            "similar": self.item_ids.take(flat),
+        }
+        if self.titles is not None:
+            columns["title"] = self.titles.take(flat)
+        return pa.table({**columns, "cosine": pa.array(cosine.ravel())})
+
+    def predict(self, table: pa.Table, k: int = 20) -> pa.Table:
+        """Recommendations for the users in the table's user column.
+
+        Raises:
+            ColumnNotFoundError: The table has no such column.
+            DataError: A user is not known.
+        """
+        if self.user_column not in table.column_names:
+            near = near_match(self.user_column, table.column_names)
+            raise ColumnNotFoundError(f"the table has no column {self.user_column!r}{near}", where="predict")
+        return self.recommend(table[self.user_column].combine_chunks(), k)
+
+    def user_index(self, users: Sequence[Any] | pa.Array) -> NDArray[np.int64]:
+        """Positions of users given by their ids.
+
+        Raises:
+            DataError: A user is not known.
+        """
+        return self._index(users, self.user_ids, self.user_column)
+
+    def _index(self, wanted: Sequence[Any] | pa.Array, known: pa.Array, column: str) -> NDArray[np.int64]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if isinstance(wanted, str | bytes | int):
+            wanted = [wanted]
+        try:
+            ids = wanted if isinstance(wanted, pa.Array | pa.ChunkedArray) else pa.array(wanted)
+            ids = ids.cast(known.type)
+        except pa.ArrowException as error:
+            raise DataError(f"the ids are no {known.type}: {error}", where=column) from None
+        index = pc.index_in(ids, known)
+        if index.null_count:
+            unknown = ids.filter(pc.is_null(index))
+            shown = ", ".join(str(value) for value in unknown[:3].to_pylist())
+            raise DataError(
+                f"{len(unknown)} of {len(ids)} ids are not in the model, such as {shown}",
+                where=column,
+                hint=f"Known ones, for example: {', '.join(str(v) for v in known[:3].to_pylist())}",
+            )
+        return index.to_numpy(zero_copy_only=False).astype("int64")  # type: ignore[no-any-return]
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        preprocessors: Mapping[str, Any] | None = None,
+        weights: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Seal into a folder that appears whole.
+
+        Args:
+            path: The folder.
+            preprocessors: Fitted state by node type, as JSON.
+            weights: The model's weights, NumPy arrays by name.
+            about: More for the manifest: metrics, config, versions.
+
+        Raises:
+            StorageError: It could not be written; what was there is untouched.
+        """
+        import numpy as np
+        import pyarrow as pa
+        from safetensors.numpy import save_file
+
+        with new_folder(path) as folder:
+            vectors = {"user": self.user_vectors, "item": self.item_vectors, "item_bias": self.item_bias}
+            save_file(
+                {k: np.ascontiguousarray(v, np.float32) for k, v in vectors.items()},
+                folder / "vectors.safetensors",
+            )
+            seen = {
+                "indptr": self.seen.indptr.astype(np.int64),
+                "indices": self.seen.indices.astype(np.int32),
+            }
+            save_file(seen, folder / "seen.safetensors")
+            if weights:
+                save_file(
+                    {k: np.ascontiguousarray(v) for k, v in weights.items()}, folder / "model.safetensors"
+                )
+            write_json(folder / "preprocessors.json", dict(preprocessors or {}))
+            _write_arrow(folder / "users.arrow", pa.table({self.user_column: self.user_ids}))
+            items = {self.item_column: self.item_ids}
+            if self.titles is not None:
+                items["title"] = self.titles
+            _write_arrow(folder / "items.arrow", pa.table(items))
+            manifest = {
+                "format": FORMAT,
+                "kind": self.kind,
+                "user_column": self.user_column,
+                "item_column": self.item_column,
+                "input_schema": {self.user_column: str(self.user_ids.type)},
+                "output_schema": {field.name: str(field.type) for field in self.output_schema},
+                **(about or {}),
+                "files": {file.name: _digest(file) for file in sorted(folder.iterdir())},
+            }
+            write_json(folder / MANIFEST, manifest)
+
+    @classmethod
+    def _open(cls, folder: Path, manifest: dict[str, Any]) -> Recommender:
+        import numpy as np
+        import scipy.sparse
+        from safetensors.numpy import load_file
+
+        vectors, seen = load_file(folder / "vectors.safetensors"), load_file(folder / "seen.safetensors")
+        shape = (len(vectors["user"]), len(vectors["item"]))
+        ones = np.ones(len(seen["indices"]), np.int8)
+        users, items = _read_arrow(folder / "users.arrow"), _read_arrow(folder / "items.arrow")
+        return cls(
+            users=users[manifest["user_column"]].combine_chunks(),
+            items=items[manifest["item_column"]].combine_chunks(),
+            titles=items["title"].combine_chunks() if "title" in items.column_names[1:] else None,
+            user_vectors=vectors["user"],
+            item_vectors=vectors["item"],
+            item_bias=vectors["item_bias"],
+            seen=scipy.sparse.csr_array((ones, seen["indices"], seen["indptr"]), shape=shape),
+            columns=(manifest["user_column"], manifest["item_column"]),
+            manifest=manifest,
+        )
+
+
+def _folder(source: Any) -> Path:
+    if isinstance(source, str) and source.startswith(("runs:/", "models:/")):
+        import mlflow.artifacts
+
+        downloaded = Path(mlflow.artifacts.download_artifacts(source))
+        found = sorted(downloaded.rglob(MANIFEST))
+        if not found:
+            raise CheckpointError("the MLflow model holds no sealed predictor", where=source)
+        return found[0].parent
+    path = source if isinstance(source, str | os.PathLike) else getattr(source, "path", None)
+    if path is None:
+        raise CheckpointError(
+            f"expected a path, a Ray Checkpoint or an MLflow URI, got {type(source).__name__}"
+        )
+    folder = Path(path)
+    in_run = folder / "steps" / "train" / "predictor"
+    return in_run if (in_run / MANIFEST).is_file() else folder
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    if not file.is_file():
+        hint = "It is the folder `checkpoint` of a finished run: sp-ray get runs"
+        raise CheckpointError("is no sealed predictor: it has no manifest.json", where=str(folder), hint=hint)
+    try:
+        manifest = json.loads(file.read_bytes())
+        written = int(manifest["format"])
+        manifest["kind"], manifest["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the manifest is damaged: {error}", where=str(file)) from None
+    if written > FORMAT:
+        hint = "Run: pip install --upgrade sp_ray_ml"
+        raise CheckpointError(
+            f"written in format {written}, this version reads {FORMAT}", where=str(folder), hint=hint
+        )
+    return dict(manifest)
+
+
+def _verify(folder: Path, manifest: Mapping[str, Any]) -> None:
+    for name, digest in manifest["files"].items():
+        file = folder / Path(name).name
+        if not file.is_file():
+            raise CheckpointError(f"{name} is missing", where=str(folder))
+        if _digest(file) != digest:
+            raise CheckpointError(
+                f"{name} is damaged or was changed: its checksum differs", where=str(folder)
+            )
+
+
+def _digest(file: Path) -> str:
+    with storage_errors(file, "read"), file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_arrow(file: Path, table: pa.Table) -> None:
+    import pyarrow as pa
+
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def _read_arrow(file: Path) -> pa.Table:
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as stream:
+        return pa.ipc.open_file(stream).read_all()

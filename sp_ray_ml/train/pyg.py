@@ -1,0 +1,159 @@
+"""`PyGTrainer`: learns to recommend on a graph, with PyG models. Imports no heavy library until `fit`."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+
+from sp_ray_ml.config import Family, Settings
+from sp_ray_ml.graph.models import GNNField, LightGCN
+from sp_ray_ml.train.losses import LossField, SampledSoftmax
+from sp_ray_ml.train.settings import EarlyStopping, Scaling, Schedule
+
+if TYPE_CHECKING:
+    import numpy as np
+    import scipy.sparse
+    from numpy.typing import NDArray
+
+    from sp_ray_ml.graph.graph import Graph
+
+__all__ = ["PyGTrainer", "RecommenderTraining", "Supervision", "Trainer", "TrainerField"]
+
+
+class Trainer(Settings):
+    """Base of the trainers: settings with a `fit`."""
+
+    scaling: Scaling = Scaling()
+    """Where training runs."""
+
+
+class Supervision(Settings):
+    """Which edges are predicted from which: what a model is asked in training should be what it is asked in use.
+
+    An edge that is predicted is taken out of the graph while it is, or the model would only learn to copy it.
+    """
+
+    kind: Literal["future", "random", "all"] = "future"
+    """`future`: each user's later edges from the earlier ones, the cut drawn anew each epoch; `random`: a random
+    share of all edges from the others; `all`: every edge from the whole graph, itself included, as the LightGCN
+    paper does."""
+    min_history: float = pydantic.Field(default=0.05, ge=0, le=1)
+    """For `future`: the least share of a user's edges before the cut."""
+    hide: float = pydantic.Field(default=0.3, ge=0, lt=1)
+    """The share of edges that are hidden and predicted at random; for `future`, of those before the cut."""
+
+
+class PyGTrainer(Trainer):
+    """Trains a GNN to rank items for users.
+
+    Each epoch hides some edges (`supervision`) and goes over the users in batches; each step propagates over what is
+    left of the graph and compares the hidden items with others (`loss`). After each epoch the validation slice is
+    ranked, and a checkpoint kept. With `refit`, training then starts again on the whole training history for as many
+    epochs as were best, so that the last events, which say most about the next ones, are learned from too.
+    """
+
+    model: GNNField = LightGCN()
+    """The network, or one of your own: see `sp_ray_ml.graph.GNN`."""
+    loss: LossField = SampledSoftmax()
+    """The loss."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """How vectors make a score: `cosine` scales them to length 1 first."""
+    item_bias: bool = True
+    """Whether each item has a learned bias, its popularity."""
+    supervision: Supervision = Supervision()
+    """Which edges are predicted."""
+    cold_start: float = pydantic.Field(default=0.1, ge=0, lt=1)
+    """Share of the nodes with features that each epoch treats as new, without id and edges, so that the features
+    learn to stand for them."""
+    epochs: int = pydantic.Field(default=60, ge=1)
+    """Passes over the users, at most."""
+    batch_size: int = pydantic.Field(default=256, ge=1)
+    """Users a step, over all workers."""
+    learning_rate: float = pydantic.Field(default=0.01, gt=0)
+    """Of AdamW."""
+    weight_decay: float = pydantic.Field(default=0.0, ge=0)
+    """Of AdamW."""
+    weighting: Literal["user", "edge"] = "user"
+    """Whether users count alike, or edges."""
+    schedule: Schedule = Schedule()
+    """How the learning rate runs."""
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    """When to stop; none trains for all epochs and keeps the best."""
+    refit: bool = True
+    """Train again on the whole training history for as many epochs as were best."""
+
+    def fit(
+        self,
+        train: Graph,
+        validation: scipy.sparse.csr_array | None = None,
+        *,
+        full: Graph | None = None,
+        seed: int = 0,
+        folder: str | Path | None = None,
+        on_epoch: Callable[[Mapping[str, float]], None] | None = None,
+    ) -> RecommenderTraining:
+        """Train.
+
+        Args:
+            train: Node types `user` and `item`, edges `("user", "to", "item")`; its edges are learned from.
+            validation: What is held out to choose the epoch, [users, items]; none trains for all epochs.
+            full: The graph of the whole training history, validation included: what scoring propagates over and
+                `refit` learns from. The same nodes as `train`; `train` itself without.
+            seed: The same seed on the same machine gives the same numbers.
+            folder: Keeps the checkpoints; the same folder goes on where it was. A temporary one without.
+            on_epoch: Called with the metrics of each epoch.
+
+        Raises:
+            ResourceError: More workers are asked for than there are CPUs or GPUs.
+            TrainingError: The loss is not finite, or a worker failed.
+            MissingDependencyError: torch or PyG is not installed.
+        """
+        from sp_ray_ml.train._gnn_loop import fit
+
+        with contextlib.ExitStack() as stack:
+            place = folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="sp_ray_ml-"))
+            return fit(
+                self,
+                train,
+                validation,
+                full or train,
+                seed=seed,
+                folder=Path(place),
+                on_epoch=on_epoch or _ignore,
+            )
+
+
+def _ignore(metrics: Mapping[str, float]) -> None:
+    """Nobody asked to hear of the epochs."""
+
+
+@dataclass(frozen=True)
+class RecommenderTraining:
+    """What training a recommender gives.
+
+    Attributes:
+        metrics: Of the validation slice at the best epoch.
+        history: One entry an epoch: loss, validation metrics, seconds, learning rate.
+        epochs: How many epochs the final model has learned for.
+        user_vectors: float32 [users, dim], propagated over the whole training history.
+        item_vectors: float32 [items, dim].
+        item_bias: float32 [items].
+        weights: The model's parameters by name.
+    """
+
+    metrics: Mapping[str, float]
+    history: list[dict[str, Any]]
+    epochs: int
+    user_vectors: NDArray[np.float32]
+    item_vectors: NDArray[np.float32]
+    item_bias: NDArray[np.float32]
+    weights: Mapping[str, NDArray[Any]] = field(repr=False)
+
+
+TrainerField = Annotated[Trainer, Family("trainer", {"pyg": "sp_ray_ml.train.pyg:PyGTrainer"})]
