@@ -13,9 +13,9 @@ __all__ = ["NO_NAN", "best_of_rows"]
 NO_NAN = -1
 """What `best_of_rows` returns when every score is a number."""
 
-# A block is looked at as a whole first. Its length must be a literal for the compiler to vectorise that look; 64
+# A block is looked at as a whole first. Its length must be a literal for the compiler to vectorise that look; 128
 # is where the look (0.1 ns a score) and the search of a block that has a candidate cost least together.
-_BLOCK = 64
+_BLOCK = 128
 
 
 def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -57,6 +57,7 @@ def rank(
     A user's scores do not depend on who else is asked for, to the last bit. A matrix product's last bits depend
     on its shape and on the row's place in it (OpenBLAS has other kernels for the edges), not on the other rows:
     so each user has a place of its own, `user % batch`, in batches of one size, whose empty places are filled up.
+    (They also depend on the machine and on how many threads its BLAS library has; those are the caller's.)
 
     Args:
         scorer: Has `num_items` and `score(users) -> [users, items]`.
@@ -71,11 +72,13 @@ def rank(
 
     Raises:
         ConfigError: k is below 1 or larger than the catalogue.
-        DataError: The scores have another shape, or one is NaN.
+        DataError: A user is not in `seen`, the scores have another shape, or one is NaN.
     """
     check_k(k, scorer.num_items)
     if seen is not None and seen.shape[1] != scorer.num_items:
         raise DataError(f"seen has {seen.shape[1]} items, the model {scorer.num_items}")
+    if seen is not None and len(users) and not 0 <= users.min() <= users.max() < seen.shape[0]:
+        raise DataError(f"users {users.min()} to {users.max()} were asked for, and seen has {seen.shape[0]}")
     rows = batch or canonical_batch(scorer.num_items)
     if seen is not None and not seen.has_sorted_indices:
         seen = seen.sorted_indices()

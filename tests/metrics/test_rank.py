@@ -116,6 +116,8 @@ def test_scores_that_cannot_be_ranked_are_named() -> None:
         list(rank(model, np.arange(5), 2))
     with pytest.raises(DataError, match="seen has 7 items, the model 6"):
         rank(model, np.arange(5), 2, csr_array((5, 7)))
+    with pytest.raises(DataError, match="users 0 to 4 were asked for, and seen has 4"):
+        rank(model, np.arange(5), 2, csr_array((4, 6)))
     model.num_items = 7
     with pytest.raises(DataError, match="scores have shape"):
         list(rank(model, np.array([0]), 2))
