@@ -74,10 +74,14 @@ def as_text(fitted: FittedFeatures) -> str:
 @settings(max_examples=60, deadline=None)
 @given(table=TABLES, cuts=st.lists(st.integers(0, 30), max_size=6))
 def test_any_chopping_gives_the_same_state(table: pa.Table, cuts: list[int]) -> None:
-    assert as_text(fit_features(FEATURES, chopped(table, cuts))) == as_text(fit_features(FEATURES, table))
+    states = [
+        json.dumps([fitted.state for fitted in fit_features(FEATURES, data).features])
+        for data in (table, chopped(table, cuts))
+    ]
+    assert states[0] == states[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(table=TABLES)
 def test_state_survives_json_to_the_bit(table: pa.Table) -> None:
     fitted = fit_features(FEATURES, table)
