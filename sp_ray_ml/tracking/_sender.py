@@ -279,9 +279,12 @@ def _prepare(order: dict[str, Any]) -> None:
     sys.stdout = sys.stderr = _Censored(sys.stderr, order["secrets"])
     parts = urllib.parse.urlsplit(order["send_uri"])
     if parts.scheme in {"http", "https"} and parts.username:
-        # MLflow puts the whole address into its errors: passwords go beside it.
-        os.environ["MLFLOW_TRACKING_USERNAME"] = urllib.parse.unquote(parts.username)
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = urllib.parse.unquote(parts.password or "")
+        # MLflow puts the whole address into its errors: credentials go beside it.
+        if parts.password is None:
+            os.environ["MLFLOW_TRACKING_TOKEN"] = urllib.parse.unquote(parts.username)
+        else:
+            os.environ["MLFLOW_TRACKING_USERNAME"] = urllib.parse.unquote(parts.username)
+            os.environ["MLFLOW_TRACKING_PASSWORD"] = urllib.parse.unquote(parts.password)
         order["send_uri"] = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     defaults = {
         # Retries are ours: with MLflow's own one call blocks for minutes.

@@ -8,7 +8,6 @@ import sys
 import urllib.parse
 from pathlib import Path
 
-from sp_ray_ml.config import redact
 from sp_ray_ml.errors import TrackingError
 from sp_ray_ml.tracking.settings import Tracking
 
@@ -42,16 +41,30 @@ def artifact_root(uri: str) -> str | None:
 
 def redact_uri(uri: str) -> str:
     """The URI without passwords, fit for files, messages and argument lists."""
-    return _SECRET_QUERY.sub(r"\1***", str(redact(uri)))
+    text = _SECRET_QUERY.sub(r"\1***", uri)
+    userinfo = _userinfo(uri)
+    if userinfo is None:
+        return text
+    user, colon, _ = userinfo.partition(":")
+    return text.replace(f"{userinfo}@", f"{user}:***@" if colon else "***@", 1)
 
 
 def secrets_of(uri: str) -> list[str]:
     """What `redact_uri` hides, as written and decoded: a sender strikes it from its log."""
-    parts = urllib.parse.urlsplit(uri)
-    found = {parts.password or "", *(match.group(0) for match in _SECRET_QUERY.finditer(uri))}
-    found |= {text.partition("=")[2] for text in found if "=" in text}
+    userinfo = _userinfo(uri) or ""
+    found = {userinfo.partition(":")[2] or userinfo}
+    found |= {match.group(0).partition("=")[2] for match in _SECRET_QUERY.finditer(uri)}
     found |= {urllib.parse.unquote(text) for text in found}
     return sorted((text for text in found if text), key=len, reverse=True)
+
+
+def _userinfo(uri: str) -> str | None:
+    """`user:password`, or a token in its place; a user alone is no secret where it names a database's user."""
+    parts = urllib.parse.urlsplit(uri)
+    userinfo, at, _ = parts.netloc.rpartition("@")
+    if not at or (":" not in userinfo and parts.scheme not in {"http", "https"}):
+        return None
+    return userinfo
 
 
 def ui_command(settings: Tracking, runs_folder: str | os.PathLike[str], port: int = 5000) -> list[str]:
