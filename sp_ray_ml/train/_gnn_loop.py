@@ -242,7 +242,8 @@ class _Phase:
 def _load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return load_file(checkpoint / "model.safetensors")
+    weights: dict[str, torch.Tensor] = load_file(checkpoint / "model.safetensors")
+    return weights
 
 
 def _binary(graph: Graph) -> scipy.sparse.csr_array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -285,6 +286,8 @@ def _start_ray() -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
+    # A worker has a working directory of its own; modules that lie beside the user's config are found all the same.
+    sys.path.extend(path for path in config["sys_path"] if path not in sys.path)
     config["loop"](_RayContext(Path(config["progress"])), config["job"])
 
 
@@ -298,13 +301,19 @@ def _run_on_ray(
     started_here = not ray.is_initialized()
     if started_here:
         _start_ray()
+    folder = folder.resolve()
     progress = folder / "progress.jsonl"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         progress.unlink(missing_ok=True)
     trainer = ray.train.torch.TorchTrainer(
         _worker,
-        train_loop_config={"loop": loop, "job": job, "progress": str(progress)},
+        train_loop_config={
+            "loop": loop,
+            "job": job,
+            "progress": str(progress),
+            "sys_path": [*sys.path, str(Path.cwd())],
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.workers,
             use_gpu=scaling.gpus_per_worker > 0,
@@ -314,7 +323,7 @@ def _run_on_ray(
         run_config=ray.train.RunConfig(
             # The same name in the same place goes on by itself.
             name="ray",
-            storage_path=str(folder.resolve()),
+            storage_path=str(folder),
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="_score", checkpoint_score_order="max"
