@@ -70,8 +70,6 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 def plain(values: pa.Array) -> pa.Array:
     """The values themselves, not dictionary or run-end encoded."""
-    if isinstance(values, pa.ExtensionArray):
-        return plain(values.storage)
     if _T.is_dictionary(values.type):
         return plain(values.dictionary_decode())
     return plain(pc.run_end_decode(values)) if _T.is_run_end_encoded(values.type) else values

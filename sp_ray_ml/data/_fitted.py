@@ -98,7 +98,9 @@ class Fitted:
                 pydantic.TypeAdapter(PreprocessorField).validate_python(data["settings"]), data["columns"]
             )
             fitted.encoders  # noqa: B018  a damaged state shows here, not at the first request
-        except (KeyError, TypeError, AttributeError, pydantic.ValidationError) as error:
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(
                 f"a fitted preprocessor is damaged ({type(error).__name__}: {error})",
                 hint="Fit it again, or take the checkpoint from a backup",

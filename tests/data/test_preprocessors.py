@@ -7,6 +7,7 @@ import decimal
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,9 @@ import pydantic
 import pytest
 
 from sp_ray_ml.config import Settings
+from sp_ray_ml.data._columns import Column
+from sp_ray_ml.data._encoders import Encoder
+from sp_ray_ml.data._preprocessing import Accumulator
 from sp_ray_ml.data.preprocessors import (
     Bucketize,
     Categorical,
@@ -523,6 +527,7 @@ def test_multi_hot_without_any_value_is_refused() -> None:
         {"version": 2},
         {"columns": {}},
         {"columns": {"age": {}}},
+        {"columns": {"age": {"unit": "number", "mean": "x", "std": 1.0}}},
         {"settings": {"kind": "nothing", "columns": ["age"]}},
         {"settings": {"kind": "standardize", "column": ["age"]}},
     ],
@@ -537,8 +542,48 @@ def test_damaged_state_is_refused(damage: dict[str, object]) -> None:
         FittedFeatures.from_json({})
 
 
-def test_preprocessor_of_ones_own_fits_and_saves() -> None:
-    own = pydantic.TypeAdapter(PreprocessorField).validate_python(
-        {"kind": "sp_ray_ml.data.preprocessors:MinMax", "columns": ["age"]}
-    )
-    assert own == MinMax(columns=["age"])
+class _Rows(Accumulator):
+    def update(self, block: pa.Array) -> None:
+        self.rows += len(block)
+
+    def finish(self) -> dict[str, object]:
+        return {"rows": self.rows}
+
+
+class _Share(Encoder):
+    def __init__(self, column: Column, rows: int) -> None:
+        super().__init__(column, [f"{column.name}/rows"])
+        self._rows = rows
+
+    def check(self, kind: pa.DataType) -> None:
+        if not pa.types.is_integer(kind):
+            raise self.column.error("no whole numbers")
+
+    def encode(self, values: pa.Array, out: np.ndarray) -> None:
+        out[:, 0] = values.to_numpy() / self._rows
+
+    def transform(self, values: pa.ChunkedArray) -> dict[str, object]:
+        return {self.column.name: pa.array(values.to_numpy() / self._rows)}
+
+
+class Share(Preprocessor):
+    """A preprocessor of one's own."""
+
+    def accumulator(self, column: Column) -> Accumulator:
+        return _Rows(column)
+
+    def encoder(self, column: Column, state: Mapping[str, object]) -> Encoder:
+        return _Share(column, state["rows"])
+
+
+def test_preprocessor_of_ones_own_fits_and_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    monkeypatch.setattr(Share, "__module__", "mine")
+    own = pydantic.TypeAdapter(PreprocessorField).validate_python({"kind": "mine:Share", "columns": ["age"]})
+    assert own == Share(columns=["age"])
+    fitted = through_json(own.fit(USERS))
+    assert fitted.to_json()["settings"]["kind"] == "mine:Share"
+    np.testing.assert_array_equal(fitted.encode(USERS)[:, 0], np.float32([5, 7.5, 10, 12.5]))
+    assert own.to_ray().fit(USERS).transform(USERS)["age"].to_pylist() == [5, 7.5, 10, 12.5]
+    with pytest.raises(DataError, match="column gender: no whole numbers"):
+        Share(columns=["gender"]).fit(USERS).encode(USERS)
