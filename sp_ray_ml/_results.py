@@ -1,0 +1,241 @@
+"""What a run ends with: metrics beside baselines, a few recommendations, where to look next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+
+    from sp_ray_ml.pipeline import Pipeline, PlannedStep, RunResult
+    from sp_ray_ml.train.predictor import Recommender
+
+__all__ = ["as_json", "show_plan", "show_result"]
+
+_METRICS = ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage")
+_USERS, _TITLES, _HISTORY = 3, 5, 3
+
+
+def as_json(result: RunResult) -> dict[str, Any]:
+    """The result as plain data."""
+    return {
+        "name": result.path.name,
+        "path": str(result.path),
+        "checkpoint_path": str(result.checkpoint_path),
+        "mlflow_run_id": result.mlflow_run_id,
+        "metrics": dict(result.metrics),
+        "baselines": {name: dict(row) for name, row in result.baselines.items()},
+        "outputs": dict(result.outputs),
+        "steps": [
+            {
+                "name": s.name,
+                "kept": s.kept,
+                "seconds": s.seconds,
+                "finished": s.finished,
+                **{"summary": s.summary},
+            }
+            for s in result.steps
+        ],
+    }
+
+
+def show_result(result: RunResult, file: IO[str] | None = None) -> None:
+    """Print a result.
+
+    Args:
+        result: What `run` returned.
+        file: Where to; standard output without.
+    """
+    from sp_ray_ml.train.predictor import Predictor, Recommender
+
+    console = _rich(file)
+    predictor = Predictor.load(result.checkpoint_path)
+    config = predictor.manifest.get("config", {})
+    console.print()
+    console.print(_metrics_table(result, _model_name(config)))
+    for name, row in result.baselines.items():
+        if "skipped" in row:
+            console.print(f"[bold]{name}[/] was left out: {row['skipped']}", highlight=False)
+    for line in _warm_and_cold(result.metrics):
+        console.print(line)
+    if isinstance(predictor, Recommender):
+        console.print()
+        console.print(_recommendations(predictor, console.width))
+    console.print()
+    _where_to_look(console, result, predictor)
+
+
+def show_plan(pipeline: Pipeline, steps: Sequence[PlannedStep], file: IO[str] | None = None) -> None:
+    """Print what each step will read and write."""
+    from rich.table import Table
+
+    console = _rich(file)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("step", "reads", "writes"):
+        table.add_column(name, overflow="fold")
+    for step in steps:
+        table.add_row(f"[bold]{step.name}[/]", "\n".join(step.reads), "\n".join(step.writes))
+    console.print(table)
+    console.print(f"\nNothing was done. The run's folder will be {pipeline.folder}")
+
+
+def _rich(file: IO[str] | None) -> RichConsole:
+    from rich.console import Console as RichConsole
+
+    return RichConsole(file=file or sys.stdout, highlight=False, emoji=False)
+
+
+def _model_name(config: Mapping[str, Any]) -> str:
+    kind = str(config.get("train", {}).get("model", {}).get("kind", "model"))
+    return kind.rpartition(":")[2]
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------
+
+
+def _metrics_table(result: RunResult, model: str) -> Table:
+    from rich.table import Table
+
+    rows = {model: result.metrics, **{k: v for k, v in result.baselines.items() if "skipped" not in v}}
+    found = [name.partition("@") for name in result.metrics if "@" in name and "/" not in name]
+    ks = sorted({int(k) for _, _, k in found})
+    names = list(dict.fromkeys(name for name, _, _ in found))
+    names.sort(key=lambda name: _METRICS.index(name) if name in _METRICS else len(_METRICS))
+    users = int(result.metrics.get("users", 0))
+    table = Table(
+        title=f"Test events of {users:,} users", title_justify="left", title_style="bold", box=None, pad_edge=False,
+        padding=(0, 2, 0, 0), header_style="dim",
+    )  # fmt: skip
+    table.add_column("")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for k in ks:
+        table.add_row(f"[dim]first {k}[/]")
+        best = {n: max(row.get(f"{n}@{k}", 0.0) for row in rows.values()) for n in names}
+        for label, row in rows.items():
+            table.add_row(
+                f"  [bold]{label}[/]" if label == model else f"  {label}",
+                *(_cell(row.get(f"{n}@{k}"), best[n], n) for n in names),
+            )
+    return table
+
+
+def _cell(value: float | None, best: float, name: str) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:.4f}"
+    return f"[green]{text}[/]" if value == best and name != "coverage" else text
+
+
+def _warm_and_cold(metrics: Mapping[str, float]) -> Iterator[str]:
+    longest = max(
+        (int(name.partition("@")[2]) for name in metrics if name.startswith("recall@") and "/" not in name),
+        default=0,
+    )
+    for of in ("items", "users"):
+        parts = []
+        for group, words in (("warm", f"{of} with history"), ("cold", f"new {of}")):
+            users = metrics.get(f"users/{group}_{of}")
+            value = metrics.get(f"recall@{longest}/{group}_{of}")
+            if users is None:
+                continue
+            parts.append(
+                f"{words} {value:.4f} ({int(users):,} users)"
+                if value is not None
+                else f"{words}: none in the test"
+            )
+        if parts:
+            yield f"[dim]recall@{longest}[/] " + "[dim],[/] ".join(parts)
+
+
+# --- recommendations --------------------------------------------------------------------------------------------
+
+
+def _recommendations(recommender: Recommender, width: int) -> Table:
+    from rich.table import Table
+
+    users = _examples(recommender)
+    ids = recommender.user_ids.take(users)
+    k = min(_TITLES, recommender.num_items)
+    ranked = recommender.recommend(ids, k).to_pylist()
+    name = "title" if recommender.titles is not None else recommender.item_column
+    table = Table(
+        title="Recommendations", title_justify="left", title_style="bold", box=None, pad_edge=False,
+        padding=(0, 2, 0, 0), header_style="bold",
+    )  # fmt: skip
+    table.add_column("", style="dim")
+    each = (width - 6) // max(len(users), 1) - 2
+    columns = []
+    for user in ids.to_pylist():
+        table.add_column(
+            f"{recommender.user_column} {user}", max_width=each, no_wrap=True, overflow="ellipsis"
+        )
+        columns.append([str(row[name]) for row in ranked if row[recommender.user_column] == user])
+    had = [_history(recommender, user) for user in users.tolist()]
+    for i in range(_HISTORY + 1):
+        cells = [h[i] if i < len(h) else "" for h in had]
+        if any(cells):
+            table.add_row("had" if i == 0 else "", *cells, style="dim")
+    for i in range(k):
+        table.add_row(str(i + 1), *(_escape(c[i]) if i < len(c) else "" for c in columns))
+    return table
+
+
+def _examples(recommender: Recommender) -> Any:
+    """Users spread over all those with a history."""
+    import numpy as np
+
+    known = np.flatnonzero(np.diff(recommender.seen.indptr) > 0)
+    known = known if len(known) else np.arange(recommender.num_users)
+    return np.unique(known[np.linspace(0, len(known) - 1, _USERS).astype(int)])
+
+
+def _history(recommender: Recommender, user: int) -> list[str]:
+    start, end = recommender.seen.indptr[user], recommender.seen.indptr[user + 1]
+    names = recommender.item_ids if recommender.titles is None else recommender.titles
+    items = recommender.seen.indices[start:end][:_HISTORY]
+    more = int(end - start) - len(items)
+    return [
+        *(_escape(str(names[int(i)].as_py())) for i in items),
+        *([f"… and {more:,} more"] if more else []),
+    ]
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+# --- where to look ----------------------------------------------------------------------------------------------
+
+
+def _where_to_look(console: RichConsole, result: RunResult, predictor: Any) -> None:
+    from rich.table import Table
+
+    table = Table(
+        title="Where to look next", title_justify="left", title_style="bold", box=None, pad_edge=False,
+        padding=(0, 2, 0, 0), show_header=False,
+    )  # fmt: skip
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, warehouse in result.outputs.items():
+        table.add_row("written", f"table [bold]{_escape(name)}[/] in {_escape(warehouse)}")
+    runs = "" if str(result.path.parent) == "runs" else f" --runs {result.path.parent}"
+    if result.mlflow_run_id:
+        table.add_row("in MLflow", f"[cyan]sp-ray ui{runs}[/]")
+    table.add_row("folder", f"{result.path} [dim](config.yaml, run.log, steps/)[/]")
+    users = [] if not hasattr(predictor, "user_ids") else predictor.user_ids[:2].to_pylist()
+    table.add_row("predictor", "in three lines of a notebook:")
+    console.print(table)
+    call = f"predictor.recommend({users!r}, k=5)" if users else "predictor"
+    for line in (
+        "from sp_ray_ml import Predictor",
+        f'predictor = Predictor.load("{Path(result.path)}")',
+        call,
+    ):
+        console.print(f"    [cyan]{_escape(line)}[/]", soft_wrap=True)

@@ -1,0 +1,67 @@
+"""`sp-ray`: the commands and what becomes of their errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from sp_ray_ml import __version__
+from sp_ray_ml.cli import run, schema, validate
+from sp_ray_ml.cli._output import exit_code_of, print_data, print_error
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="sp-ray",
+    help="Machine learning on Ray: from a warehouse of events to recommendations, from one file.",
+    epilog="Start with: sp-ray demo demo",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for module in (run, validate, schema):
+    module.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print_data(f"sp-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _sp_ray(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0, 1 (failed), 2 (the user's mistake) or 130 (Ctrl-C)."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a title that the terminal cannot show ends no command
+    try:
+        code = app(args=arguments, prog_name="sp-ray", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # Whoever read has had enough. Python flushes once more at its end: let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last place where an error can be told
+        print_error(error)
+        return exit_code_of(error)
+    return code if isinstance(code, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sp_ray_ml.cli._output import Output
+
+__all__ = ["ConfigFile", "Overrides", "Runs", "TextOrJson"]
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The config, a YAML file.", show_default=False)
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Replace a setting: [cyan]--set train.epochs=5[/]. May be given several times.",
+        show_default=False,
+    ),
+]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the runs' folders.")]
+TextOrJson = Annotated[Output, typer.Option("-o", "--output", help="Form of what is printed.")]
