@@ -22,11 +22,11 @@ from sp_ray_ml.errors import DataError, LockedError, StorageError, TrackingError
 from sp_ray_ml.storage import Lock
 from sp_ray_ml.tracking._sink import RefusedError, RunGoneError, Sink
 from sp_ray_ml.tracking._state import JOURNAL, LOCK, SendState
-from sp_ray_ml.tracking.journal import Entry, Journal, first_entry, is_finished, last_opening, read_entries
+from sp_ray_ml.tracking.journal import Entry, Journal, finish_of, first_entry, last_opening, read_entries
 
 _POLL_S = 1.0
 _FINISHED_S = 60.0
-"""How long the sender may outlive a run that finished."""
+"""How long the sender may outlive a run that finished, after that waited for it."""
 _KILLED_S = 20.0
 """And one that was killed: whoever resumes it waits for the sender to end."""
 _LONGEST_PAUSE_S = 15.0
@@ -68,8 +68,9 @@ class _Sender:
             readable, _, _ = select.select([0], [], [], _POLL_S)
             if (readable and not os.read(0, 4096)) or os.getppid() != parent:
                 self.gone.set()
-        bound = 0.0 if self.order["once"] else _FINISHED_S if is_finished(self.journal) else _KILLED_S
-        time.sleep(bound)
+        finish = finish_of(self.journal)
+        bound = _KILLED_S if finish is None else finish["wait_s"] + _FINISHED_S
+        time.sleep(0.0 if self.order["once"] else bound)
         os._exit(3)
 
     def _journal_environment(self) -> None:
@@ -95,7 +96,7 @@ class _Sender:
         self._patiently(self._send_deferred)
         if last_opening(self.journal).get("session") != self.order["session"] and not self.order["once"]:
             return 0  # reopened meanwhile: the next sender goes on
-        if not is_finished(self.journal):
+        if finish_of(self.journal) is None:
             self._patiently(lambda: self.sink.set_ended("KILLED", time.time_ns() // 1_000_000))
         self.state.state = "closed"
         self._save()

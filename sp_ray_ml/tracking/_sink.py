@@ -95,10 +95,22 @@ class Sink:
         while True:
             try:
                 with Lock(database.with_name(f".{database.name}.lock"), "the tracking store"):
+                    if not database.exists():
+                        self._make(database)
                     yield
                 return
             except LockedError:
                 time.sleep(0.2)
+
+    def _make(self, database: Path) -> None:
+        """Make the store's tables aside: MLflow cannot go on with a store whose making was cut off."""
+        import mlflow
+
+        scratch = database.with_name(f".{database.name}.new")
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            scratch.with_name(scratch.name + suffix).unlink(missing_ok=True)
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{scratch}").search_experiments(max_results=1)
+        scratch.rename(database)
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)

@@ -17,7 +17,7 @@ from typing import Any
 from sp_ray_ml.errors import StorageError
 from sp_ray_ml.storage import storage_errors
 
-__all__ = ["Entry", "Journal", "count_entries", "first_entry", "is_finished", "last_opening", "read_entries"]
+__all__ = ["Entry", "Journal", "count_entries", "finish_of", "first_entry", "last_opening", "read_entries"]
 
 _TAIL = 1 << 16
 
@@ -104,10 +104,10 @@ def first_entry(path: str | os.PathLike[str]) -> dict[str, Any]:
     return next((entry.record for entry in read_entries(path) if entry.record), {})
 
 
-def is_finished(path: str | os.PathLike[str]) -> bool:
-    """Whether the run was finished after it was last opened."""
+def finish_of(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The record that finished the run; None if there is none since it was last opened."""
     record = _last(path, ("open", "finish"))
-    return record is not None and record["kind"] == "finish"
+    return record if record and record["kind"] == "finish" else None
 
 
 def last_opening(path: str | os.PathLike[str]) -> dict[str, Any]:

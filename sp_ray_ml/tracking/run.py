@@ -36,6 +36,7 @@ from sp_ray_ml.tracking.settings import Tracking
 __all__ = ["Run"]
 
 _RESTART_S = 30.0
+_WAIT_S, _LOCAL_WAIT_S, _INTERRUPTED_WAIT_S = 20.0, 60.0, 5.0
 _SNAPSHOTS = "tracked"
 _MODEL_PACKAGES = (
     "sp_ray_ml",
@@ -260,16 +261,19 @@ class Run:
         """Records that MLflow has not got yet."""
         return pending_of(self.folder, self.state)
 
-    def finish(self, status: str = "FINISHED", wait_s: float = 20.0) -> Outcome:
+    def finish(self, status: str = "FINISHED", wait_s: float | None = None) -> Outcome:
         """Say how the run ended, and wait until MLflow has all of it.
 
         Args:
             status: `FINISHED`, `FAILED` or `KILLED`.
-            wait_s: Seconds to wait at most. A server that does not answer is given up sooner, after 10 seconds; the
-                sender then goes on by itself for a minute.
+            wait_s: Seconds to wait at most; by default 20 for a server, and 60 for a store that is a file of this
+                machine. Where an attempt has failed it is given up sooner, within 10 seconds. The sender then goes
+                on by itself for a minute.
         """
         if self._journal is not None:
-            self._append("finish", status=status)
+            if wait_s is None:
+                wait_s = _LOCAL_WAIT_S if self._order and self._order["artifacts"] else _WAIT_S
+            self._append("finish", status=status, wait_s=wait_s)
             self._journal.close()
             self._journal = None
             self._outcome = self._wait(wait_s)
@@ -306,8 +310,10 @@ class Run:
     ) -> None:
         if kind is None:
             self.finish()
+        elif issubclass(kind, Exception):
+            self.finish("FAILED")
         else:
-            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+            self.finish("KILLED", wait_s=_INTERRUPTED_WAIT_S)
 
 
 def _plain(data: Any) -> Any:

@@ -8,10 +8,10 @@ from sp_ray_ml.errors import StorageError
 from sp_ray_ml.tracking.journal import (
     Journal,
     count_entries,
+    finish_of,
     finite,
     first_entry,
     flatten,
-    is_finished,
     last_opening,
     read_entries,
 )
@@ -73,14 +73,14 @@ def test_threads_do_not_mix_their_lines(tmp_path):
 def test_finish_counts_only_after_the_last_opening(tmp_path):
     journal = Journal(tmp_path / "j")
     journal.append("open", session="1")
-    assert not is_finished(tmp_path / "j")
+    assert finish_of(tmp_path / "j") is None
     journal.append("finish", status="FAILED")
     journal.append("tags", values={})
-    assert is_finished(tmp_path / "j")
+    assert finish_of(tmp_path / "j")["status"] == "FAILED"
     journal.append("open", session="2")
     for _ in range(1000):
         journal.append("metrics", values={"filler": "x" * 200})
-    assert not is_finished(tmp_path / "j")
+    assert finish_of(tmp_path / "j") is None
     assert last_opening(tmp_path / "j")["session"] == "2"
     assert first_entry(tmp_path / "j")["session"] == "1"
 
