@@ -149,7 +149,10 @@ class World:
         at = low[group] + random.random(len(group)) * (high - low)[group]
         # Rounding may put a draw onto its group's upper edge: it stays in the group.
         place = np.searchsorted(edge, at, side="right") - 1
-        return member[np.minimum(place, np.searchsorted(edge, high, side="left")[group] - 1)]
+        shows: NDArray[np.int64] = member[
+            np.minimum(place, np.searchsorted(edge, high, side="left")[group] - 1)
+        ]
+        return shows
 
     # --- users --------------------------------------------------------------------------------------------------
 
@@ -247,4 +250,5 @@ class Day:
         drawn = np.sort((part + random.random(n)) / parts)
         of_day = np.interp(drawn, share, np.arange(25) * 3_600e6).astype(np.int64)
         since = int((START + self.day - np.datetime64("1970-01-01", "D")).astype(np.int64))
-        return since * 86_400_000_000 + np.minimum(of_day, 86_400_000_000 - 1)
+        times: NDArray[np.int64] = since * 86_400_000_000 + np.minimum(of_day, 86_400_000_000 - 1)
+        return times

@@ -7,8 +7,10 @@ table `_sp_ray_ml_commits`, written in the transaction that writes the rows.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -134,9 +136,12 @@ class DuckDBWarehouse(Warehouse):
     @contextmanager
     def _writing(self) -> Iterator[Any]:
         """A connection in a transaction: committed at the end, undone by an error, with the file if it is new."""
-        new = not self.path.exists()
+        if self.path.parent.exists() and not self.path.parent.is_dir():
+            raise StorageError("cannot write: a part of the path is a file", where=str(self.path))
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.exists()
+        before = _state(self.path) if not new and not self._log.exists() else None
         done = False
         try:
             with sql_errors(self.url, ()):
@@ -161,6 +166,8 @@ class DuckDBWarehouse(Warehouse):
                 with contextlib.suppress(OSError):
                     self.path.unlink(missing_ok=True)
                     self._log.unlink(missing_ok=True)
+            elif before is not None and not done:
+                _shrink(self.path, *before)
 
     def _write(self, connection: Any, table: str, source: Source, mode: str, commit: str | None) -> int:
         name, place = quoted(table), f"{self.url} {table}"
@@ -210,6 +217,29 @@ class DuckDBWarehouse(Warehouse):
         return found is not None
 
 
+def _state(path: Path) -> tuple[int, bytes]:
+    """Size and headers of a database file. The headers say what its state is: a checkpoint changes them."""
+    with storage_errors(path, "read"), path.open("rb") as file:
+        return path.stat().st_size, file.read(3 * 4_096)
+
+
+def _shrink(path: Path, size: int, headers: bytes) -> None:
+    """Give back what an undone write added to the file, which DuckDB keeps: after a full disk that is all there was.
+
+    Safe only while the headers are those from before the write (then nothing refers to what lies behind the old
+    end), and nobody has the file open.
+    """
+    with contextlib.suppress(OSError, duckdb.Error):
+        # Settings that no open database can have: this fails if the process has one of the file.
+        duckdb.connect(
+            str(path), read_only=True, config={"temp_directory": f"/nowhere-{uuid.uuid4()}"}
+        ).close()
+        with path.open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock that DuckDB takes
+            if path.stat().st_size > size and file.read(len(headers)) == headers:
+                file.truncate(size)
+
+
 @contextmanager
 def _constraints(where: str) -> Iterator[None]:
     try:
@@ -217,8 +247,6 @@ def _constraints(where: str) -> Iterator[None]:
     except WarehouseError as error:
         if isinstance(error.__cause__, duckdb.ConstraintException | duckdb.ConversionException):
             raise DataError(f"rows do not fit the table: {error.message}", where=where) from error
-        raise
-    except StorageError:
         raise
 
 

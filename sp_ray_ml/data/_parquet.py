@@ -101,7 +101,7 @@ class ParquetWarehouse(Warehouse):
     def write(self, table: str, data: Any, *, mode: Mode = "replace", commit: str | None = None) -> int:
         source = as_source(data, name=table)
         check_write(table, mode, source)
-        folder = self.path / table
+        folder, place = self.path / table, f"{self.url}/{table}"
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with Lock(folder / _LOCK, f"table {table}"):
@@ -114,7 +114,7 @@ class ParquetWarehouse(Warehouse):
             commits = [*before.commits, commit] if commit is not None else before.commits
             with _Parts(folder, before.version + 1, schema) as parts:
                 for block in source.blocks(rows_per_group(schema)):
-                    parts.write(cast_batch(block, schema, f"{self.url}/{table}"))
+                    parts.write(_no_null_vectors(cast_batch(block, schema, place), place))
                 parts.finish()
                 # Files without a manifest are read as they lie there: before the first new one appears it is said
                 # which they were.
@@ -189,12 +189,35 @@ def _remove_empty(folder: Path, top: Path) -> None:
 
 def _through_parquet(schema: pa.Schema, where: str) -> pa.Schema:
     """The schema that a reader gets back (seconds become milliseconds, say)."""
+    schema = pa.schema([pa.field(field.name, _unfixed(field.type)) for field in schema])
     buffer = pa.BufferOutputStream()
     try:
         pq.write_table(schema.empty_table(), buffer)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise DataError(f"Parquet cannot hold these columns: {error}", where=where) from error
     return pq.read_schema(pa.BufferReader(buffer.getvalue())).remove_metadata()
+
+
+def _unfixed(kind: pa.DataType, *, nested: bool = False) -> pa.DataType:
+    """The type with lists of fixed size only at its top: further in, Arrow cannot read back what it wrote of them."""
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f.name, _unfixed(f.type, nested=True)) for f in kind])
+    if pa.types.is_fixed_size_list(kind) and not nested:
+        return pa.list_(_unfixed(kind.value_type, nested=True), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_unfixed(kind.value_type, nested=True))
+    return kind
+
+
+def _no_null_vectors(batch: pa.RecordBatch, where: str) -> pa.RecordBatch:
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_fixed_size_list(column.type) and column.null_count:
+            raise DataError(
+                f"column {name!r} has nulls among lists of a fixed size, which Arrow cannot read back from Parquet",
+                where=where,
+                hint="Leave those rows out, fill them with zeros, or make it a list of any size",
+            )
+    return batch
 
 
 class _Parts:

@@ -77,7 +77,8 @@ class ParquetSource(Source):
         num_rows: int | None = None,
     ) -> None:
         self._name, self._files, self._folder, self._where = name, list(files), folder, tuple(where)
-        full = self._dataset().schema.remove_metadata()
+        with storage_errors(self._files[0], "read"):
+            full = self._dataset().schema.remove_metadata()
         self._columns = require_columns(full, columns, name) if columns is not None else full.names
         self._conditions: list[Condition] = conditions(where, full, name)
         schema = pa.schema([full.field(column) for column in self._columns])
@@ -95,13 +96,12 @@ class ParquetSource(Source):
         if self._folder is not None and is_partitioned(self._files, self._folder):
             partitioning = pads.HivePartitioning.discover(infer_dictionary=False)
         try:
-            with storage_errors(self._files[0], "read"):
-                return pads.dataset(
-                    [str(file) for file in self._files],
-                    format="parquet",
-                    partitioning=partitioning,
-                    partition_base_dir=str(self._folder) if partitioning is not None else None,
-                )
+            return pads.dataset(
+                [str(file) for file in self._files],
+                format="parquet",
+                partitioning=partitioning,
+                partition_base_dir=str(self._folder) if partitioning is not None else None,
+            )
         except pa.ArrowInvalid as error:
             raise StorageError(
                 f"not Parquet, or damaged: {error}", where=str(self._folder or self._files[0])
@@ -109,26 +109,28 @@ class ParquetSource(Source):
 
     def _stream(self) -> Iterator[pa.RecordBatch]:
         # The defaults read 16 batches and 4 files ahead: far more memory, no more speed on a few cores.
-        scanner = self._dataset().scanner(
-            columns=self._columns,
-            filter=as_arrow(self._conditions),
-            batch_size=_SCAN_ROWS,
-            batch_readahead=4,
-            fragment_readahead=1,
-            fragment_scan_options=pads.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False),
-            cache_metadata=False,
-        )
-        try:
-            with storage_errors(self._name, "read"), scanner.to_reader() as reader:
-                yield from reader
-        except FileNotFoundError as error:
-            raise StorageError(
-                "a file of the table went away: it was replaced while it was read",
-                where=self._name,
-                hint="Read it again",
-            ) from error
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            raise DataError(f"cannot be read: {error}", where=self._name) from error
+        options = pads.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+        with storage_errors(self._name, "read"):
+            try:
+                scanner = self._dataset().scanner(
+                    columns=self._columns,
+                    filter=as_arrow(self._conditions),
+                    batch_size=_SCAN_ROWS,
+                    batch_readahead=4,
+                    fragment_readahead=1,
+                    fragment_scan_options=options,
+                    cache_metadata=False,
+                )
+                with scanner.to_reader() as reader:
+                    yield from reader
+            except FileNotFoundError as error:
+                raise StorageError(
+                    "a file of the table went away: it was replaced while it was read",
+                    where=self._name,
+                    hint="Read it again",
+                ) from error
+            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+                raise DataError(f"cannot be read: {error}", where=self._name) from error
 
     def select(self, columns: Sequence[str]) -> Source:
         require_columns(self.schema, columns, self.name)

@@ -162,7 +162,13 @@ class SqlSource(Source):
 _NO_TABLE = re.compile(r"(?:Table|View) with name (.+?) does not exist", re.DOTALL)
 _NO_COLUMN = re.compile(r'(?:Referenced column|does not have a column named|column named) "([^"]+)"')
 _HOLDER = re.compile(r"Conflicting lock is held in (.+?) \(PID (\d+)\)")
-_FULL = re.compile(r"No space left on device|File too large|Disk quota exceeded", re.IGNORECASE)
+_REASONS = {
+    "No space left on device": "the disk is full",
+    "Disk quota exceeded": "the disk quota is used up",
+    "File too large": "the file would be larger than the limit",
+    "Read-only file system": "the file system is read-only",
+    "Permission denied": "permission denied",
+}
 
 
 def _first_line(error: BaseException) -> str:
@@ -202,13 +208,14 @@ def _told(error: Exception, url: str, tables: Sequence[str]) -> StorageError | C
             where=url,
             hint="Close that connection, or finish reading, and try again",
         )
+    if said := next((words for words in _REASONS if words in text), None):
+        doing = "open" if "Cannot open file" in text else "write"
+        hint = "Free some room: df -h" if said in {"No space left on device", "Disk quota exceeded"} else None
+        return StorageError(f"cannot {doing}: {_REASONS[said]}", where=url, hint=hint)
     if isinstance(error, duckdb.TransactionException) or "write-write conflict" in text or "Conflict" in text:
         return LockedError(
             f"another writer was there first: {_first_line(error)}", where=url, hint="Try again"
         )
-    if full := _FULL.search(text):
-        reason = "the file would be larger than the limit" if "large" in full[0] else "the disk is full"
-        return StorageError(f"cannot write: {reason}", where=url, hint="Free some room: df -h")
     if isinstance(error, duckdb.CatalogException) and (missing := _NO_TABLE.search(text)):
         return no_table(missing[1], tables, url)
     if isinstance(error, duckdb.BinderException) and (missing := _NO_COLUMN.search(text)):

@@ -1,0 +1,238 @@
+"""URLs, foreign Parquet folders and foreign DuckDB files."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sp_ray_ml.data import Source, as_source, open_warehouse
+from sp_ray_ml.data._duckdb import DuckDBWarehouse
+from sp_ray_ml.data._parquet import ParquetWarehouse
+from sp_ray_ml.errors import ConfigError, DataError, StorageError, WarehouseError
+
+ROWS = pa.table({"n": [1, 2, 3]})
+
+# --- URLs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "path"),
+    [
+        ("duckdb:///out.duckdb", DuckDBWarehouse, "out.duckdb"),
+        ("duckdb:////data/out.duckdb", DuckDBWarehouse, "/data/out.duckdb"),
+        ("some/new.duckdb", DuckDBWarehouse, "some/new.duckdb"),
+        ("new.db", DuckDBWarehouse, "new.db"),
+        ("parquet://folder/in", ParquetWarehouse, "folder/in"),
+        ("parquet:///folder", ParquetWarehouse, "/folder"),
+        ("file:///folder", ParquetWarehouse, "/folder"),
+        ("folder", ParquetWarehouse, "folder"),
+    ],
+)
+def test_url_finds_its_warehouse(url: str, kind: type, path: str) -> None:
+    warehouse = open_warehouse(url)
+    assert type(warehouse) is kind
+    assert warehouse.path == Path(path)  # type: ignore[attr-defined]
+    assert open_warehouse(warehouse.url).path == Path(path)  # type: ignore[attr-defined]
+
+
+def test_duckdb_file_is_known_by_its_content(tmp_path: Path) -> None:
+    open_warehouse(tmp_path / "x.duckdb").write("t", ROWS)
+    (tmp_path / "x.duckdb").rename(tmp_path / "warehouse")
+    assert open_warehouse(tmp_path / "warehouse").tables() == ["t"]
+
+
+def test_unknown_scheme_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean duckdb\?.*duckdb://, file://, parquet://"):
+        open_warehouse("dukdb:///x")
+    with pytest.raises(ConfigError, match="three slashes"):
+        open_warehouse("duckdb://x.duckdb")
+    with pytest.raises(ConfigError, match="empty"):
+        open_warehouse("")
+
+
+def test_single_table_is_no_warehouse(tmp_path: Path) -> None:
+    pq.write_table(ROWS, tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match="its folder"):
+        open_warehouse(tmp_path / "t.parquet")
+
+
+# --- Parquet that others wrote ------------------------------------------------------------------------------------
+
+
+def test_file_and_folder_are_tables(tmp_path: Path) -> None:
+    pq.write_table(ROWS, tmp_path / "single.parquet")
+    (tmp_path / "many" / "sub").mkdir(parents=True)
+    pq.write_table(ROWS, tmp_path / "many" / "a.parquet")
+    pq.write_table(ROWS, tmp_path / "many" / "sub" / "b.parquet")
+    pq.write_table(ROWS, tmp_path / "many" / "_metadata.parquet")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no table")
+    warehouse = open_warehouse(tmp_path)
+    assert warehouse.tables() == ["many", "single"]
+    assert warehouse.source("many").num_rows == 6
+    assert warehouse.source("many").to_arrow()["n"].to_pylist() == [1, 2, 3] * 2
+    assert warehouse.source("SELECT count(*) AS c FROM many, single").to_arrow().to_pydict() == {"c": [18]}
+
+
+def test_folder_names_are_columns(tmp_path: Path) -> None:
+    for country, year, n in (("de", 2023, 1), ("de", 2024, 2), ("fr", 2024, 3)):
+        folder = tmp_path / "t" / f"country={country}" / f"year={year}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"n": [n]}), folder / "x.parquet")
+    warehouse = open_warehouse(tmp_path)
+    source = warehouse.source("t", where=[("country", "==", "de"), ("year", ">", 2023)])
+    assert source.to_arrow().to_pydict() == {"n": [2], "country": ["de"], "year": [2024]}
+    assert warehouse.source("SELECT sum(n) AS s FROM t WHERE year = 2024").to_arrow().to_pydict() == {
+        "s": [5]
+    }
+    with pytest.raises(DataError, match="partitioned"):
+        warehouse.write("t", source, mode="append")
+    warehouse.write("t", warehouse.source("t"))
+    assert warehouse.source("t").to_arrow().num_rows == 3
+    assert not list((tmp_path / "t").glob("country=*"))
+
+
+def test_append_to_a_single_file_keeps_it(tmp_path: Path) -> None:
+    pq.write_table(ROWS, tmp_path / "t.parquet")
+    warehouse = open_warehouse(tmp_path)
+    before = warehouse.fingerprint("t")
+    warehouse.write("t", ROWS, mode="append", commit="a")
+    assert (tmp_path / "t.parquet").is_file()
+    assert warehouse.tables() == ["t"]
+    assert warehouse.source("t").to_arrow()["n"].to_pylist() == [1, 2, 3] * 2
+    assert warehouse.fingerprint("t") != before
+    warehouse.write("t", ROWS)
+    assert not (tmp_path / "t.parquet").exists()
+    assert warehouse.source("t").to_arrow().equals(ROWS)
+
+
+def test_replacing_a_single_file_takes_its_place(tmp_path: Path) -> None:
+    pq.write_table(ROWS, tmp_path / "t.parquet")
+    warehouse = open_warehouse(tmp_path)
+    warehouse.write("t", {"other": ["x"]})
+    assert not (tmp_path / "t.parquet").exists()
+    assert warehouse.source("t").to_arrow().to_pydict() == {"other": ["x"]}
+
+
+def test_files_that_the_manifest_does_not_name_are_not_read(tmp_path: Path) -> None:
+    warehouse = open_warehouse(tmp_path)
+    warehouse.write("t", ROWS)
+    pq.write_table(
+        ROWS, tmp_path / "t" / "part-000002-0000.parquet"
+    )  # a writer killed just before its commit
+    assert warehouse.source("t").num_rows == 3
+    warehouse.write("t", ROWS, mode="append")
+    assert warehouse.source("t").to_arrow().num_rows == 6
+    assert sorted(path.name for path in (tmp_path / "t").glob("*.parquet")) == [
+        "part-000001-0000.parquet",
+        "part-000002-0000.parquet",
+    ]
+
+
+def test_reading_leaves_no_trace(tmp_path: Path) -> None:
+    open_warehouse(tmp_path / "p").write("t", ROWS)
+    open_warehouse(tmp_path / "d.duckdb").write("t", ROWS)
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("p", "d.duckdb"):
+        warehouse = open_warehouse(tmp_path / name)
+        warehouse.source("t").to_arrow()
+        warehouse.source("SELECT * FROM t ORDER BY n").to_arrow()
+        warehouse.fingerprint("t")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_null_vectors_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    warehouse = open_warehouse(tmp_path)
+    warehouse.write("t", ROWS)
+    vectors = pa.table({"v": pa.array([[1.0, 2.0], None], pa.list_(pa.float32(), 2))})
+    with pytest.raises(DataError, match="'v' has nulls"):
+        warehouse.write("t", vectors)
+    assert warehouse.source("t").to_arrow().equals(ROWS)
+
+
+def test_replaced_while_read_is_said(tmp_path: Path) -> None:
+    warehouse = open_warehouse(tmp_path)
+    warehouse.write("t", ROWS)
+    source = warehouse.source("t")
+    warehouse.write("t", ROWS)
+    with pytest.raises(StorageError, match="replaced while it was read"):
+        source.to_arrow()
+
+
+# --- DuckDB files that others wrote ---------------------------------------------------------------------------------
+
+
+def test_views_and_schemas_are_read(tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "x.duckdb")) as connection:
+        connection.execute("CREATE TABLE t AS SELECT 1 AS n; CREATE VIEW v AS SELECT n + 1 AS n FROM t")
+        connection.execute("CREATE SCHEMA mart; CREATE TABLE mart.t AS SELECT 3 AS n")
+    warehouse = open_warehouse(tmp_path / "x.duckdb")
+    assert warehouse.tables() == ["mart.t", "t", "v"]
+    assert [warehouse.source(name).to_arrow()["n"].to_pylist() for name in warehouse.tables()] == [
+        [3],
+        [1],
+        [2],
+    ]
+    with pytest.raises(WarehouseError, match="View"):
+        warehouse.write("v", ROWS)
+
+
+def test_constraints_hold_and_are_told(tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "x.duckdb")) as connection:
+        connection.execute("CREATE TABLE t (n BIGINT PRIMARY KEY)")
+    warehouse = open_warehouse(tmp_path / "x.duckdb")
+    warehouse.write("t", ROWS, mode="append")
+    with pytest.raises(DataError, match="do not fit"):
+        warehouse.write("t", ROWS, mode="append")
+    assert warehouse.source("t").num_rows == 3
+
+
+def test_names_that_differ_in_case_are_refused(tmp_path: Path) -> None:
+    warehouse = open_warehouse(tmp_path / "x.duckdb")
+    warehouse.write("t", ROWS)
+    with pytest.raises(DataError, match="upper from lower"):
+        warehouse.write("T", ROWS)
+    with pytest.raises(DataError, match="differ only in case"):
+        warehouse.write("u", {"a": [1], "A": [2]})
+
+
+def test_nanoseconds_that_would_be_cut_are_an_error(tmp_path: Path) -> None:
+    warehouse = open_warehouse(tmp_path / "x.duckdb")
+    fine = pa.table({"at": pa.array([1_000], pa.timestamp("ns", "UTC"))})
+    assert warehouse.write("t", fine) == 1
+    with pytest.raises(DataError, match="'at'"):
+        warehouse.write("t", pa.table({"at": pa.array([1_001], pa.timestamp("ns", "UTC"))}))
+
+
+def test_reads_beside_a_notebooks_own_connection(tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "x.duckdb")) as connection:
+        connection.execute("CREATE TABLE t AS SELECT 1 AS n")
+        warehouse = open_warehouse(tmp_path / "x.duckdb")
+        assert warehouse.source("t").to_arrow().to_pydict() == {"n": [1]}
+        warehouse.write("u", ROWS)
+        assert connection.execute("SELECT count(*) FROM u").fetchone() == (3,)
+
+
+@pytest.mark.parametrize("name", ["x.duckdb", "x"])
+def test_long_stream_takes_little_memory(tmp_path: Path, name: str) -> None:
+    rows = 6_000_000
+
+    def batches():  # type: ignore[no-untyped-def]
+        for at in range(0, rows, 250_000):
+            yield pa.record_batch(
+                {"n": pa.array(range(at, at + 250_000)), "x": pa.array(range(at, at + 250_000))}
+            )
+
+    warehouse = open_warehouse(tmp_path / name)
+    warehouse.write("t", Source("s", pa.schema({"n": pa.int64(), "x": pa.int64()}), batches))
+    next(iter(warehouse.source("t").batches()))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    total = sum(batch.num_rows for batch in as_source(warehouse.source("t")).batches())
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert total == rows
+    assert grown < rows * 16 * 0.75
