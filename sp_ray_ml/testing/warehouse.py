@@ -358,7 +358,7 @@ class WarehouseContract(ABC):
                 warehouse.write(
                     "people",
                     _failing(_people().schema, _people(), RuntimeError("the source broke")),
-                    mode=mode,  # type: ignore[arg-type]
+                    mode=mode,
                     commit="broken",
                 )
             assert warehouse.source("people").to_arrow().to_pylist()[0] == before.to_pylist()[0]
