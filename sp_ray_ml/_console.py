@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from sp_ray_ml._runs import Step
 
@@ -33,7 +33,7 @@ class Console:
         file: Where to print; standard error without (a notebook's cell, in a notebook).
     """
 
-    def __init__(self, file: IO[str] | None = None) -> None:
+    def __init__(self, file: TextIO | None = None) -> None:
         self._screen: _Screen = _screen(file)
         self._work: Work | None = None
 
@@ -134,7 +134,7 @@ class _Screen(Protocol):
     def close(self) -> None: ...
 
 
-def _screen(file: IO[str] | None) -> _Screen:
+def _screen(file: TextIO | None) -> _Screen:
     if file is None and in_notebook():
         return _Notebook()
     stream = file or sys.stderr
@@ -153,7 +153,7 @@ def in_notebook() -> bool:
 class _Terminal:
     """Finished lines above, the step at work redrawn below them."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: TextIO) -> None:
         from rich.console import Console as RichConsole
 
         self._console: RichConsole = RichConsole(file=stream, highlight=False, soft_wrap=False)
@@ -242,7 +242,7 @@ class _Terminal:
 class _Plain:
     """Lines that stay; none with a control character."""
 
-    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._said = clock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -43,7 +43,7 @@ def as_json(result: RunResult) -> dict[str, Any]:
     }
 
 
-def show_result(result: RunResult, file: IO[str] | None = None) -> None:
+def show_result(result: RunResult, file: TextIO | None = None) -> None:
     """Print a result.
 
     Args:
@@ -69,7 +69,7 @@ def show_result(result: RunResult, file: IO[str] | None = None) -> None:
     _where_to_look(console, result, predictor)
 
 
-def show_plan(pipeline: Pipeline, steps: Sequence[PlannedStep], file: IO[str] | None = None) -> None:
+def show_plan(pipeline: Pipeline, steps: Sequence[PlannedStep], file: TextIO | None = None) -> None:
     """Print what each step will read and write."""
     from rich.table import Table
 
@@ -83,7 +83,7 @@ def show_plan(pipeline: Pipeline, steps: Sequence[PlannedStep], file: IO[str] | 
     console.print(f"\nNothing was done. The run's folder will be {pipeline.folder}")
 
 
-def _rich(file: IO[str] | None) -> RichConsole:
+def _rich(file: TextIO | None) -> RichConsole:
     from rich.console import Console as RichConsole
 
     return RichConsole(file=file or sys.stdout, highlight=False, emoji=False)

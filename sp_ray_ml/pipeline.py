@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 
 from sp_ray_ml._runs import Reporter, RunFolder, Step, StepContext
-from sp_ray_ml.config import Document, Settings, check, dump, read_document, redact, to_yaml
+from sp_ray_ml.config import Document, Settings, check, document_of, dump, read_document, redact, to_yaml
 from sp_ray_ml.data.settings import Events, Nodes
 from sp_ray_ml.data.splits import PerUserSplit, SplitField
 from sp_ray_ml.errors import ConfigError, SpRayError
@@ -140,7 +140,7 @@ def load_config(config: Config, overrides: Sequence[str] = (), *, check_only: bo
     if isinstance(config, Pipeline):
         if not overrides:
             return config
-        config = dump(config)
+        return check(Pipeline, read_document(document_of(config), overrides), check_only=check_only)
     document: Document = read_document(config, overrides)
     return check(Pipeline, document, check_only=check_only)
 

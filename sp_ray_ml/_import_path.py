@@ -1,0 +1,105 @@
+"""Import paths `package.module:Name`: followed, or looked up without importing anything."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.machinery
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from sp_ray_ml._names import near_match
+from sp_ray_ml.errors import ConfigError
+
+__all__ = ["IMPORT_PATH", "import_object", "why_missing"]
+
+IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+_LOOKED = "looked in the working directory and installed packages"
+
+
+def import_object(path: str) -> Any:
+    """What an import path leads to.
+
+    Raises:
+        ConfigError: The module is missing or cannot be imported, or has no such name.
+    """
+    module_name, _, name = path.partition(":")
+    _add_working_directory()
+    try:
+        value: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ConfigError(f"no module {error.name!r} ({_LOOKED})") from None
+        raise ConfigError(f"{module_name} cannot be imported: it needs {error.name}") from error
+    except Exception as error:
+        raise ConfigError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error
+    for part in name.split("."):
+        if not hasattr(value, part):
+            raise ConfigError(f"module {module_name} has no {name}{near_match(part, dir(value))}")
+        value = getattr(value, part)
+    return value
+
+
+def why_missing(path: str) -> str | None:
+    """Why an import path would fail, found without importing anything; None if it should not."""
+    module_name, _, name = path.partition(":")
+    _add_working_directory()
+    parts = module_name.split(".")
+    search: Any = None
+    spec: importlib.machinery.ModuleSpec | None = None
+    for i in range(len(parts)):
+        spec = _find_spec(".".join(parts[: i + 1]), search)
+        if spec is None:
+            return f"no module {'.'.join(parts[: i + 1])!r} ({_LOOKED})"
+        search = spec.submodule_search_locations
+        if search is None and i + 1 < len(parts):
+            return f"no module {'.'.join(parts[: i + 2])!r}: {'.'.join(parts[: i + 1])} is no package"
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        return None
+    try:
+        names = _top_level_names(ast.parse(Path(spec.origin).read_bytes()).body)
+    except SyntaxError as error:
+        return f"{module_name} cannot be imported: SyntaxError in line {error.lineno}"
+    except (OSError, ValueError) as error:
+        return f"{module_name} cannot be imported: {error}"
+    first = name.split(".", maxsplit=1)[0]
+    if first in names or "*" in names or "__getattr__" in names:
+        return None
+    return f"module {module_name} has no {first}{near_match(first, names)}"
+
+
+def _add_working_directory() -> None:
+    # A console script's sys.path has no working directory, where a project's own modules lie.
+    if (here := str(Path.cwd())) not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+
+
+def _find_spec(name: str, search: Any) -> importlib.machinery.ModuleSpec | None:
+    # As importlib.util.find_spec, which would import the parent package.
+    for finder in sys.meta_path:
+        if (spec := finder.find_spec(name, search)) is not None:
+            return spec
+    return None
+
+
+def _top_level_names(body: list[ast.stmt]) -> set[str]:
+    names: set[str] = set()
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            names.add(statement.name)
+            continue
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            names.update((alias.asname or alias.name).split(".")[0] for alias in statement.names)
+            continue
+        names.update(
+            node.id
+            for node in ast.walk(statement)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        )
+        blocks = [getattr(statement, field, []) for field in ("body", "orelse", "finalbody")]
+        blocks += [handler.body for handler in getattr(statement, "handlers", [])]
+        for block in blocks:
+            names |= _top_level_names(block)
+    return names
