@@ -42,7 +42,13 @@ def mask(message: str, written: str, values: Iterable[str]) -> str:
         values: What the variables held.
     """
     message = re.sub(r"(?s), got .*$", f", got the value of {written}", message)
-    for value in sorted(values, key=len, reverse=True):
-        if len(value) >= _LEAST:
-            message = message.replace(repr(value), written).replace(value, written)
+    said = {form for value in values for part in _parts(value) for form in (part, repr(part)[1:-1])}
+    for text in sorted(said, key=len, reverse=True):
+        if len(text) >= _LEAST:
+            message = message.replace(text, written)
     return message
+
+
+def _parts(value: str) -> set[str]:
+    """A value, and what messages say of one that is an import path."""
+    return {value, *value.split(":"), *re.split(r"[:.]", value)}

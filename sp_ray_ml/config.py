@@ -47,6 +47,8 @@ __all__ = [
 ]
 
 _check_only: contextvars.ContextVar[bool] = contextvars.ContextVar("check_only", default=False)
+# Pydantic turns an error in a serializer into one of its own, without a cause.
+_unnamed: contextvars.ContextVar[list[ConfigError] | None] = contextvars.ContextVar("unnamed", default=None)
 
 
 class Settings(pydantic.BaseModel):
@@ -205,13 +207,19 @@ class Family:
         custom = {"type": "string", "pattern": IMPORT_PATH.pattern}
         options += [
             {"enum": list(self.kinds())},
+            custom,
             {"type": "object", "properties": {"kind": custom}, "required": ["kind"]},
         ]
         return {"anyOf": options, "title": self.name}
 
     def _serialize(self, value: Settings) -> dict[str, Any]:
         body = value.arguments if isinstance(value, Custom) else value.model_dump(mode="json")
-        return {"kind": self.kind_of(value), **body}
+        try:
+            return {"kind": self.kind_of(value), **body}
+        except ConfigError as error:
+            if (unnamed := _unnamed.get()) is not None:
+                unnamed.append(error)
+            raise
 
     def _validate(self, value: Any, base: Any) -> Any:
         if isinstance(value, str):
@@ -432,12 +440,16 @@ def document_of(settings: Settings) -> Document:
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
+    unnamed: list[ConfigError] = []
+    token = _unnamed.set(unnamed)
     try:
         return settings.model_dump(mode="json")
-    except PydanticSerializationError as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from None
+    except PydanticSerializationError:
+        if unnamed:
+            raise unnamed[0] from None
         raise
+    finally:
+        _unnamed.reset(token)
 
 
 def dump(settings: Settings) -> dict[str, Any]:
