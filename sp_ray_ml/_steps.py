@@ -290,7 +290,7 @@ class Topology:
         """Open what `build` wrote; memory-mapped."""
         order = {name: np.load(folder / f"order-{name}.npy", allow_pickle=False) for name in (USER, ITEM)}
         fit, full = Graph.load(folder / "fit"), Graph.load(folder / "full")
-        validation, test = (scipy.sparse.load_npz(folder / f"{part}.npz") for part in ("validation", "test"))
+        validation, test = (_load_pairs(folder / f"{part}.npz") for part in ("validation", "test"))
         items, users = (
             np.load(folder / f"unknown-{part}.npy", allow_pickle=False) for part in ("items", "users")
         )
@@ -373,6 +373,10 @@ def _pairs(
     pairs.data[:] = 1
     pairs.sort_indices()
     return pairs
+
+
+def _load_pairs(file: Path) -> scipy.sparse.csr_array:
+    return scipy.sparse.csr_array(scipy.sparse.load_npz(file))
 
 
 def _held_out(
@@ -482,6 +486,7 @@ def train(
         user_vectors=result.user_vectors,
         item_vectors=result.item_vectors,
         item_bias=result.item_bias,
+        embedding_dim=result.embedding_dim,
         seen=topology.seen,
         columns=(events.user, events.item),
     )
@@ -582,8 +587,9 @@ def write(
         (output.embeddings.item, recommender.item_ids, recommender.item_column, recommender.item_vectors),
     ):
         if name:
-            flat = pa.array(vectors.ravel())
-            lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).cast(pa.list_(pa.float32()))
+            embeddings = vectors[:, : recommender.embedding_dim]
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), recommender.embedding_dim)
+            lists = lists.cast(pa.list_(pa.float32()))
             tables[name] = as_source(pa.table({column: ids, "embedding": lists}))
     written = {}
     for table, source in tables.items():

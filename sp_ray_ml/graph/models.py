@@ -42,7 +42,7 @@ class LightGCN(GNN):
     """Steps of propagation."""
     init: float = pydantic.Field(default=0.1, gt=0)
     """Standard deviation of the first ids' vectors."""
-    dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    dropout: float = pydantic.Field(default=0.2, ge=0, lt=1)
     """Share of the first vectors' entries set to zero while training."""
 
     def build(self, data: Any) -> torch.nn.Module:

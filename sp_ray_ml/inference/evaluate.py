@@ -75,8 +75,12 @@ def evaluate(
         if progress:
             progress(len(users))
     if strangers is not None and len(strangers):
+        from scipy.sparse import csr_array
+
         nothing = np.full((len(strangers), max(k)), -1, dtype=np.int32)
-        none = csr_array((len(strangers), scorer.num_items), dtype=np.int8)
+        empty = np.zeros(0, np.int32)
+        shape = (len(strangers), scorer.num_items)
+        none = csr_array((np.zeros(0, np.int8), empty, np.zeros(shape[0] + 1, np.int32)), shape=shape)
         metrics.update(nothing, none, np.zeros(len(strangers), dtype=bool), strangers)
     return metrics.finish()
 

@@ -24,11 +24,14 @@ __all__ = ["TrainingEdges", "to_data"]
 USER, ITEM = "user", "item"
 
 
-def to_data(graph: Graph, known: dict[str, NDArray[np.bool_]], device: torch.device) -> Any:
-    """The graph as a PyG `HeteroData` on the device, with `known` on each node type."""
+def to_data(
+    graph: Graph, known: dict[str, NDArray[np.bool_]], activity: NDArray[np.float32], device: torch.device
+) -> Any:
+    """The graph as a PyG `HeteroData` on the device, with `known` on each node type and `activity` on users."""
     data = graph.to_pyg()
     for name, mask in known.items():
         data[name].known = torch.from_numpy(mask)
+    data[USER].activity = torch.from_numpy(activity)
     return data.to(device)
 
 
@@ -38,6 +41,7 @@ class _Epoch:
     users: NDArray[np.int64]
     target_indptr: NDArray[np.int64]
     target_items: NDArray[np.int64]
+    target_weight: NDArray[np.float64]
     history_indptr: NDArray[np.int64]
     history_items: NDArray[np.int64]
 
@@ -61,6 +65,9 @@ class TrainingEdges:
         self.order, self.user, self.item = order, user[order], edges.indices[order].astype(np.int64)
         self.count = np.diff(edges.indptr)
         self.position = np.arange(len(user)) - np.repeat(edges.indptr[:-1], self.count)
+        # Log of the history's length, about zero for the average user.
+        self.middle = float(np.log1p(self.count[self.count > 0]).mean()) if len(user) else 0.0
+        self.weight = _weights(self.position, self.count[self.user], settings.recency)
         items = np.bincount(self.item, minlength=graph.num_nodes[ITEM])
         self.known = {USER: self.count > 0, ITEM: items > 0}
         self.known_items = torch.from_numpy(np.nonzero(self.known[ITEM])[0]).to(device)
@@ -70,30 +77,46 @@ class TrainingEdges:
     def whole(self) -> Any:
         """The whole graph as `HeteroData`."""
         if self._whole is None:
-            self._whole = to_data(self.graph, self.known, self.device)
+            self._whole = to_data(self.graph, self.known, self._activity(self.count), self.device)
         return self._whole
+
+    def _activity(self, count: NDArray[np.int64]) -> NDArray[np.float32]:
+        return (np.log1p(count) - self.middle).astype(np.float32)
 
     def epoch(self, number: int, phase: int) -> _Epoch:
         """Draw which edges are predicted; the same for the same seed, phase and number."""
         random = np.random.default_rng([self.seed, phase, number])
-        hidden, target = _draw(self.settings.supervision, random, self.user, self.position, self.count)
+        hidden, target, length = _draw(
+            self.settings.supervision, random, self.user, self.position, self.count
+        )
         known = {name: mask.copy() for name, mask in self.known.items()}
         for name in self.graph.features:
             # A node treated as new keeps its features only: its edges are all to be predicted.
             new = random.random(len(known[name])) < self.settings.cold_start
             known[name] &= ~new
+            length = np.where(new, 0, length) if name == USER else length
             ends = self.user if name == USER else self.item
             hidden |= new[ends]
             target |= new[ends]
-        everything = not hidden.any()
-        data = self.whole() if everything else to_data(self._without(hidden), known, self.device)
+        if hidden.any():
+            data = to_data(self._without(hidden), known, self._activity(length), self.device)
+        else:
+            data = self.whole()
         users = np.unique(self.user[target])
         return _Epoch(
             data,
             random.permutation(users),
             *_rows(self.user[target], self.item[target], len(self.count)),
+            self._normalized(target),
             *_rows(self.user[~hidden & ~target], self.item[~hidden & ~target], len(self.count)),
         )
+
+    def _normalized(self, target: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Each predicted edge's weight: w, w / √Σw or w / Σw over the user's."""
+        weight, user = self.weight[target], self.user[target]
+        power = {"edge": 0.0, "sqrt": 0.5, "user": 1.0}[self.settings.weighting]
+        sums = np.bincount(user, weight, len(self.count))
+        return weight / np.maximum(sums[user], 1e-12) ** power
 
     def _without(self, hidden: NDArray[np.bool_]) -> Graph:
         edges = self.graph.edges[USER_ITEM]
@@ -109,19 +132,16 @@ class TrainingEdges:
         size = self.settings.batch_size
         for start in range(0, len(epoch.users), size):
             users = epoch.users[start : start + size]
-            total = _total_weight(users, epoch.target_indptr, self.settings.weighting)
-            own = users[context.shard(len(users))]
             generator = torch.Generator().manual_seed(hash_seed(self.seed, phase, number, start))
-            yield self._batch(epoch, own, total / context.world_size, generator)
+            total = _gather(users, epoch.target_indptr, epoch.target_weight)[1].sum()
+            yield self._batch(epoch, users[context.shard(len(users))], total / context.world_size, generator)
 
     def _batch(
         self, epoch: _Epoch, users: NDArray[np.int64], total: float, generator: torch.Generator
     ) -> Batch:
         target_row, target_item = _gather(users, epoch.target_indptr, epoch.target_items)
         history_row, history_item = _gather(users, epoch.history_indptr, epoch.history_items)
-        weight = np.full(len(target_row), 1 / total)
-        if self.settings.weighting == "user":
-            weight /= np.diff(epoch.target_indptr)[users][target_row]
+        weight = _gather(users, epoch.target_indptr, epoch.target_weight)[1] / total
 
         def tensor(array: NDArray[Any]) -> torch.Tensor:
             result = torch.from_numpy(array)
@@ -155,16 +175,26 @@ def _draw(
     user: NDArray[np.int64],
     position: NDArray[np.int64],
     count: NDArray[np.int64],
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which edges are taken out of the graph, and which are predicted."""
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+    """Which edges are taken out of the graph, which are predicted, and how long each user's history then is."""
     if settings.kind == "all":
-        return np.zeros(len(user), dtype=bool), np.ones(len(user), dtype=bool)
+        return np.zeros(len(user), dtype=bool), np.ones(len(user), dtype=bool), count
     hidden = random.random(len(user)) < settings.hide
-    if settings.kind == "future":
-        share = settings.min_history + (1 - settings.min_history) * random.random(len(count))
-        cut = np.maximum(1, np.ceil(count * share)).astype(np.int64)
-        hidden |= position >= cut[user]
-    return hidden, hidden.copy()
+    if settings.kind == "random":
+        return hidden, hidden.copy(), count
+    share = settings.min_history + (1 - settings.min_history) * random.random(len(count))
+    cut = np.maximum(1, np.ceil(count * share)).astype(np.int64)
+    hidden |= position >= cut[user]
+    return hidden, hidden.copy(), np.minimum(cut, count)
+
+
+def _weights(
+    position: NDArray[np.int64], count: NDArray[np.int64], recency: float | None
+) -> NDArray[np.float64]:
+    """2^(-age / recency), the age of an edge being its place from the end as a share of its user's edges."""
+    if recency is None:
+        return np.ones(len(position))
+    return np.exp2(-((count - 1 - position) / count) / recency)
 
 
 def _rows(
@@ -175,14 +205,10 @@ def _rows(
 
 
 def _gather(
-    users: NDArray[np.int64], indptr: NDArray[np.int64], items: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The entries of some rows of a CSR: the row within `users`, and the column."""
+    users: NDArray[np.int64], indptr: NDArray[np.int64], values: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The entries of some rows of a CSR: the row within `users`, and the entry."""
     start, count = indptr[users], indptr[users + 1] - indptr[users]
     row = np.repeat(np.arange(len(users)), count)
     offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    return row, items[start[row] + offset]
-
-
-def _total_weight(users: NDArray[np.int64], indptr: NDArray[np.int64], weighting: str) -> float:
-    return float(len(users) if weighting == "user" else (indptr[users + 1] - indptr[users]).sum())
+    return row, values[start[row] + offset]

@@ -64,6 +64,8 @@ class _Ranker(torch.nn.Module):
         if trainer.item_bias:
             self.bias = torch.nn.Parameter(torch.zeros(count))
             self.new_bias = torch.nn.Parameter(torch.zeros(1))
+        if trainer.activity:
+            self.slope = torch.nn.Parameter(torch.zeros(count))
 
     def forward(self, data: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         vectors: Any = self.network(data)
@@ -71,9 +73,14 @@ class _Ranker(torch.nn.Module):
         user, item = vectors["user"], vectors["item"]
         if self.trainer.similarity == "cosine":
             user, item = F.normalize(user, dim=-1), F.normalize(item, dim=-1)
+        user = user / self.trainer.temperature
+        known = data["item"].known
+        if self.trainer.activity:
+            user = torch.cat([user, data["user"].activity.unsqueeze(1)], dim=1)
+            item = torch.cat([item, (self.slope * known).unsqueeze(1)], dim=1)
         if not self.trainer.item_bias:
             return user, item, torch.zeros(len(item), device=item.device)
-        return user, item, torch.where(data["item"].known, self.bias, self.new_bias)
+        return user, item, torch.where(known, self.bias, self.new_bias)
 
 
 def _build(trainer: PyGTrainer, data: Any) -> torch.nn.Module:
@@ -318,6 +325,7 @@ def fit(
         epochs=int(read_state(chosen)["epoch"]),
         user_vectors=user,
         item_vectors=item,
+        embedding_dim=item.shape[1] - trainer.activity,
         item_bias=bias,
         weights={name: tensor.numpy() for name, tensor in weights.items()},
     )

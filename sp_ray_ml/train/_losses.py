@@ -65,7 +65,7 @@ def loss_of(settings: SampledSoftmax | BPR, scores: Scores, batch: Batch) -> tor
     if isinstance(settings, SampledSoftmax):
         everything = settings.source == "uniform" and settings.negatives >= len(batch.known_items)
         each = (
-            _full_softmax(settings, scores, batch)
+            _full_softmax(scores, batch)
             if everything
             else _sampled_softmax(settings, scores, batch)
         )
@@ -74,8 +74,8 @@ def loss_of(settings: SampledSoftmax | BPR, scores: Scores, batch: Batch) -> tor
     return (each * batch.target_weight).sum()
 
 
-def _full_softmax(settings: SampledSoftmax, scores: Scores, batch: Batch) -> torch.Tensor:
-    logits = scores.rows(batch.users) / settings.temperature
+def _full_softmax(scores: Scores, batch: Batch) -> torch.Tensor:
+    logits = scores.rows(batch.users)
     barred = torch.zeros_like(logits, dtype=torch.bool)
     barred[batch.history_row, batch.history_item] = True
     barred[batch.target_row, batch.target_item] = False
@@ -96,7 +96,7 @@ def _sampled_softmax(settings: SampledSoftmax, scores: Scores, batch: Batch) -> 
         chosen = torch.randperm(len(pool), generator=batch.generator, device="cpu")[: settings.negatives]
         sample = pool[chosen.to(pool.device)]
         inclusion = torch.full((len(sample),), len(sample) / len(pool), device=pool.device)
-    logits = scores.rows(batch.users, sample) / settings.temperature - inclusion.clamp(min=1e-9).log()
+    logits = scores.rows(batch.users, sample) - inclusion.clamp(min=1e-9).log()
     column = torch.full((len(scores.item),), -1, device=sample.device)
     column[sample] = torch.arange(len(sample), device=sample.device)
     inside = column[batch.history_item] >= 0
@@ -107,7 +107,7 @@ def _sampled_softmax(settings: SampledSoftmax, scores: Scores, batch: Batch) -> 
     hit = torch.nonzero(own >= 0).squeeze(1)
     accidental = torch.zeros_like(rows, dtype=torch.bool)
     accidental[hit, own[hit]] = True
-    positive = scores.pairs(batch.users[batch.target_row], batch.target_item) / settings.temperature
+    positive = scores.pairs(batch.users[batch.target_row], batch.target_item)
     everything = torch.cat([positive.unsqueeze(1), rows.masked_fill(accidental, -torch.inf)], dim=1)
     return torch.logsumexp(everything, dim=1) - positive
 
@@ -131,7 +131,7 @@ def _bpr(settings: BPR, scores: Scores, batch: Batch) -> torch.Tensor:
     fair = (had[place] != key).to(scores.user.dtype)
     users = batch.users[batch.target_row]
     positive = scores.pairs(users, batch.target_item).unsqueeze(1)
-    difference = (positive - scores.pairs(users.unsqueeze(1).expand(shape), negative)) / settings.temperature
+    difference = positive - scores.pairs(users.unsqueeze(1).expand(shape), negative)
     each: torch.Tensor = -(F.logsigmoid(difference) * fair).sum(1) / fair.sum(1).clamp(min=1)
     return each
 

@@ -21,24 +21,20 @@ class Loss(Settings):
 class SampledSoftmax(Loss):
     """Softmax over a sample of the items, for user u and target i:
 
-        -log( exp(s_ui / τ) / (exp(s_ui / τ) + Σ_{j ∈ S \\ H_u} exp(s_uj / τ - log q_j)) )
+        -log( exp(s_ui) / (exp(s_ui) + Σ_{j ∈ S \\ H_u} exp(s_uj - log q_j)) )
 
     S is a sample that the batch shares, H_u what the user had, q_j the probability that j is in S (the logQ
     correction of Yi et al. 2019, "Sampling-bias-corrected neural modeling"; Bengio & Senécal 2008). With `negatives`
     at least the number of items, S is all items and the loss the exact softmax.
     """
 
-    temperature: float = pydantic.Field(default=0.15, gt=0)
-    """τ: scores are divided by it."""
     negatives: int = pydantic.Field(default=4096, ge=1)
     """Size of S for `uniform`."""
 
 
 class BPR(Loss):
-    """Bayesian personalized ranking (Rendle et al. 2009, arXiv:1205.2618): -mean log σ((s_ui - s_uj) / τ)."""
+    """Bayesian personalized ranking (Rendle et al. 2009, arXiv:1205.2618): -mean log σ(s_ui - s_uj)."""
 
-    temperature: float = pydantic.Field(default=0.15, gt=0)
-    """τ: scores are divided by it."""
     negatives: int = pydantic.Field(default=8, ge=1)
     """Negatives j drawn for each target i."""
 

@@ -89,6 +89,8 @@ class Recommender(Predictor):
         user_vectors: float32 [users, dim].
         item_vectors: float32 [items, dim].
         item_bias: float32 [items].
+        embedding_dim: How many of the first entries of the vectors are the node's embedding, which `similar_items`
+            compares; what follows belongs to the score only.
         seen: What each user has had, [users, items]; never recommended unless asked for.
     """
 
@@ -105,6 +107,7 @@ class Recommender(Predictor):
         seen: scipy.sparse.csr_array,
         titles: pa.Array | None = None,
         columns: tuple[str, str] = ("user", "item"),
+        embedding_dim: int | None = None,
         manifest: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(manifest or {})
@@ -115,6 +118,7 @@ class Recommender(Predictor):
         self.user_ids, self.item_ids, self.titles = users, items, titles
         self.user_vectors, self.item_vectors, self.item_bias = user_vectors, item_vectors, item_bias
         self.seen = seen
+        self.embedding_dim = item_vectors.shape[1] if embedding_dim is None else embedding_dim
         self.user_column, self.item_column = columns
 
     @property
@@ -128,7 +132,7 @@ class Recommender(Predictor):
         return len(self.item_vectors)
 
     def __repr__(self) -> str:
-        return f"Recommender({self.num_users:,} users, {self.num_items:,} items, {self.user_vectors.shape[1]} dimensions)"
+        return f"Recommender({self.num_users:,} users, {self.num_items:,} items, {self.embedding_dim} dimensions)"
 
     def score(self, users: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """The scores of all items for users given by their index, float32 [users, items]."""
@@ -243,8 +247,9 @@ class Recommender(Predictor):
         from sp_ray_ml.metrics.topk import top_k
 
         index = self._index(items, self.item_ids, self.item_column)
-        length = np.linalg.norm(self.item_vectors, axis=1, keepdims=True)
-        unit = self.item_vectors / np.maximum(length, np.finfo(np.float32).tiny)
+        embeddings = self.item_vectors[:, : self.embedding_dim]
+        length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        unit = embeddings / np.maximum(length, np.finfo(np.float32).tiny)
         own = scipy.sparse.csr_array(
             (np.ones(len(index), np.int8), index.astype(np.int32), np.arange(len(index) + 1)),
             shape=(len(index), self.num_items),
@@ -351,6 +356,7 @@ class Recommender(Predictor):
                 "kind": self.kind,
                 "user_column": self.user_column,
                 "item_column": self.item_column,
+                "embedding_dim": self.embedding_dim,
                 "input_schema": {self.user_column: str(self.user_ids.type)},
                 "output_schema": {field.name: str(field.type) for field in self.output_schema},
                 **(about or {}),
@@ -377,6 +383,7 @@ class Recommender(Predictor):
             item_bias=vectors["item_bias"],
             seen=scipy.sparse.csr_array((ones, seen["indices"], seen["indptr"]), shape=shape),
             columns=(manifest["user_column"], manifest["item_column"]),
+            embedding_dim=manifest["embedding_dim"],
             manifest=manifest,
         )
 

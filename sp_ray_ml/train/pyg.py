@@ -64,8 +64,12 @@ class PyGTrainer(Trainer):
     """The loss."""
     similarity: Literal["cosine", "dot"] = "cosine"
     """How vectors make a score: `cosine` scales them to length 1 first."""
+    temperature: float = pydantic.Field(default=0.2, gt=0)
+    """What a similarity is divided by to make a score: the smaller, the more the nearest items count."""
     item_bias: bool = True
     """Whether each item has a learned bias, its popularity."""
+    activity: bool = True
+    """Whether that popularity may depend on how many items a user has had: beginners begin elsewhere."""
     supervision: Supervision = Supervision()
     """Which edges are predicted."""
     cold_start: float = pydantic.Field(default=0.1, ge=0, lt=1)
@@ -79,8 +83,10 @@ class PyGTrainer(Trainer):
     """Of AdamW."""
     weight_decay: float = pydantic.Field(default=0.0, ge=0)
     """Of AdamW."""
-    weighting: Literal["user", "edge"] = "user"
-    """Whether users count alike, or edges."""
+    weighting: Literal["user", "sqrt", "edge"] = "sqrt"
+    """How much a user with n predicted edges counts: as one, as √n, or as n."""
+    recency: float | None = pydantic.Field(default=0.5, gt=0)
+    """An edge this share of the user's history older than the last counts one half; none counts all alike."""
     schedule: Schedule = Schedule()
     """How the learning rate runs."""
     early_stopping: EarlyStopping | None = EarlyStopping()
@@ -143,6 +149,7 @@ class RecommenderTraining:
         epochs: How many epochs the final model has learned for.
         user_vectors: float32 [users, dim], propagated over the whole training history.
         item_vectors: float32 [items, dim].
+        embedding_dim: How many of the first entries of the vectors are the network's; one more is the activity.
         item_bias: float32 [items].
         weights: The model's parameters by name.
     """
@@ -152,6 +159,7 @@ class RecommenderTraining:
     epochs: int
     user_vectors: NDArray[np.float32]
     item_vectors: NDArray[np.float32]
+    embedding_dim: int
     item_bias: NDArray[np.float32]
     weights: Mapping[str, NDArray[Any]] = field(repr=False)
 
