@@ -138,7 +138,7 @@ def test_ray_datasets_keep_their_order_and_come_back(tmp_path: Path) -> None:
     ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
     try:
         numbers = pa.table({"n": range(20_000), "x": [str(i) for i in range(20_000)]})
-        dataset = as_source(numbers).to_ray().repartition(8).map_batches(_slow_first, batch_format="pyarrow")
+        dataset = as_source(numbers).to_ray().repartition(4).map_batches(_slow_first, batch_format="pyarrow")
         before = dataset.context.execution_options.preserve_order
         source = as_source(dataset, "ray")
         assert source.to_arrow()["n"].to_pylist() == list(range(20_000))
@@ -151,13 +151,9 @@ def test_ray_datasets_keep_their_order_and_come_back(tmp_path: Path) -> None:
         for name in ("house", "house.duckdb"):
             warehouse = open_warehouse(tmp_path / name)
             warehouse.write("t", dataset)
-            found = warehouse.source("t", columns=["x"], where=[("n", ">=", 19_990), ("x", "!=", "19995")])
-            assert sorted(row["x"] for row in found.to_ray().take_all()) == [
-                str(i) for i in range(19_990, 20_000) if i != 19_995
-            ]
-            assert found.to_ray().columns() == ["x"]
-            few = warehouse.source("t", columns=["n"], where=[("n", "in", [3, 5])])
-            assert sorted(row["n"] for row in few.to_ray().take_all()) == [3, 5]
+            where = [("n", ">=", 19_990), ("x", "!=", "19995"), ("n", "in", [3, 19_993, 19_995, 19_999])]
+            found = warehouse.source("t", columns=["x"], where=where).to_ray()
+            assert sorted(found.take_all(), key=str) == [{"x": "19993"}, {"x": "19999"}]
     finally:
         ray.shutdown()
 
