@@ -1,0 +1,52 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first, from PyPI.
+
+SHELL := /bin/sh
+BIN := .venv/bin
+READY := .venv/.ready
+# Tests and demo need no more than these; GPU machines and other frameworks: make setup EXTRAS=all,dev
+EXTRAS ?= dev
+# The first Python of a version that we support.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help setup demo test test-slow lint format clean
+
+help:
+	@echo "make demo       set up, and run the main job on a demo warehouse (a minute)"
+	@echo "make test       set up, and run the fast tests with their coverage"
+	@echo "make test-slow  the others: kills, servers, Ray, training runs"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove what the demo and the tools left; .venv stays"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found. Install one: sudo apt install python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "error: $(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@echo "Setting up .venv (a minute or two, PyTorch is large)"
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup
+	@test -d demo/warehouse || $(BIN)/sp-ray demo demo/warehouse
+	@$(BIN)/sp-ray run examples/shows.yaml
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf demo runs .mypy_cache .ruff_cache .pytest_cache .coverage build dist
