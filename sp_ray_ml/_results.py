@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from sp_ray_ml.errors import CheckpointError
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.pipeline import Pipeline, PlannedStep, RunResult
     from sp_ray_ml.train.predictor import Recommender
 
-__all__ = ["as_json", "show_plan", "show_result"]
+__all__ = ["as_json", "recommendations", "show_plan", "show_recommendations", "show_result", "show_runs"]
 
 _METRICS = ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage")
 _USERS, _TITLES, _HISTORY = 3, 5, 3
@@ -81,6 +84,104 @@ def show_plan(pipeline: Pipeline, steps: Sequence[PlannedStep], file: TextIO | N
         table.add_row(f"[bold]{step.name}[/]", "\n".join(step.reads), "\n".join(step.writes))
     console.print(table)
     console.print(f"\nNothing was done. The run's folder will be {pipeline.folder}")
+
+
+def show_runs(runs: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
+    """Print what `list_runs` found."""
+    console = _rich(file)
+    table = _plain_table()
+    measured = {name for run in runs for name in run.get("metrics") or {} if "@" in name and "/" not in name}
+    k = max((int(name.partition("@")[2]) for name in measured), default=0)
+    metrics = [name for name in (f"recall@{k}", f"ndcg@{k}") if name in measured]
+    for name in ("name", "status", "step", "updated"):
+        table.add_column(name, no_wrap=name != "status")
+    for name in metrics:
+        table.add_column(name, justify="right")
+    for run in runs:
+        status = str(run.get("status", "unknown"))
+        values = [(run.get("metrics") or {}).get(name) for name in metrics]
+        table.add_row(
+            f"[bold]{_escape(str(run['name']))}[/]",
+            f"[{_STATUS.get(status, 'red')}]{status}[/]",
+            "" if status == "finished" else str(run.get("step", "")),
+            _ago(str(run.get("updated", ""))),
+            *("–" if value is None else f"{value:.4f}" for value in values),
+        )
+    console.print(table)
+
+
+def recommendations(
+    run: str, users: Sequence[str], k: int, *, runs: str | os.PathLike[str] = "runs"
+) -> list[dict[str, Any]]:
+    """The best items for some users.
+
+    Args:
+        run: A run's name, its folder, a predictor's folder, or an MLflow model's URI.
+        users: Their ids.
+        k: How many items each.
+        runs: Folder in which a name is looked up.
+
+    Returns:
+        Rows of `Recommender.recommend`.
+
+    Raises:
+        CheckpointError: There is no predictor of a recommender.
+        DataError: A user is not known.
+        ConfigError: `k` is larger than the catalogue.
+    """
+    from sp_ray_ml.train.predictor import Predictor, Recommender
+
+    named = Path(runs) / run
+    is_name = ":" not in run and not Path(run).exists() and (named.exists() or "/" not in run)
+    predictor = Predictor.load(named if is_name else run)
+    if not isinstance(predictor, Recommender):
+        raise CheckpointError(f"holds a {predictor.kind}, which recommends nothing", where=run)
+    rows: list[dict[str, Any]] = predictor.recommend(users, k).to_pylist()
+    return rows
+
+
+def show_recommendations(ranked: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
+    """Print rows of `Recommender.recommend`: user, rank, item, title, score."""
+    console = _rich(file)
+    names = list(ranked[0]) if ranked else []
+    table = _plain_table()
+    for name in names:
+        numeric = name in {"rank", "score"}
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
+    before = None
+    for row in ranked:
+        cells = [
+            f"{value:.4f}" if isinstance(value, float) else _escape(str(value)) for value in row.values()
+        ]
+        first = row[names[0]]
+        table.add_row(f"[bold]{cells[0]}[/]" if first != before else "", *cells[1:])
+        before = first
+    console.print(table)
+
+
+_STATUS = {"finished": "green", "running": "cyan", "interrupted": "yellow"}
+
+
+def _ago(updated: str) -> str:
+    import datetime
+
+    try:
+        seconds = (
+            datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(updated)
+        ).total_seconds()
+    except (TypeError, ValueError):
+        return ""
+    for size, unit in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def _plain_table(**options: Any) -> Table:
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", **options)
 
 
 def _rich(file: TextIO | None) -> RichConsole:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sp_ray_ml import __version__
-from sp_ray_ml.cli import run, schema, validate
+from sp_ray_ml.cli import demo, get, init, recommend, run, schema, sync, ui, validate
 from sp_ray_ml.cli._output import exit_code_of, print_data, print_error
 
 __all__ = ["app", "main"]
@@ -18,12 +18,12 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="sp-ray",
     help="Machine learning on Ray: from a warehouse of events to recommendations, from one file.",
-    epilog="Start with: sp-ray demo demo",
+    epilog="Begin with: sp-ray demo demo, then sp-ray init demo",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (run, validate, schema):
+for module in (demo, init, schema, run, validate, recommend, get, ui, sync):
     module.register(app)
 
 

@@ -11,7 +11,7 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("schema", rich_help_panel="Write a config")(schema)
+    app.command("schema", rich_help_panel="Start")(schema)
 
 
 def schema() -> None:

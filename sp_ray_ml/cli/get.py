@@ -1,0 +1,48 @@
+"""`sp-ray get`: list what there is."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sp_ray_ml.cli._options import Runs
+from sp_ray_ml.cli._output import print_data, print_json, say
+
+__all__ = ["register"]
+
+
+class _Form(StrEnum):
+    text = "text"
+    json = "json"
+    name = "name"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command and what it gets."""
+    get = typer.Typer(help="List what there is: runs.", no_args_is_help=True)
+    get.command("runs")(runs)
+    app.add_typer(get, name="get", rich_help_panel="Look at runs")
+
+
+def runs(
+    folder: Runs = Path("runs"),
+    output: Annotated[_Form, typer.Option("-o", "--output", help="Form of what is printed.")] = _Form.text,
+) -> None:
+    """List the runs, the latest first: how they ended or where they are."""
+    from sp_ray_ml._runs import list_runs
+
+    found = list_runs(folder)
+    if output is _Form.json:
+        print_json(found)
+    elif output is _Form.name:
+        for run in found:
+            print_data(run["name"])
+    elif not found:
+        say(f"No runs in {folder}.")
+    else:
+        from sp_ray_ml._results import show_runs
+
+        show_runs(found)
