@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -98,13 +99,15 @@ class Work:
         self.done = self.total = 0.0
         self.text = ""
         self._clock = clock
-        self._began = self._lap = clock()
+        self._began = self._lap = self._updated = clock()
         self._first = 0.0
 
     def update(self, done: float, total: float, text: str) -> None:
         """Note progress. A count that falls, or another total, begins a lap with a pace of its own."""
+        self._updated = self._clock()
         if done < self.done or total != self.total:
-            self._lap, self._first = self._clock(), min(done, 0.0 if done > self.done else done)
+            # What came before the first count (an import, a compilation) says nothing about the pace.
+            self._lap, self._first = self._updated, done
         self.done, self.total, self.text = done, total, text
 
     @property
@@ -123,7 +126,8 @@ class Work:
         made = self.done - self._first
         if self.total <= 0 or made <= 0 or self.done >= self.total:
             return None
-        return (self._clock() - self._lap) / made * (self.total - self.done)
+        expected = (self._updated - self._lap) / made * (self.total - self.done)
+        return max(expected - (self._clock() - self._updated), 0.0)
 
 
 class _Screen(Protocol):
@@ -202,38 +206,30 @@ class _Terminal:
             (describe(step), dim),
         )
 
-    def _line(self) -> Any:
-        from rich.progress_bar import ProgressBar
-        from rich.spinner import Spinner
-        from rich.table import Table
+    def _line(self) -> Text:
+        """The step at work, in one line of the terminal's width."""
         from rich.text import Text
 
         work = self._work
         if work is None:
             return Text("")
-        grid = Table.grid(padding=(0, 1, 0, 0), expand=False)
-        grid.add_column(width=1)
-        grid.add_column(width=_NAME, no_wrap=True)
-        cells: list[Any] = [Spinner("dots" if self._utf8 else "line", style="cyan"), Text(work.name, "bold")]
+        spinner = ("-\\|/", "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")[self._utf8]
+        line = Text.assemble((spinner[int(work.seconds * 8) % len(spinner)], "cyan"), " ", no_wrap=True)
+        if work.name:
+            line.append(f"{work.name:<{_NAME}}", "bold")
         if work.share is None:
-            grid.add_column(width=7, justify="right")
-            grid.add_column(no_wrap=True, overflow="ellipsis")
-            cells += [Text(duration(work.seconds), "dim"), Text(work.text or "…")]
+            line.append(f"{duration(work.seconds):>8}  ", "dim")
         else:
-            wide = self._console.width >= 100
-            grid.add_column(width=24 if wide else 14)
-            grid.add_column(width=4, justify="right")
-            grid.add_column(no_wrap=True, justify="right")
-            grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-            left = work.left
-            cells += [
-                ProgressBar(total=1.0, completed=work.share, width=None),
-                Text(f"{work.share:.0%}"),
-                Text(f"{duration(left)} left" if left is not None else duration(work.seconds), "cyan"),
-                Text(work.text, "dim"),
-            ]
-        grid.add_row(*cells)
-        return grid
+            done, rest = (("#", "-"), ("━", "─"))[self._utf8]
+            width = 24 if self._console.width >= 100 else 14
+            filled = int(work.share * width)
+            line.append(f" {done * filled}", "cyan").append(rest * (width - filled), "dim")
+            line.append(f" {work.share:4.0%}  ")
+            if (left := work.left) is not None:
+                line.append(f"{duration(math.ceil(left))} left  ", "cyan")
+        line.append(work.text or "…", "dim")
+        line.truncate(self._console.width - 1, overflow="ellipsis")
+        return line
 
 
 # --- a log, a notebook ------------------------------------------------------------------------------------------
@@ -327,7 +323,7 @@ def _progress_line(work: Work) -> str:
     if work.share is not None:
         parts.append(f"{work.share:.0%}")
     if (left := work.left) is not None:
-        parts.append(f"{duration(left)} left")
+        parts.append(f"{duration(math.ceil(left))} left")
     return f"{work.name:<{_NAME}} {', '.join(parts) or duration(work.seconds)}"
 
 
@@ -335,8 +331,8 @@ def _progress_line(work: Work) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `31 s`, `2:05` (minutes), `1:02:05`."""
-    if seconds < 10:
+    """`0.4 s`, `4 s` (of a whole number), `31 s`, `2:05` (minutes), `1:02:05`."""
+    if seconds < 10 and not isinstance(seconds, int):
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:

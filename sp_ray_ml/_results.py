@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -46,25 +48,31 @@ def as_json(result: RunResult) -> dict[str, Any]:
     }
 
 
-def show_result(result: RunResult, file: TextIO | None = None) -> None:
+def show_result(result: RunResult, *, examples: bool = True, file: TextIO | None = None) -> None:
     """Print a result.
 
     Args:
         result: What `run` returned.
+        examples: Whether to show recommendations for a few users, too, and where to look next.
         file: Where to; standard output without.
     """
+    with _page(file) as console:
+        config = _load_config(result.path / "config.yaml")
+        console.print()
+        console.print(_metrics_table(result, _model_name(config)))
+        for name, row in result.baselines.items():
+            if "skipped" in row:
+                console.print(f"[bold]{name}[/] was left out: {_escape(row['skipped'])}")
+        for line in _warm_and_cold(result.metrics):
+            console.print(line)
+        if examples:
+            _examples_and_next(console, result)
+
+
+def _examples_and_next(console: RichConsole, result: RunResult) -> None:
     from sp_ray_ml.train.predictor import Predictor, Recommender
 
-    console = _rich(file)
     predictor = Predictor.load(result.checkpoint_path)
-    config = predictor.manifest.get("config", {})
-    console.print()
-    console.print(_metrics_table(result, _model_name(config)))
-    for name, row in result.baselines.items():
-        if "skipped" in row:
-            console.print(f"[bold]{name}[/] was left out: {row['skipped']}", highlight=False)
-    for line in _warm_and_cold(result.metrics):
-        console.print(line)
     if isinstance(predictor, Recommender):
         console.print()
         console.print(_recommendations(predictor, console.width))
@@ -76,38 +84,40 @@ def show_plan(pipeline: Pipeline, steps: Sequence[PlannedStep], file: TextIO | N
     """Print what each step will read and write."""
     from rich.table import Table
 
-    console = _rich(file)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("step", "reads", "writes"):
-        table.add_column(name, overflow="fold")
-    for step in steps:
-        table.add_row(f"[bold]{step.name}[/]", "\n".join(step.reads), "\n".join(step.writes))
-    console.print(table)
-    console.print(f"\nNothing was done. The run's folder will be {pipeline.folder}")
+    with _page(file) as console:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for name in ("step", "reads", "writes"):
+            table.add_column(name, overflow="fold")
+        for step in steps:
+            table.add_row(f"[bold]{step.name}[/]", "\n".join(step.reads), "\n".join(step.writes))
+        console.print(table)
+        console.print(f"\nNothing was done. The run's folder will be {pipeline.folder}")
 
 
 def show_runs(runs: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
     """Print what `list_runs` found."""
-    console = _rich(file)
-    table = _plain_table()
-    measured = {name for run in runs for name in run.get("metrics") or {} if "@" in name and "/" not in name}
-    k = max((int(name.partition("@")[2]) for name in measured), default=0)
-    metrics = [name for name in (f"recall@{k}", f"ndcg@{k}") if name in measured]
-    for name in ("name", "status", "step", "updated"):
-        table.add_column(name, no_wrap=name != "status")
-    for name in metrics:
-        table.add_column(name, justify="right")
-    for run in runs:
-        status = str(run.get("status", "unknown"))
-        values = [(run.get("metrics") or {}).get(name) for name in metrics]
-        table.add_row(
-            f"[bold]{_escape(str(run['name']))}[/]",
-            f"[{_STATUS.get(status, 'red')}]{status}[/]",
-            "" if status == "finished" else str(run.get("step", "")),
-            _ago(str(run.get("updated", ""))),
-            *("–" if value is None else f"{value:.4f}" for value in values),
-        )
-    console.print(table)
+    with _page(file) as console:
+        table = _plain_table()
+        measured = {
+            name for run in runs for name in run.get("metrics") or {} if "@" in name and "/" not in name
+        }
+        k = max((int(name.partition("@")[2]) for name in measured), default=0)
+        metrics = [name for name in (f"recall@{k}", f"ndcg@{k}") if name in measured]
+        for name in ("name", "status", "step", "updated"):
+            table.add_column(name, no_wrap=name != "status")
+        for name in metrics:
+            table.add_column(name, justify="right")
+        for run in runs:
+            status = str(run.get("status", "unknown"))
+            values = [(run.get("metrics") or {}).get(name) for name in metrics]
+            table.add_row(
+                f"[bold]{_escape(str(run['name']))}[/]",
+                f"[{_STATUS.get(status, 'red')}]{status}[/]",
+                "" if status == "finished" else str(run.get("step", "")),
+                _ago(str(run.get("updated", ""))),
+                *("–" if value is None else f"{value:.4f}" for value in values),
+            )
+        console.print(table)
 
 
 def recommendations(
@@ -142,21 +152,21 @@ def recommendations(
 
 def show_recommendations(ranked: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
     """Print rows of `Recommender.recommend`: user, rank, item, title, score."""
-    console = _rich(file)
-    names = list(ranked[0]) if ranked else []
-    table = _plain_table()
-    for name in names:
-        numeric = name in {"rank", "score"}
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
-    before = None
-    for row in ranked:
-        cells = [
-            f"{value:.4f}" if isinstance(value, float) else _escape(str(value)) for value in row.values()
-        ]
-        first = row[names[0]]
-        table.add_row(f"[bold]{cells[0]}[/]" if first != before else "", *cells[1:])
-        before = first
-    console.print(table)
+    with _page(file) as console:
+        names = list(ranked[0]) if ranked else []
+        table = _plain_table()
+        for name in names:
+            numeric = name in {"rank", "score"}
+            table.add_column(name, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
+        before = None
+        for row in ranked:
+            cells = [
+                f"{value:.4f}" if isinstance(value, float) else _escape(str(value)) for value in row.values()
+            ]
+            first = row[names[0]]
+            table.add_row(f"[bold]{cells[0]}[/]" if first != before else "", *cells[1:])
+            before = first
+        console.print(table)
 
 
 _STATUS = {"finished": "green", "running": "cyan", "interrupted": "yellow"}
@@ -184,10 +194,25 @@ def _plain_table(**options: Any) -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", **options)
 
 
-def _rich(file: TextIO | None) -> RichConsole:
+@contextmanager
+def _page(file: TextIO | None) -> Iterator[RichConsole]:
+    """A Rich console whose output is printed in one go; without trailing spaces where it is not for a terminal."""
     from rich.console import Console as RichConsole
 
-    return RichConsole(file=file or sys.stdout, highlight=False, emoji=False)
+    stream = file or sys.stdout
+    console = RichConsole(file=stream, highlight=False, emoji=False)
+    with console.capture() as captured:
+        yield console
+    text = captured.get()
+    if not console.is_terminal:
+        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    stream.write(text)
+
+
+def _load_config(file: Path) -> dict[str, Any]:
+    from sp_ray_ml.config import read_document
+
+    return read_document(file).data
 
 
 def _model_name(config: Mapping[str, Any]) -> str:
@@ -324,19 +349,24 @@ def _where_to_look(console: RichConsole, result: RunResult, predictor: Any) -> N
     )  # fmt: skip
     table.add_column(style="dim")
     table.add_column(overflow="fold")
+    runs = "" if str(result.path.parent) == "runs" else f" --runs {shlex.quote(str(result.path.parent))}"
+    users = predictor.user_ids[:2].to_pylist() if hasattr(predictor, "user_ids") else []
     for name, warehouse in result.outputs.items():
         table.add_row("written", f"table [bold]{_escape(name)}[/] in {_escape(warehouse)}")
-    runs = "" if str(result.path.parent) == "runs" else f" --runs {result.path.parent}"
     if result.mlflow_run_id:
-        table.add_row("in MLflow", f"[cyan]sp-ray ui{runs}[/]")
-    table.add_row("folder", f"{result.path} [dim](config.yaml, run.log, steps/)[/]")
-    users = [] if not hasattr(predictor, "user_ids") else predictor.user_ids[:2].to_pylist()
-    table.add_row("predictor", "in three lines of a notebook:")
+        table.add_row("in MLflow", f"[cyan]sp-ray ui{_escape(runs)}[/]")
+    if users:
+        ask = f"sp-ray recommend {result.path.name} --user {shlex.quote(str(users[0]))}{runs}"
+        table.add_row("ask it", f"[cyan]{_escape(ask)}[/]")
+    table.add_row("folder", f"{_escape(str(result.path))} [dim](config.yaml, run.log, steps/)[/]")
+    if users:
+        table.add_row("notebook", "")
     console.print(table)
-    call = f"predictor.recommend({users!r}, k=5)" if users else "predictor"
-    for line in (
-        "from sp_ray_ml import Predictor",
-        f'predictor = Predictor.load("{Path(result.path)}")',
-        call,
-    ):
-        console.print(f"    [cyan]{_escape(line)}[/]", soft_wrap=True)
+    if users:
+        load = f"predictor = Predictor.load({str(result.path)!r})"
+        for line in (
+            "from sp_ray_ml import Predictor",
+            load,
+            f"predictor.recommend({users!r}, k=5)",
+        ):
+            console.print(f"    [cyan]{_escape(line)}[/]", soft_wrap=True)

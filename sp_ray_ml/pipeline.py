@@ -169,8 +169,12 @@ def run(
     pipeline = load_config(config, overrides)
     if reporter is None:
         from sp_ray_ml._console import Console
+        from sp_ray_ml._results import show_result
 
-        reporter = Console()
+        with Console() as console:
+            result = run(pipeline, fresh=fresh, reporter=console, verbose=verbose)
+        show_result(result, examples=False)
+        return result
     began = time.perf_counter()
     _preflight(pipeline)
     with RunFolder(pipeline.folder, reporter, fresh=fresh) as folder:
@@ -437,7 +441,8 @@ def _tracked(p: Pipeline, folder: RunFolder) -> Iterator[Run]:
         status = "KILLED"
         raise
     finally:
-        outcome = tracked.finish(status)
+        folder.reporter.progress(0, 0, "MLflow takes the rest")
+        outcome = tracked.finish(status, wait_s=20.0 if status == "FINISHED" else 3.0)
         if outcome.pending and p.tracking.enabled:
             folder.reporter.note(str(outcome))
 

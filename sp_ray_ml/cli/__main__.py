@@ -11,6 +11,7 @@ import typer
 
 from sp_ray_ml import __version__
 from sp_ray_ml.cli import demo, get, init, recommend, run, schema, sync, ui, validate
+from sp_ray_ml.cli._options import help_without_command
 from sp_ray_ml.cli._output import exit_code_of, print_data, print_error
 
 __all__ = ["app", "main"]
@@ -40,8 +41,7 @@ def _sp_ray(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    if context.invoked_subcommand is None:
-        sys.stdout.write(context.get_help())
+    help_without_command(context)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sp_ray_ml.cli._output import Output
+from sp_ray_ml.cli._output import Output, print_data
 
-__all__ = ["ConfigFile", "Overrides", "Runs", "TextOrJson"]
+__all__ = ["ConfigFile", "Overrides", "Runs", "TextOrJson", "help_without_command"]
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="The config, a YAML file.", show_default=False)
@@ -25,3 +25,9 @@ Overrides = Annotated[
 ]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the runs' folders.")]
 TextOrJson = Annotated[Output, typer.Option("-o", "--output", help="Form of what is printed.")]
+
+
+def help_without_command(context: typer.Context) -> None:
+    """The callback of a group of commands: without one, its help is what was asked for."""
+    if context.invoked_subcommand is None:
+        print_data(context.get_help())

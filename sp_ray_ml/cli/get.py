@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sp_ray_ml.cli._options import Runs
+from sp_ray_ml.cli._options import Runs, help_without_command
 from sp_ray_ml.cli._output import print_data, print_json, say
 
 __all__ = ["register"]
@@ -22,7 +22,8 @@ class _Form(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the command and what it gets."""
-    get = typer.Typer(help="List what there is: runs.", no_args_is_help=True)
+    get = typer.Typer(help="List what there is: runs.")
+    get.callback(invoke_without_command=True)(help_without_command)
     get.command("runs")(runs)
     app.add_typer(get, name="get", rich_help_panel="Look at runs")
 

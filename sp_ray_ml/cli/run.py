@@ -74,6 +74,7 @@ def _run(pipeline: Pipeline, again: str, *, fresh: bool, verbose: bool, output: 
     quiet = contextlib.redirect_stdout(sys.stderr) if output is Output.json else contextlib.nullcontext()
     try:
         with quiet, Console() as console:
+            console.progress(0, 0, "getting ready")
             result = library.run(pipeline, fresh=fresh, reporter=console, verbose=verbose)
     except KeyboardInterrupt:
         kept = (
