@@ -10,11 +10,13 @@ predictor.recommend([196], k=5)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from sp_ray_ml.optional import lazy_attributes
+TYPE_CHECKING = (
+    False  # type checkers know the name; the import of `typing` alone would double this module's cost
+)
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from sp_ray_ml.errors import SpRayError
     from sp_ray_ml.pipeline import Pipeline, RunResult, run
     from sp_ray_ml.train.predictor import Predictor, Recommender
@@ -35,6 +37,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    from sp_ray_ml.optional import lazy_attributes
+
     return lazy_attributes(
         __name__,
         name,
