@@ -43,3 +43,7 @@ def __getattr__(name: str) -> Any:
             "settings": ["EarlyStopping", "Scaling", "Schedule"],
         },
     )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -194,7 +194,7 @@ class _Phase:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             total += loss.detach()
-        mean = float(total) / max(1, steps)
+        mean = float(self.context.average(total)) / max(1, steps)
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the loss is {mean} in epoch {number}",

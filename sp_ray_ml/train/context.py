@@ -61,6 +61,10 @@ class TrainContext(ABC):
     def resume(self) -> Path | None:
         """The last checkpoint, where an earlier start left one."""
 
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over the workers; called by every worker."""
+        return value
+
     def shard(self, count: int) -> slice:
         """This worker's equal part of `count` rows; what does not divide is left to the last worker."""
         size = count // self.world_size
@@ -171,6 +175,15 @@ class _RayContext(TrainContext):
         import ray.train.torch
 
         return ray.train.torch.prepare_model(model)  # type: ignore[no-any-return]
+
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        import torch.distributed
+
+        if self.world_size == 1:
+            return value
+        total = value.clone()
+        torch.distributed.all_reduce(total)
+        return total / self.world_size
 
     def report(self, metrics: Metrics, write: WriteCheckpoint, *, score: float) -> None:
         import tempfile

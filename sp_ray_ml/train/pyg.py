@@ -164,4 +164,4 @@ class RecommenderTraining:
     weights: Mapping[str, NDArray[Any]] = field(repr=False)
 
 
-TrainerField = Annotated[Trainer, Family("trainer", {"pyg": "sp_ray_ml.train.pyg:PyGTrainer"})]
+TrainerField = Annotated[Trainer, Family("trainer", {"pyg": "sp_ray_ml.train.pyg:PyGTrainer"}, default="pyg")]

@@ -29,7 +29,7 @@ class EarlyStopping(Settings):
 
     metric: str = "ndcg@20"
     """Watched metric of the validation slice; larger is better."""
-    patience: int = pydantic.Field(default=10, ge=1)
+    patience: int = pydantic.Field(default=20, ge=1)
     """Epochs without a better value before training stops."""
 
 
