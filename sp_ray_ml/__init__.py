@@ -49,3 +49,7 @@ def __getattr__(name: str) -> Any:
             "train.pyg": ["PyGTrainer"],
         },
     )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -37,3 +37,7 @@ def __getattr__(name: str) -> Any:
             "settings": ["CoOccurrence", "GraphSettings"],
         },
     )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -18,3 +18,7 @@ __all__ = ["Baseline", "Ease", "Popularity"]
 
 def __getattr__(name: str) -> Any:
     return lazy_attributes(__name__, name, {"baselines": ["Baseline", "Ease", "Popularity"]})
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

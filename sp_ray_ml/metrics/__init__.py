@@ -21,3 +21,7 @@ def __getattr__(name: str) -> Any:
     return lazy_attributes(
         __name__, name, {"rank": ["Scorer"], "ranking": ["RankingMetrics"], "topk": ["top_k"]}
     )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
