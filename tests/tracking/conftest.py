@@ -18,7 +18,7 @@ from sp_ray_ml.tracking import Run
 HERE = Path(__file__).parent
 
 
-def wait_for(condition, what, seconds=120.0):
+def wait_for(condition, what, seconds=400.0):
     """Poll for what another process does; the bound is only there to end a broken test."""
     end = time.monotonic() + seconds
     while not (value := condition()):

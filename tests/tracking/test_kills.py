@@ -117,6 +117,8 @@ def test_run_deleted_in_mlflow_is_sent_again_as_a_new_one(runs, client):
 
 
 def test_two_runs_at_once_on_a_fresh_store_do_not_clash(tmp_path, client):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".mlflow.db.new").write_text("the making of a store that was cut off")
     opened = [Run.open(tmp_path / "runs" / name, name="demo") for name in ("a", "b", "c")]
     for run in opened:
         run.log_metrics({"loss": 1.0})
@@ -247,7 +249,7 @@ def test_password_stays_out_of_what_the_sender_says_of_errors(tmp_path, scheme):
     texts = [path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()]
     assert not any(b"hunter2" in text for text in [*texts, str(outcome).encode()])
     assert outcome.reason
-    assert "127.0.0.1" in outcome.reason or "psycopg2" in outcome.reason
+    assert "127.0.0.1" in outcome.reason or "psycopg" in outcome.reason
 
 
 def test_nothing_is_written_to_the_terminal(runs):
