@@ -77,9 +77,11 @@ def server(tmp_path):
     folder = tmp_path / "server"
     folder.mkdir()
     server = Server(folder)
-    server.start()
-    yield server
-    server.kill()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
 
 
 @pytest.fixture
