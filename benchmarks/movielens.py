@@ -19,7 +19,9 @@ def main(quick: bool) -> dict[str, object]:
         quick: One seed.
     """
     if not os.environ.get("MOVIELENS"):
-        raise SystemExit("error: MOVIELENS names no folder with MovieLens 100K. Run: export MOVIELENS=/path/to/it")
+        raise SystemExit(
+            "error: MOVIELENS names no folder with MovieLens 100K. Run: export MOVIELENS=/path/to/it"
+        )
     import sp_ray_ml
 
     os.environ["MOVIELENS"] = str(Path(os.environ["MOVIELENS"]).resolve())
@@ -70,7 +72,3 @@ class _Silent:
     def step_finished(self, step: object) -> None: ...
 
     def note(self, message: str) -> None: ...
-
-
-if __name__ == "__main__":
-    print(main(quick=False))
