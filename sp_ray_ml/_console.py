@@ -373,8 +373,8 @@ def _noun(name: str, value: float) -> str:
 def _graph(summary: Mapping[str, Any]) -> str:
     edges = [name for name in summary if name.endswith("edges")]
     new = [name for name in ("cold_users", "cold_items") if summary.get(name)]
-    text = _figures(summary, *edges, "users", "items")
-    return f"{text} ({_figures(summary, *new).replace('cold', 'new')})" if new else text
+    text = _figures(summary, *edges)
+    return f"{text} ({_figures(summary, *new).replace('cold ', '')} without any)" if new else text
 
 
 def _train(summary: Mapping[str, Any]) -> str:

@@ -57,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read has had enough. Python flushes once more at its end: let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as end:
+        # Typer ends so where a pipe is closed.
+        if isinstance(end.__context__, BrokenPipeError):
+            return 0
+        raise
     except Exception as error:  # noqa: BLE001 - the last place where an error can be told
         print_error(error)
         return exit_code_of(error)

@@ -67,7 +67,7 @@ def _headline(error: BaseException) -> str:
     if isinstance(error, SpRayError):
         return f"{error.where}: {error.message}" if error.where else error.message
     if hasattr(error, "format_message"):  # Typer's own: a wrong option or command
-        return str(error.format_message()).rstrip(".")
+        return str(error.format_message()).rstrip(".").replace("Value error, ", "")
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
