@@ -186,7 +186,7 @@ class _Terminal:
         from rich.padding import Padding
         from rich.text import Text
 
-        self._console.print(Padding(Text(f"note: {message}", style="yellow"), (0, 0, 0, 2)))
+        self._console.print(Padding(Text(f"note: {message}", style="yellow"), (0, 0, 0, 2), expand=False))
 
     def close(self) -> None:
         if self._live is not None:
