@@ -7,13 +7,16 @@ key, `check` turns it into settings or raises one `ConfigError` with all mistake
 
 from __future__ import annotations
 
+import ast
 import contextvars
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import inspect
 import json
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,7 +64,6 @@ class Settings(pydantic.BaseModel):
         extra="forbid",
         frozen=True,
         arbitrary_types_allowed=True,
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
 
@@ -170,19 +172,22 @@ class Family:
 
     def kinds(self) -> dict[str, str]:
         """Every kind and its import path: the built-in ones, then those of installed packages."""
-        found = {
-            point.name: point.value
-            for point in importlib.metadata.entry_points(group=f"sp_ray_ml.{self.name}")
-        }
-        return {**found, **self.members}
+        return {**self.members, **{k: v for k, v in _installed(self.name).items() if k not in self.members}}
+
+    def _path_of(self, kind: str) -> str | None:
+        # To look through all installed packages takes as long as to check a config.
+        return self.members.get(kind) or _installed(self.name).get(kind)
 
     def kind_of(self, value: Settings) -> str:
         """What YAML calls this value's class."""
         if isinstance(value, Custom):
             return value.path
         path = f"{type(value).__module__}:{type(value).__qualname__}"
-        kinds = self.kinds()
-        return next((kind for kind in kinds if kinds[kind] == path), None) or _import_path(type(value))
+        for kinds in (self.members, self.kinds()) if path not in self.members.values() else (self.members,):
+            for kind, member in kinds.items():
+                if member == path:
+                    return kind
+        return _import_path(type(value))
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         # `Annotated[GNN | Custom, Family(…)]` says that a callable will do; what counts is the other one.
@@ -244,19 +249,14 @@ class Family:
 
     def _from_mapping(self, value: dict[str, Any], base: Any) -> Any:
         kind = value.pop("kind", self.default)
-        kinds = self.kinds()
         if not isinstance(kind, str):
-            raise _nested(
-                [
-                    (
-                        ("kind",),
-                        f"required, one of: {', '.join(kinds)}, or an import path 'package.module:Name'",
-                    )
-                ]
-            )
-        path = kinds.get(kind)
+            known = ", ".join(self.kinds())
+            message = f"required, one of: {known}, or an import path 'package.module:Name'"
+            raise _nested([(("kind",), message)])
+        path = self._path_of(kind)
         if path is None:
             if not IMPORT_PATH.match(kind):
+                kinds = self.kinds()
                 known = ", ".join(kinds)
                 message = f"unknown kind {kind!r}{near_match(kind, kinds)} (known: {known}; or 'package.module:Name')"
                 raise _nested([(("kind",), message)])
@@ -277,6 +277,12 @@ class Family:
             wanted = base.__name__ if isinstance(base, type) else "class"
             raise _nested([(("kind",), f"{kind} is not a {self.name} (a subclass of {wanted})")])
         return Custom(target=kind, arguments=value)
+
+
+@functools.cache
+def _installed(family: str) -> dict[str, str]:
+    """Kinds that installed packages declare, and the import path of each."""
+    return {point.name: point.value for point in importlib.metadata.entry_points(group=f"sp_ray_ml.{family}")}
 
 
 def _nested(problems: Sequence[tuple[KeyPath, str]]) -> PydanticCustomError:
@@ -507,6 +513,40 @@ def _source(target: Any) -> str:
 
 
 def json_schema(cls: type[Settings]) -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a config, usable by editors."""
+    """JSON schema (draft 2020-12) of a config, usable by editors; docstrings of fields are its descriptions."""
     schema = cls.model_json_schema()
+    known = sorted(_subclasses(Settings), key=lambda found: found.__module__.startswith("sp_ray_ml."))
+    settings = {found.__name__: found for found in known}
+    for name, definition in {**schema.get("$defs", {}), cls.__name__: schema}.items():
+        for field, text in _field_docstrings(settings[name]).items() if name in settings else ():
+            if field in definition.get("properties", {}):
+                definition["properties"][field].setdefault("description", text)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _subclasses(cls: type[Settings]) -> list[type[Settings]]:
+    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]
+
+
+def _field_docstrings(cls: type) -> dict[str, str]:
+    """Text under each field of a class and its bases. Pydantic would read them whenever a class is made, at twice
+    the cost of making it."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not issubclass(base, Settings) or base is Settings:
+            continue
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, SyntaxError):  # a class that was typed into a prompt
+            continue
+        assert isinstance(body, ast.ClassDef)
+        for field, text in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+                and isinstance(text.value.value, str)
+            ):
+                found[field.target.id] = inspect.cleandoc(text.value.value)
+    return found
