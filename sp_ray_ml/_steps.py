@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from sp_ray_ml.data.preprocessors import FittedFeatures, fit_features
 from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION, Split, check_no_leakage
 from sp_ray_ml.data.warehouse import open_warehouse
-from sp_ray_ml.errors import ConfigError, DataError
+from sp_ray_ml.errors import ConfigError, DataError, StorageError
 from sp_ray_ml.graph.construct import USER_ITEM, build_graph, canonical_order
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.inference.evaluate import evaluate_all
@@ -38,6 +40,19 @@ __all__ = ["Catalog", "Topology", "build", "encode", "measure", "predict", "read
 
 USER, ITEM = "user", "item"
 _LARGEST_SECONDS = 32_503_680_000  # the year 3000: what is larger was not in seconds
+
+
+@contextmanager
+def _output_of(folder: Path) -> Iterator[None]:
+    """Around what reads an earlier step's output: a file of it that is gone or damaged is one clear error."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
+        raise StorageError(
+            f"the output of the step {folder.name} is damaged: {error}",
+            where=str(folder),
+            hint="Remove this folder and run again, or start over with --fresh",
+        ) from error
 
 
 # --- read -------------------------------------------------------------------------------------------------------
@@ -68,10 +83,11 @@ class Catalog:
     @classmethod
     def load(cls, folder: Path) -> Catalog:
         """Open what `read` wrote; memory-mapped."""
-        ids = {name: _load(folder / f"ids-{name}.arrow")["id"].combine_chunks() for name in (USER, ITEM)}
-        tables = {name: folder / f"nodes-{name}.arrow" for name in (USER, ITEM)}
-        nodes = {name: _load(file) for name, file in tables.items() if file.exists()}
-        return cls(_load(folder / "events.arrow"), ids, nodes)
+        with _output_of(folder):
+            ids = {name: _load(folder / f"ids-{name}.arrow")["id"].combine_chunks() for name in (USER, ITEM)}
+            tables = {name: folder / f"nodes-{name}.arrow" for name in (USER, ITEM)}
+            nodes = {name: _load(file) for name, file in tables.items() if file.exists()}
+            return cls(_load(folder / "events.arrow"), ids, nodes)
 
 
 def read(context: StepContext, warehouse: Warehouse, events: Events, nodes: Nodes) -> dict[str, Any]:
@@ -171,12 +187,17 @@ def _encode_ids(
         ids = ids.take(pc.array_sort_indices(ids))
         return ids, pc.index_in(column, ids).to_numpy().astype(np.int64)
     ids = rows[node.id].combine_chunks()
-    if pa.types.is_integer(ids.type) != pa.types.is_integer(column.type):
+    numbers = pa.types.is_integer(column.type)
+    if pa.types.is_integer(ids.type) != numbers:
         raise DataError(
             f"{column_name} is {column.type}, but {node.table}.{node.id} is {ids.type}: ids must be of one type",
             where=where,
         )
-    found = pc.index_in(column.cast(ids.type), ids)
+    # An id that is too large for the other table's type is unknown, no error.
+    wide = ids.type
+    if numbers and column.type != ids.type:
+        wide = pa.decimal128(20) if pa.uint64() in {column.type, ids.type} else pa.int64()
+    found = pc.index_in(column.cast(wide), ids.cast(wide))
     codes = pc.fill_null(found, -1).to_numpy().astype(np.int64)
     if found.null_count and events.unknown == "error":
         unknown = pc.unique(column.filter(pc.is_null(found)))
@@ -248,7 +269,8 @@ def split(context: StepContext, catalog: Catalog, settings: Split, seed: int) ->
 
 def load_labels(folder: Path) -> NDArray[np.int8]:
     """The part of each event: TRAIN, VALIDATION or TEST."""
-    return np.load(folder / "label.npy", allow_pickle=False)  # type: ignore[no-any-return]
+    with _output_of(folder):
+        return np.load(folder / "label.npy", allow_pickle=False)  # type: ignore[no-any-return]
 
 
 # --- graph ------------------------------------------------------------------------------------------------------
@@ -262,6 +284,7 @@ class Topology:
         fit: Graph of the events that are learned from.
         full: Graph of the whole training history, validation included, over the same nodes.
         order: By node type: entry `i` is the code of node `i`. Without a node table, only nodes with history.
+        seen: What each user has in the training history [users, items], also where the graph's filters left it out.
         validation: Held-out pairs [users, items] by node.
         test: Test pairs by node, without those in the history.
         unknown_items: Test items of each user [users] that have no node.
@@ -271,30 +294,25 @@ class Topology:
     fit: Graph
     full: Graph
     order: Mapping[str, NDArray[np.int64]]
+    seen: scipy.sparse.csr_array
     validation: scipy.sparse.csr_array
     test: scipy.sparse.csr_array
     unknown_items: NDArray[np.int64]
     unknown_users: NDArray[np.int64]
 
-    @property
-    def seen(self) -> scipy.sparse.csr_array:
-        """What each user has in the training history, [users, items]."""
-        edges = self.full.edges[USER_ITEM]
-        matrix = edges.to_scipy(self.full.num_nodes[ITEM])
-        return scipy.sparse.csr_array(
-            (np.ones(edges.num_edges), matrix.indices, matrix.indptr), shape=matrix.shape
-        )
-
     @classmethod
     def load(cls, folder: Path) -> Topology:
         """Open what `build` wrote; memory-mapped."""
-        order = {name: np.load(folder / f"order-{name}.npy", allow_pickle=False) for name in (USER, ITEM)}
-        fit, full = Graph.load(folder / "fit"), Graph.load(folder / "full")
-        validation, test = (_load_pairs(folder / f"{part}.npz") for part in ("validation", "test"))
-        items, users = (
-            np.load(folder / f"unknown-{part}.npy", allow_pickle=False) for part in ("items", "users")
-        )
-        return cls(fit, full, order, validation, test, items, users)
+        with _output_of(folder):
+            order = {name: np.load(folder / f"order-{name}.npy", allow_pickle=False) for name in (USER, ITEM)}
+            fit, full = Graph.load(folder / "fit"), Graph.load(folder / "full")
+            seen, validation, test = (
+                _load_pairs(folder / f"{part}.npz") for part in ("seen", "validation", "test")
+            )
+            items, users = (
+                np.load(folder / f"unknown-{part}.npy", allow_pickle=False) for part in ("items", "users")
+            )
+            return cls(fit, full, order, seen, validation, test, items, users)
 
 
 def build(
@@ -303,7 +321,7 @@ def build(
     """Build the graph to fit on and that of the whole training history; test events reach neither.
 
     Raises:
-        DataError: No edge is left.
+        DataError: No edge is left, or nobody to test with.
     """
     user, item = catalog.pairs()
     time, rating = catalog.column("time"), catalog.column("rating")
@@ -333,12 +351,11 @@ def build(
             settings=settings,
         )
         graph.save(context.output / folder)
-    for part, mask, before in (
-        ("validation", label == VALIDATION, label == TRAIN),
-        ("test", label == TEST, history),
-    ):
-        seen = _pairs(users[before], items[before], shape)
-        scipy.sparse.save_npz(context.output / f"{part}.npz", _held_out(users, items, mask, seen))
+    fitted, seen = (_pairs(users[mask], items[mask], shape) for mask in (label == TRAIN, history))
+    validation = _held_out(users, items, label == VALIDATION, fitted)
+    test = _held_out(users, items, label == TEST, seen)
+    for part, pairs in (("seen", seen), ("validation", validation), ("test", test)):
+        scipy.sparse.save_npz(context.output / f"{part}.npz", pairs, compressed=False)
     beyond = (label == TEST) & (users >= 0) & (items < 0)
     distinct = np.unique(np.stack([users[beyond], item[beyond]]), axis=1)
     np.save(
@@ -349,6 +366,13 @@ def build(
     np.save(
         context.output / "unknown-users.npy", np.unique(strangers[0], return_counts=True)[1].astype(np.int64)
     )
+    if not test.nnz and not beyond.any() and not nobody.any():
+        raise DataError(
+            f"there is nobody to test with: all {int((label == TEST).sum()):,} test events name an item that their "
+            "user has in the training history already",
+            where="split",
+            hint="Make the test part larger",
+        )
     return {
         "edges": graph.edges[USER_ITEM].num_edges,
         **{
@@ -425,11 +449,12 @@ def encode(
 def load_features(folder: Path) -> dict[str, NDArray[np.float32]]:
     """float32 [nodes, width] of the node types that have features; memory-mapped."""
     files = {name: folder / f"features-{name}.npy" for name in (USER, ITEM)}
-    return {
-        name: np.load(file, mmap_mode="r", allow_pickle=False)
-        for name, file in files.items()
-        if file.exists()
-    }
+    with _output_of(folder):
+        return {
+            name: np.load(file, mmap_mode="r", allow_pickle=False)
+            for name, file in files.items()
+            if file.exists()
+        }
 
 
 def load_preprocessors(folder: Path) -> dict[str, FittedFeatures]:
@@ -517,7 +542,9 @@ def measure(
     """
     scorers: dict[str, Any] = {"model": recommender}
     for baseline in settings.baselines:
-        scorers[type(baseline).__name__.lower()] = baseline
+        name = type(baseline).__name__.lower()
+        same = sum(other == name or other.startswith(f"{name}-") for other in scorers)
+        scorers[f"{name}-{same + 1}" if same else name] = baseline  # the same one with other settings
     users = int(((np.diff(topology.test.indptr) > 0) | (topology.unknown_items > 0)).sum())
     done = 0
 
@@ -581,7 +608,8 @@ def write(
     """
     output = settings.output
     warehouse = open_warehouse(output.warehouse)
-    tables: dict[str, Source] = {output.table: as_source(str(folder / "recommendations.parquet"))}
+    with _output_of(folder):
+        tables: dict[str, Source] = {output.table: as_source(str(folder / "recommendations.parquet"))}
     for name, ids, column, vectors in (
         (output.embeddings.user, recommender.user_ids, recommender.user_column, recommender.user_vectors),
         (output.embeddings.item, recommender.item_ids, recommender.item_column, recommender.item_vectors),
@@ -614,12 +642,14 @@ def check_k(settings: Mapping[str, int], num_items: int) -> None:
 
 def load_metrics(folder: Path) -> dict[str, dict[str, Any]]:
     """What `measure` wrote: metrics by model, the trained one first."""
-    return json.loads((folder / "metrics.json").read_bytes())  # type: ignore[no-any-return]
+    with _output_of(folder):
+        return json.loads((folder / "metrics.json").read_bytes())  # type: ignore[no-any-return]
 
 
 def load_recommender(folder: Path) -> Recommender:
     """The predictor that `train` sealed."""
-    predictor = Predictor.load(folder / "predictor")
+    with _output_of(folder):
+        predictor = Predictor.load(folder / "predictor")
     assert isinstance(predictor, Recommender)
     return predictor
 

@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 
 from sp_ray_ml._runs import Reporter, RunFolder, Step, StepContext
-from sp_ray_ml.config import Document, Settings, check, document_of, dump, read_document, redact, to_yaml
+from sp_ray_ml.config import (
+    Custom,
+    Document,
+    Settings,
+    check,
+    document_of,
+    dump,
+    read_document,
+    redact,
+    to_yaml,
+)
 from sp_ray_ml.data.settings import Events, Nodes
 from sp_ray_ml.data.splits import PerUserSplit, SplitField
 from sp_ray_ml.errors import ConfigError, SpRayError
@@ -356,9 +366,12 @@ def _preflight(p: Pipeline) -> None:
     from sp_ray_ml.optional import check_installed
     from sp_ray_ml.train.context import check_resources
 
+    trainer = _trainer(p)
     for module in ("torch", "torch_geometric"):
-        check_installed(module, f"train.kind: {_kind(p)}")
-    check_resources(_trainer(p).scaling)
+        check_installed(module, type(trainer).__name__)
+    check_resources(trainer.scaling)
+    if isinstance(trainer.model, Custom):
+        _check_model(trainer.model)
     plan(p)
     if p.predict is not None:
         from sp_ray_ml.data.warehouse import open_warehouse
@@ -373,8 +386,17 @@ def _trainer(p: Pipeline) -> PyGTrainer:
     return trainer
 
 
-def _kind(p: Pipeline) -> str:
-    return str(dump(p)["train"]["kind"])
+def _check_model(model: Custom) -> None:
+    """Refuse a class that is no model; what a function makes is known only when it has been called."""
+    target = model.load()
+    if not isinstance(target, type):
+        return
+    import torch
+
+    if not issubclass(target, torch.nn.Module):
+        raise ConfigError(
+            f"{model.path} is not a model (a subclass of torch.nn.Module)", where="train.model.kind"
+        )
 
 
 def _largest_k(p: Pipeline) -> dict[str, int]:

@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -119,16 +119,18 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         scratch.chmod(0o777 & ~_umask())
+        old = scratch.with_suffix(".old")
         try:
             yield scratch
-            old = scratch.with_suffix(".old")
             if target.exists():
                 target.rename(old)
             scratch.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
+            if old.exists() and not target.exists():
+                old.rename(target)
             raise
+        remove(old)
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -164,14 +166,25 @@ class Lock:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Lock:
-        with storage_errors(self.path):
+        with storage_errors(self.path, "lock"):
             file = self.path.open("a+", encoding="utf-8")
+            try:
+                self._take(file)
+            except BaseException:
+                with suppress(
+                    OSError
+                ):  # on a full disk the close fails, too; the file is closed all the same
+                    file.close()
+                raise
+        self._file = file
+        return self
+
+    def _take(self, file: IO[str]) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             holder = file.read().strip()
-            file.close()
             raise LockedError(
                 f"{self.what} is in use by another process ({holder or 'unknown'})",
                 where=str(self.path.parent),
@@ -180,8 +193,6 @@ class Lock:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        self._file = file
-        return self
 
     def __exit__(self, *error: object) -> None:
         if self._file:
