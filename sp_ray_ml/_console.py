@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.text import Text
 
-__all__ = ["Console", "describe", "duration"]
+__all__ = ["Console", "describe", "duration", "in_notebook"]
 
 _NAME = 9
 _PLAIN_EVERY_S = 5.0

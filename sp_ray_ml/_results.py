@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from sp_ray_ml._console import in_notebook
 from sp_ray_ml.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -200,7 +201,11 @@ def _page(file: TextIO | None) -> Iterator[RichConsole]:
     from rich.console import Console as RichConsole
 
     stream = file or sys.stdout
-    console = RichConsole(file=stream, highlight=False, emoji=False)
+    # A notebook shows text in colours as a terminal does, without Rich's own HTML.
+    force = True if file is None and in_notebook() else None
+    console = RichConsole(
+        file=stream, highlight=False, emoji=False, force_jupyter=False, force_terminal=force
+    )
     with console.capture() as captured:
         yield console
     text = captured.get()

@@ -28,7 +28,7 @@ def prepare(connection: Any) -> Any:
     """Settings of every connection of ours: times in UTC, and no table that is really a Python variable."""
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET python_enable_replacements = false")
-    connection.execute("PRAGMA disable_progress_bar")  # the setting itself is refused in Jupyter without ipywidgets
+    connection.execute("PRAGMA disable_progress_bar")  # Jupyter without ipywidgets refuses the setting
     return connection
 
 
