@@ -5,7 +5,7 @@
     model.safetensors        the weights, to train on from
     vectors.safetensors      float32 [users, dim], [items, dim], the items' bias [items]
     seen.safetensors         what each user has had, as CSR
-    users.arrow, items.arrow ids in the order of the vectors; items with their titles
+    users.arrow, items.arrow columns `id`, in the order of the vectors, and `title` of the items
 
 Nothing in it is a pickle, so a folder from elsewhere is safe to open.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ __all__ = ["Predictor", "Recommender"]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_SEAL = "sha256"
 
 
 class Predictor(ABC):
@@ -44,6 +46,7 @@ class Predictor(ABC):
     """
 
     kind: ClassVar[str]
+    _files: ClassVar[Sequence[str]]
 
     def __init__(self, manifest: Mapping[str, Any]) -> None:
         self.manifest = dict(manifest)
@@ -65,12 +68,21 @@ class Predictor(ABC):
             raise CheckpointError(
                 f"holds a {manifest['kind']!r}, known are: {', '.join(kinds)}", where=str(folder)
             )
-        _verify(folder, manifest)
-        return kinds[manifest["kind"]]._open(folder, manifest)
+        cls = kinds[manifest["kind"]]
+        _verify(folder, manifest, cls._files)
+        from safetensors import SafetensorError
+
+        try:
+            return cls._open(folder, manifest)
+        except (KeyError, ValueError, OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"does not hold what a {manifest['kind']} needs: {error}", where=str(folder)
+            ) from error
 
     @classmethod
     @abstractmethod
-    def _open(cls, folder: Path, manifest: dict[str, Any]) -> Predictor: ...
+    def _open(cls, folder: Path, manifest: dict[str, Any]) -> Predictor:
+        """Open a folder whose files are as they were written."""
 
     @abstractmethod
     def predict(self, table: pa.Table) -> pa.Table:
@@ -95,6 +107,7 @@ class Recommender(Predictor):
     """
 
     kind = "recommender"
+    _files = ("vectors.safetensors", "seen.safetensors", "users.arrow", "items.arrow", "preprocessors.json")
 
     def __init__(
         self,
@@ -131,6 +144,10 @@ class Recommender(Predictor):
         """How many items can be recommended."""
         return len(self.item_vectors)
 
+    @property
+    def _show_titles(self) -> bool:
+        return self.titles is not None and "title" not in {self.user_column, self.item_column}
+
     def __repr__(self) -> str:
         return f"Recommender({self.num_users:,} users, {self.num_items:,} items, {self.embedding_dim} dimensions)"
 
@@ -164,7 +181,8 @@ class Recommender(Predictor):
         index = np.arange(self.num_users) if users is None else self.user_index(users)
         batches = [ranked for _, ranked in self.recommend_batches(index, k, exclude_seen=exclude_seen)]
         table = pa.Table.from_batches(batches, schema=self.output_schema)
-        if self.titles is not None:
+        if self._show_titles:
+            assert self.titles is not None
             codes = pa.compute.index_in(table[self.item_column], self.item_ids)
             table = table.add_column(3, "title", self.titles.take(codes.combine_chunks()))
         return table
@@ -220,7 +238,7 @@ class Recommender(Predictor):
 
         user = {"name": self.user_column, "type": kind(self.user_ids.type)}
         item = {"name": self.item_column, "type": kind(self.item_ids.type)}
-        title = [] if self.titles is None else [{"name": "title", "type": "string"}]
+        title = [{"name": "title", "type": "string"}] if self._show_titles else []
         outputs = [
             user,
             {"name": "rank", "type": "integer"},
@@ -254,14 +272,19 @@ class Recommender(Predictor):
             (np.ones(len(index), np.int8), index.astype(np.int32), np.arange(len(index) + 1)),
             shape=(len(index), self.num_items),
         )
-        nearest, cosine = top_k(unit[index] @ unit.T, min(k, self.num_items - 1), own)
+        k = min(k, self.num_items - 1)
+        if k == 0:  # there is no other item
+            nearest, cosine = np.empty((len(index), 0), np.int32), np.empty((len(index), 0), np.float32)
+        else:
+            nearest, cosine = top_k(unit[index] @ unit.T, k, own)
         flat = pa.array(nearest.ravel())
         columns = {
             self.item_column: self.item_ids.take(pa.array(np.repeat(index, nearest.shape[1]))),
             "rank": pa.array(np.tile(np.arange(1, nearest.shape[1] + 1, dtype=np.int32), len(index))),
             "similar": self.item_ids.take(flat),
         }
-        if self.titles is not None:
+        if self._show_titles:
+            assert self.titles is not None
             columns["title"] = self.titles.take(flat)
         return pa.table({**columns, "cosine": pa.array(cosine.ravel())})
 
@@ -289,12 +312,12 @@ class Recommender(Predictor):
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        if isinstance(wanted, str | bytes | int):
+        if isinstance(wanted, str | bytes | numbers.Number):
             wanted = [wanted]
         try:
             ids = wanted if isinstance(wanted, pa.Array | pa.ChunkedArray) else pa.array(wanted)
             ids = ids.cast(known.type)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, TypeError) as error:
             raise DataError(f"the ids are no {known.type}: {error}", where=column) from None
         index = pc.index_in(ids, known)
         if index.null_count:
@@ -346,8 +369,8 @@ class Recommender(Predictor):
                     {k: np.ascontiguousarray(v) for k, v in weights.items()}, folder / "model.safetensors"
                 )
             write_json(folder / "preprocessors.json", dict(preprocessors or {}))
-            _write_arrow(folder / "users.arrow", pa.table({self.user_column: self.user_ids}))
-            items = {self.item_column: self.item_ids}
+            _write_arrow(folder / "users.arrow", pa.table({"id": self.user_ids}))
+            items = {"id": self.item_ids}
             if self.titles is not None:
                 items["title"] = self.titles
             _write_arrow(folder / "items.arrow", pa.table(items))
@@ -362,7 +385,7 @@ class Recommender(Predictor):
                 **(about or {}),
                 "files": {file.name: _digest(file) for file in sorted(folder.iterdir())},
             }
-            write_json(folder / MANIFEST, manifest)
+            write_json(folder / MANIFEST, {**manifest, _SEAL: _seal(manifest)})
 
     @classmethod
     def _open(cls, folder: Path, manifest: dict[str, Any]) -> Recommender:
@@ -375,9 +398,9 @@ class Recommender(Predictor):
         ones = np.ones(len(seen["indices"]), np.int8)
         users, items = _read_arrow(folder / "users.arrow"), _read_arrow(folder / "items.arrow")
         return cls(
-            users=users[manifest["user_column"]].combine_chunks(),
-            items=items[manifest["item_column"]].combine_chunks(),
-            titles=items["title"].combine_chunks() if "title" in items.column_names[1:] else None,
+            users=users["id"].combine_chunks(),
+            items=items["id"].combine_chunks(),
+            titles=items["title"].combine_chunks() if "title" in items.column_names else None,
             user_vectors=vectors["user"],
             item_vectors=vectors["item"],
             item_bias=vectors["item_bias"],
@@ -397,12 +420,14 @@ def _folder(source: Any) -> Path:
         if not found:
             raise CheckpointError("the MLflow model holds no sealed predictor", where=source)
         return found[0].parent
-    path = source if isinstance(source, str | os.PathLike) else getattr(source, "path", None)
-    if path is None:
+    if hasattr(source, "to_directory"):  # a Ray Checkpoint, which is an os.PathLike that refuses to be one
+        local = source.filesystem.type_name == "local"
+        source = source.path if local else source.to_directory()
+    if not isinstance(source, str | os.PathLike):
         raise CheckpointError(
             f"expected a path, a Ray Checkpoint or an MLflow URI, got {type(source).__name__}"
         )
-    folder = Path(path)
+    folder = Path(source)
     in_run = folder / "steps" / "train" / "predictor"
     return in_run if (in_run / MANIFEST).is_file() else folder
 
@@ -415,7 +440,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_bytes())
         written = int(manifest["format"])
-        manifest["kind"], manifest["files"]
+        str(manifest["kind"]), dict(manifest["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the manifest is damaged: {error}", where=str(file)) from None
     if written > FORMAT:
@@ -423,10 +448,22 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"written in format {written}, this version reads {FORMAT}", where=str(folder), hint=hint
         )
+    if _seal(manifest) != manifest.get(_SEAL):
+        raise CheckpointError("the manifest is damaged or was changed: its checksum differs", where=str(file))
     return dict(manifest)
 
 
-def _verify(folder: Path, manifest: Mapping[str, Any]) -> None:
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """Checksum of a manifest without its own."""
+    content = {key: value for key, value in manifest.items() if key != _SEAL}
+    as_read = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def _verify(folder: Path, manifest: Mapping[str, Any], needed: Sequence[str]) -> None:
+    for name in needed:
+        if name not in manifest["files"]:
+            raise CheckpointError(f"the manifest does not name {name}", where=str(folder))
     for name, digest in manifest["files"].items():
         file = folder / Path(name).name
         if not file.is_file():
