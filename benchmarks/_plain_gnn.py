@@ -61,6 +61,7 @@ def main(folder: str, epochs: int) -> None:
                 metrics.update(top_k(scores, 20, seen[some])[0], truth[some])
         return metrics.finish()
 
+    torch.set_num_threads(1)  # as ours does at this size: two are slower
     settings = PyGTrainer(model=LightGCN(dim=64), epochs=epochs)
     edges = TrainingEdges(graph(fit), settings, 0, torch.device("cpu"))
     torch.manual_seed(0)

@@ -37,10 +37,10 @@ def main(quick: bool) -> dict[str, object]:
     """
     from sp_ray_ml.demo import write_demo
 
-    users, events, epochs, repeats = (500, 10_000, 3, 1) if quick else (4_000, 120_000, 65, 3)
+    users, events, epochs, repeats = (500, 10_000, 3, 1) if quick else (10_000, 300_000, 60, 2)
     plain, ours, recall = [], [], {}
     with tempfile.TemporaryDirectory() as folder:
-        write_demo(f"{folder}/warehouse", users=users, events=events)
+        write_demo(f"{folder}/warehouse", users=users, events=events, shows=600 if quick else 1_500)
         config = Path(folder) / "overhead.yaml"
         config.write_text(CONFIG.format(folder=folder, epochs=epochs))
         sp_ray = str(Path(sys.executable).with_name("sp-ray"))

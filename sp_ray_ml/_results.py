@@ -83,16 +83,18 @@ def _examples_and_next(console: RichConsole, result: RunResult) -> None:
 
 def show_plan(pipeline: Pipeline, steps: Sequence[PlannedStep], file: TextIO | None = None) -> None:
     """Print what each step will read and write."""
-    from rich.table import Table
-
     with _page(file) as console:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for name in ("step", "reads", "writes"):
-            table.add_column(name, overflow="fold")
+        table = _plain_table(show_header=False)
+        for column in ("step", "does", "what"):
+            table.add_column(column, style="dim" if column == "does" else "", overflow="fold")
         for step in steps:
-            table.add_row(f"[bold]{step.name}[/]", "\n".join(step.reads), "\n".join(step.writes))
+            lines = [("reads", place) for place in step.reads] + [("writes", place) for place in step.writes]
+            for i, (does, place) in enumerate(lines):
+                repeated = i > 0 and lines[i - 1][0] == does
+                name = f"[bold]{step.name}[/]" if i == 0 else ""
+                table.add_row(name, "" if repeated else does, _escape(place))
         console.print(table)
-        console.print(f"\nNothing was done. The run's folder will be {pipeline.folder}")
+        console.print(f"\nNothing was done. The run's folder will be {_escape(str(pipeline.folder))}")
 
 
 def show_runs(runs: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:

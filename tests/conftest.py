@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Test worlds are tiny: threads of BLAS and OpenMP cost more than they give, above all where tests share cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(autouse=True)
 def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,8 +40,7 @@ def init(
 ) -> None:
     """Draft a config from your own tables.
 
-    Finds the events, the users and the items by their columns, picks features by type and number of values, and says
-    why in comments. A file that is there already is never overwritten.
+    Finds the events, the users and the items by their columns, picks features by type and number of values, and says why in comments. A file that is there already is never overwritten.
     """
     from sp_ray_ml.draft import write_draft
 

@@ -39,8 +39,7 @@ def run(
 ) -> None:
     """Run a pipeline, or go on with one that was interrupted or edited.
 
-    Steps whose input, settings and code have not changed are kept. [dim]Exit codes: 0 done, 1 a step failed, 2 a mistake
-    in the config or the data, 130 interrupted.[/]
+    Steps whose input, settings and code have not changed are kept. [dim]Exit codes: 0 done, 1 a step failed, 2 a mistake in the config or the data, 130 interrupted.[/]
     """
     from sp_ray_ml.pipeline import load_config
 

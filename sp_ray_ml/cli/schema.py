@@ -17,8 +17,7 @@ def register(app: typer.Typer) -> None:
 def schema() -> None:
     """Print the JSON schema of a config, for editors.
 
-    With [cyan]sp-ray schema > sp-ray.json[/] and this first line in the config, an editor that knows YAML's language
-    server completes keys, explains them and marks mistakes:
+    With [cyan]sp-ray schema > sp-ray.json[/] and this first line in the config, an editor that knows YAML's language server completes keys, explains them and marks mistakes:
 
     [cyan]# yaml-language-server: $schema=sp-ray.json[/]
     """

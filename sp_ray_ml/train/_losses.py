@@ -64,11 +64,7 @@ def loss_of(settings: SampledSoftmax | BPR, scores: Scores, batch: Batch) -> tor
 
     if isinstance(settings, SampledSoftmax):
         everything = settings.source == "uniform" and settings.negatives >= len(batch.known_items)
-        each = (
-            _full_softmax(scores, batch)
-            if everything
-            else _sampled_softmax(settings, scores, batch)
-        )
+        each = _full_softmax(scores, batch) if everything else _sampled_softmax(settings, scores, batch)
     else:
         each = _bpr(settings, scores, batch)
     return (each * batch.target_weight).sum()
