@@ -9,6 +9,7 @@ started again keeps what has not changed and goes on from there, in the same MLf
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -193,14 +194,7 @@ def run(
             result = _run_steps(pipeline, folder, tracked)
             tracked.log_metrics({"time/total": time.perf_counter() - began})
         folder.save(metrics=dict(result.metrics), mlflow_run_id=tracked.mlflow_run_id)
-    return RunResult(
-        metrics=result.metrics,
-        baselines=result.baselines,
-        outputs=result.outputs,
-        path=result.path,
-        mlflow_run_id=tracked.mlflow_run_id,
-        steps=result.steps,
-    )
+    return dataclasses.replace(result, mlflow_run_id=tracked.mlflow_run_id)
 
 
 def _run_steps(pipeline: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
