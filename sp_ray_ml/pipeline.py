@@ -92,7 +92,7 @@ class Pipeline(Settings):
         return Path(self.runs) / self.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """What a run gives.
 
@@ -111,6 +111,14 @@ class RunResult:
     path: Path
     mlflow_run_id: str | None
     steps: Sequence[Step]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{name} {value:.4f}"
+            for name, value in self.metrics.items()
+            if name.startswith(("recall@", "ndcg@")) and "/" not in name
+        )
+        return f"RunResult({shown}, path={str(self.path)!r})"
 
     @property
     def checkpoint_path(self) -> Path:
