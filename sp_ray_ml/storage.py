@@ -34,6 +34,7 @@ _REASONS = {
     "EROFS": "the file system is read-only",
     "ENOENT": "no such file or folder",
     "ENOTDIR": "a part of the path is a file",
+    "EEXIST": "a file is in the way",
     "EFBIG": "the file would be larger than the limit",
 }
 

@@ -12,10 +12,12 @@ Nothing in it is a pickle, so a folder from elsewhere is safe to open.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import numbers
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -351,22 +353,21 @@ class Recommender(Predictor):
         """
         import numpy as np
         import pyarrow as pa
-        from safetensors.numpy import save_file
 
         with new_folder(path) as folder:
             vectors = {"user": self.user_vectors, "item": self.item_vectors, "item_bias": self.item_bias}
-            save_file(
-                {k: np.ascontiguousarray(v, np.float32) for k, v in vectors.items()},
+            _write_tensors(
                 folder / "vectors.safetensors",
+                {k: np.ascontiguousarray(v, np.float32) for k, v in vectors.items()},
             )
-            seen = {
+            seen: dict[str, NDArray[Any]] = {
                 "indptr": self.seen.indptr.astype(np.int64),
                 "indices": self.seen.indices.astype(np.int32),
             }
-            save_file(seen, folder / "seen.safetensors")
+            _write_tensors(folder / "seen.safetensors", seen)
             if weights:
-                save_file(
-                    {k: np.ascontiguousarray(v) for k, v in weights.items()}, folder / "model.safetensors"
+                _write_tensors(
+                    folder / "model.safetensors", {k: np.ascontiguousarray(v) for k, v in weights.items()}
                 )
             write_json(folder / "preprocessors.json", dict(preprocessors or {}))
             _write_arrow(folder / "users.arrow", pa.table({"id": self.user_ids}))
@@ -477,6 +478,18 @@ def _verify(folder: Path, manifest: Mapping[str, Any], needed: Sequence[str]) ->
 def _digest(file: Path) -> str:
     with storage_errors(file, "read"), file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_tensors(file: Path, tensors: dict[str, NDArray[Any]]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:  # says no more than the text of a full disk's error
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number)) from error
 
 
 def _write_arrow(file: Path, table: pa.Table) -> None:
