@@ -148,7 +148,8 @@ def _node_table(warehouse: Warehouse, name: str, node: Node) -> pa.Table:
     table = warehouse.source(node.table, columns=columns).to_arrow()
     if not table.num_rows:
         raise DataError(f"{node.table} has no rows", where=where)
-    ids = table[node.id]
+    ids = _plain(table[node.id])
+    table = table.set_column(table.column_names.index(node.id), node.id, ids)
     if ids.null_count:
         raise DataError(f"{ids.null_count} rows of {node.table} have no id", where=f"{where}.id ({node.id})")
     counts = pc.value_counts(ids.combine_chunks())
@@ -163,6 +164,11 @@ def _node_table(warehouse: Warehouse, name: str, node: Node) -> pa.Table:
     return table.take(pc.array_sort_indices(ids.combine_chunks()))
 
 
+def _plain(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids as such, where they are stored as a dictionary (as pandas' categories are)."""
+    return ids.cast(ids.type.value_type) if pa.types.is_dictionary(ids.type) else ids
+
+
 def _encode_ids(
     column: pa.ChunkedArray,
     rows: pa.Table | None,
@@ -173,7 +179,7 @@ def _encode_ids(
 ) -> tuple[pa.Array, NDArray[np.int64]]:
     """The ids of a node type, ascending, and each event's position in them; -1 for one to be dropped."""
     where = f"events.{name} ({column_name})"
-    column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    column = _plain(column)
     if not (
         pa.types.is_integer(column.type)
         or pa.types.is_string(column.type)

@@ -86,6 +86,13 @@ class Pipeline(Settings):
             )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _outputs_have_names_of_their_own(self) -> Pipeline:
+        tables = _tables_written(self)
+        if twice := next((table for table in tables if tables.count(table) > 1), None):
+            raise ValueError(f"predict.output: the table {twice} would be written twice")
+        return self
+
     @property
     def folder(self) -> Path:
         """The run's folder."""
@@ -331,14 +338,22 @@ def plan(pipeline: Pipeline) -> list[PlannedStep]:
     ]
     if p.predict is not None:
         output = p.predict.output
-        tables = [t for t in (output.table, output.embeddings.user, output.embeddings.item) if t]
         planned += [
             PlannedStep("predict", ["train"], [f"{steps}/predict"]),
             PlannedStep(
-                "write", ["predict"], [f"{redact(output.warehouse)}: {t} ({output.mode})" for t in tables]
+                "write",
+                ["predict"],
+                [f"{redact(output.warehouse)}: {t} ({output.mode})" for t in _tables_written(p)],
             ),
         ]
     return planned
+
+
+def _tables_written(p: Pipeline) -> list[str]:
+    if p.predict is None:
+        return []
+    output = p.predict.output
+    return [table for table in (output.table, output.embeddings.user, output.embeddings.item) if table]
 
 
 def _columns_read(p: Pipeline) -> dict[str, list[str]]:
@@ -412,7 +427,7 @@ def _place(url: str) -> str:
         scheme, rest = "", url
     if scheme in {"", "file", "parquet", "duckdb"}:
         local = rest.removeprefix("/") if scheme == "duckdb" else rest
-        return os.path.realpath(local)
+        return os.path.realpath(Path(local).expanduser())
     return url.rstrip("/")
 
 
