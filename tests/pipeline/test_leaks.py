@@ -188,7 +188,10 @@ def test_held_out_events_change_nothing_that_is_learned(world: World, split: str
         for loss in LOSSES
     ],
 )
-@pytest.mark.parametrize(("split", "model"), [("time", "lightgcn"), ("per_user", "graphsage")])
+@pytest.mark.parametrize(
+    ("split", "model"),
+    [("time", "lightgcn"), pytest.param("per_user", "graphsage", marks=pytest.mark.slow)],
+)
 def test_features_of_new_nodes_change_nothing_that_is_learned(
     world: World, split: str, model: str, loss: str
 ) -> None:
@@ -348,7 +351,7 @@ _steps_encode, _steps_build = _steps.encode, _steps.build
         ("build", _order_of_all, "train/predictor/items.arrow"),
     ],
 )
-@pytest.mark.parametrize("split", ["time", "per_user"])
+@pytest.mark.parametrize("split", ["time", pytest.param("per_user", marks=pytest.mark.slow)])
 def test_planted_leak_is_found(
     world: World,
     monkeypatch: pytest.MonkeyPatch,
@@ -374,7 +377,9 @@ def test_fit_is_on_nodes_with_training_events_only(world: World) -> None:
     assert fitted == wanted
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    "split", ["per_user", "random", *(pytest.param(s, marks=pytest.mark.slow) for s in ("time", "last_n"))]
+)
 def test_the_order_of_the_table_changes_nothing(world: World, split: str) -> None:
     settings = config(split=SPLITS[split])
     world.write()
