@@ -15,7 +15,7 @@ from sp_ray_ml.graph import LightGCN, build_graph
 from sp_ray_ml.metrics import RankingMetrics, top_k
 from sp_ray_ml.train import PyGTrainer
 from sp_ray_ml.train._gnn_data import TrainingEdges
-from sp_ray_ml.train._gnn_loop import _Ranker, final_vectors
+from sp_ray_ml.train._gnn_loop import _Ranker, final_vectors, share_of_new
 from sp_ray_ml.train._losses import Scores, loss_of
 
 
@@ -49,7 +49,7 @@ def main(folder: str, epochs: int) -> None:
     def rank(
         seen: scipy.sparse.csr_array, truth: scipy.sparse.csr_array, edges: TrainingEdges
     ) -> dict[str, float]:
-        user_vectors, item_vectors, bias = final_vectors(ranker, edges)
+        user_vectors, item_vectors, bias = final_vectors(ranker, edges, share)
         truth = scipy.sparse.csr_array(truth - truth.multiply(seen > 0))
         truth.eliminate_zeros()
         metrics = RankingMetrics([20], shape[1])
@@ -68,6 +68,7 @@ def main(folder: str, epochs: int) -> None:
     ranker = _Ranker(settings, edges.whole())
     optimizer = torch.optim.AdamW(ranker.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     seen, validation = pairs(fit), pairs(train & ~fit)
+    share = share_of_new(validation, edges.graph)
     best, weights = -1.0, {}
     for number in range(1, epochs + 1):
         epoch = edges.epoch(number, 0)

@@ -31,6 +31,7 @@ from sp_ray_ml.storage import storage_errors
 __all__ = ["DuckDBWarehouse"]
 
 _COMMITS = "_sp_ray_ml_commits"
+_MAKE_COMMITS = f"CREATE TABLE IF NOT EXISTS {_COMMITS} (table_name VARCHAR, commit_id VARCHAR)"
 _BLOCK = "_sp_ray_ml_block"
 
 
@@ -190,6 +191,8 @@ class DuckDBWarehouse(Warehouse):
                 have = reader(connection, f"SELECT * FROM {name} LIMIT 0").schema  # noqa: S608
                 check_append(have, wanted, place)
             else:
+                if exists:
+                    self._forget_commits(connection, table)
                 connection.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM {_BLOCK} LIMIT 0")  # noqa: S608
         columns = ", ".join(map(quoted, schema.names))
         rows = 0
@@ -207,14 +210,19 @@ class DuckDBWarehouse(Warehouse):
     def _committed(self, connection: Any, table: str, commit: str | None, *, exists: bool) -> bool:
         if commit is None:
             return False
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {_COMMITS} (table_name VARCHAR, commit_id VARCHAR)")
         if not exists:  # it was dropped by hand, and its commits with it
-            connection.execute(f"DELETE FROM {_COMMITS} WHERE table_name = ?", [table])  # noqa: S608
+            self._forget_commits(connection, table)
+        connection.execute(_MAKE_COMMITS)
         found = connection.execute(
             f"SELECT 1 FROM {_COMMITS} WHERE table_name = ? AND commit_id = ?",  # noqa: S608
             [table, commit],
         ).fetchone()
         return found is not None
+
+    def _forget_commits(self, connection: Any, table: str) -> None:
+        """What was committed to a table goes with its rows."""
+        connection.execute(_MAKE_COMMITS)
+        connection.execute(f"DELETE FROM {_COMMITS} WHERE table_name = ?", [table])  # noqa: S608
 
 
 def _state(path: Path) -> tuple[int, bytes]:

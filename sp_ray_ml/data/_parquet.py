@@ -111,7 +111,8 @@ class ParquetWarehouse(Warehouse):
             schema = self._stored_schema(table, source, append=mode == "append" and bool(before.files))
             self._clean(table, before)
             kept = before.files if mode == "append" else {}
-            commits = [*before.commits, commit] if commit is not None else before.commits
+            # What was committed to a table goes with its rows.
+            commits = [*(before.commits if mode == "append" else []), *([] if commit is None else [commit])]
             with _Parts(folder, before.version + 1, schema) as parts:
                 for block in source.blocks(rows_per_group(schema)):
                     parts.write(_no_null_vectors(cast_batch(block, schema, place), place))

@@ -90,8 +90,8 @@ class Warehouse(ABC):
             table: Its name. The warehouse is made when there is none yet.
             data: Anything `as_source` takes; it is streamed.
             mode: `replace` the table, or `append` to it (which makes it if there is none).
-            commit: An id for this write. One that the table already has is not written again: a write that is
-                repeated after a crash never doubles rows.
+            commit: An id for this write. One whose rows the table already has is not written again: a write that
+                is repeated after a crash never doubles rows. Replacing a table forgets what was committed before.
 
         Returns:
             How many rows were written; 0 if `commit` was there already.

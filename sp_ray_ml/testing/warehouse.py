@@ -403,6 +403,13 @@ class WarehouseContract(ABC):
         assert warehouse.source("people").to_arrow().num_rows == 5
         assert warehouse.write("second", _people(), commit="run-1") == 5  # each table has its own
 
+    def test_replacing_a_table_forgets_what_was_committed_to_it(self, warehouse: Warehouse) -> None:
+        assert warehouse.write("people", _people(), commit="run-1") == 5
+        assert warehouse.write("people", _people().slice(0, 2), commit="run-2") == 2
+        assert warehouse.write("people", _people(), commit="run-1") == 5
+        assert warehouse.write("people", _people().slice(0, 3)) == 3
+        assert warehouse.write("people", _people(), commit="run-1") == 5
+
     def test_bookkeeping_is_hidden(self, warehouse: Warehouse) -> None:
         warehouse.write("people", _people(), mode="append", commit="run-1")
         assert warehouse.tables() == ["people"]

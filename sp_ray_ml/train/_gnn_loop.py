@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import time
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 SELECT, REFIT = 0, 1
+_CALIBRATION_USERS = 2_000
 _SMALL = 4_000_000  # numbers that a step works on
 
 
@@ -42,6 +44,7 @@ class _Job:
     graphs: tuple[Graph | str, Graph | str]
     validation: scipy.sparse.csr_array | None
     seed: int
+    new_share: float | None
 
     def graph(self, phase: int) -> Graph:
         graph = self.graphs[phase]
@@ -226,8 +229,8 @@ class _Phase:
     def _validate(self) -> dict[str, float]:
         if self.phase == REFIT or self.job.validation is None:
             return {}
-        vectors = final_vectors(self.ranker, self.edges)
         seen = _binary(self.edges.graph)
+        vectors = final_vectors(self.ranker, self.edges, self.job.new_share)
         k = sorted({20, int(self._watched.rsplit("@", 1)[1])})
         return validation_metrics(vectors, seen, self.job.validation, k)
 
@@ -257,12 +260,14 @@ class _Phase:
         return bool(self.state["epoch"] - self.state["best_epoch"] >= stopping.patience)
 
     def _write(self, folder: Path) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file(
-            {k: v.contiguous() for k, v in self.ranker.state_dict().items()}, folder / "model.safetensors"
-        )
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        # Made in memory first: on a full disk both libraries' own writers say anything but that.
+        weights = save({k: v.contiguous() for k, v in self.ranker.state_dict().items()})
+        (folder / "model.safetensors").write_bytes(weights)
+        optimizer = io.BytesIO()
+        torch.save(self.optimizer.state_dict(), optimizer)
+        (folder / "optimizer.pt").write_bytes(optimizer.getbuffer())
         write_json(folder / "state.json", self.state)
 
 
@@ -280,12 +285,61 @@ def _binary(graph: Graph) -> scipy.sparse.csr_array:
 
 
 @torch.no_grad()
-def final_vectors(ranker: _Ranker, edges: TrainingEdges) -> tuple[NDArray[np.float32], ...]:
+def final_vectors(
+    ranker: _Ranker, edges: TrainingEdges, new_share: float | None
+) -> tuple[NDArray[np.float32], ...]:
     """Users' and items' vectors and the items' bias, propagated over the whole graph, on the CPU."""
     ranker.eval()
-    vectors = ranker(edges.whole())
+    user, item, bias = (part.float().cpu().numpy() for part in ranker(edges.whole()))
     ranker.train()
-    return tuple(part.float().cpu().numpy() for part in vectors)
+    if new_share is not None:
+        bias = calibrated(user, item, bias, edges.known, new_share, _binary(edges.graph))
+    return user, item, bias
+
+
+def share_of_new(validation: scipy.sparse.csr_array | None, train: Graph) -> float | None:
+    """Of the held-out pairs, the share whose item had no event to learn from; None if nothing is held out."""
+    if validation is None:
+        return None
+    known = np.bincount(_binary(train).indices, minlength=train.num_nodes["item"]) > 0
+    return float(((~known[validation.indices]).sum() + 0.5) / (validation.nnz + 1))
+
+
+def calibrated(
+    user: NDArray[np.float32],
+    item: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    known: Mapping[str, NDArray[np.bool_]],
+    share: float,
+    seen: scipy.sparse.csr_array,
+) -> NDArray[np.float32]:
+    """Shift the bias of items without history so that users give them, on average, `share` of their softmax.
+
+    Training cannot tell how likely a new item is, since it never sees one wanted; the held-out slice can. The shift
+    δ solves mean_u(N_u e^δ / (K_u + N_u e^δ)) = share, K and N being the sums of e^score over a user's unseen known
+    and new items; the left side grows with δ.
+    """
+    users, new = np.nonzero(known["user"])[0], ~known["item"]
+    if not new.any() or not len(users):
+        return bias
+    users = users[:: max(1, len(users) // _CALIBRATION_USERS)]
+    log_ratio = np.empty(len(users))
+    size = max(1, 2**24 // len(item))
+    for start in range(0, len(users), size):
+        some = users[start : start + size]
+        scores = (user[some] @ item.T + bias).astype(np.float64)
+        rows = seen[some]
+        scores[np.repeat(np.arange(len(some)), np.diff(rows.indptr)), rows.indices] = -np.inf
+        log_ratio[start : start + size] = np.logaddexp.reduce(scores[:, new], axis=1) - np.logaddexp.reduce(
+            scores[:, ~new], axis=1
+        )
+    log_ratio = log_ratio[np.isfinite(log_ratio)]
+    low, high = -100.0, 100.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        mean = (1 / (1 + np.exp(-np.clip(log_ratio + middle, -500, 500)))).mean() if len(log_ratio) else share
+        low, high = (middle, high) if mean < share else (low, middle)
+    return np.where(new, bias + np.float32((low + high) / 2), bias).astype(np.float32)
 
 
 def validation_metrics(
@@ -296,7 +350,8 @@ def validation_metrics(
 ) -> dict[str, float]:
     """Ranking metrics over the users that have held-out items."""
     user, item, bias = vectors
-    metrics = RankingMetrics(k, len(item))
+    depth = {each: min(each, len(item)) for each in k}  # a list of 20 from 9 items is all of them
+    metrics = RankingMetrics(list(depth.values()), len(item))
     users = np.nonzero(np.diff(truth.indptr))[0]
     size = max(1, 2**24 // len(item))
     for start in range(0, len(users), size):
@@ -304,7 +359,8 @@ def validation_metrics(
         scores = user[some] @ item.T + bias
         metrics.update(top_k(scores, min(max(k), len(item)), seen[some])[0], truth[some])
     result: dict[str, float] = metrics.finish()
-    return {name: value for name, value in result.items() if "/" not in name and "@" in name}
+    names = dict.fromkeys(name.split("@")[0] for name in result if "/" not in name and "@" in name)
+    return {f"{name}@{each}": result[f"{name}@{depth[each]}"] for name in names for each in k}
 
 
 def fit(
@@ -326,7 +382,7 @@ def fit(
         for graph, path in zip((train, full), paths, strict=True):
             graph.save(path)
         graphs = (os.fspath(paths[0].resolve()), os.fspath(paths[1].resolve()))
-    job = _Job(trainer, graphs, validation, seed)
+    job = _Job(trainer, graphs, validation, seed, share_of_new(validation, train))
     with torch.random.fork_rng():
         kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch)
         state, chosen = read_state(kept.last), kept.best
@@ -334,7 +390,7 @@ def fit(
         ranker = _Ranker(trainer, edges.whole())
     weights = _load_weights(chosen)
     ranker.load_state_dict(weights)
-    user, item, bias = final_vectors(ranker, edges)
+    user, item, bias = final_vectors(ranker, edges, job.new_share)
     history = state["history"]
     best = next(
         (h for h in history if h["phase"] == SELECT and h["epoch"] == state.get("best_epoch")), history[-1]

@@ -72,7 +72,10 @@ def loss_of(settings: SampledSoftmax | BPR, scores: Scores, batch: Batch) -> tor
 
 def _full_softmax(scores: Scores, batch: Batch) -> torch.Tensor:
     logits = scores.rows(batch.users)
-    barred = torch.zeros_like(logits, dtype=torch.bool)
+    # Items without an event to learn from are nobody's negatives: what they are must not reach the weights.
+    outside = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    outside[batch.known_items] = False
+    barred = outside.expand_as(logits).clone()
     barred[batch.history_row, batch.history_item] = True
     barred[batch.target_row, batch.target_item] = False
     logits = logits.masked_fill(barred, -torch.inf)

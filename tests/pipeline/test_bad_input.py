@@ -223,7 +223,7 @@ def test_one_user_gives_a_result_or_says_what_is_missing(world: World) -> None:
     alone = world.but(events=world.events.slice(0, EACH), users=world.users.slice(0, 1))
     alone.write()
     for name, nodes in (("alone", {}), ("with-tables", NODES)):
-        assert run(config(name=name, nodes=nodes, split__validation=0)).metrics["users"] == 1
+        assert run(config(name=name, nodes=nodes)).metrics["users"] == 1
     open_warehouse("out").write("recs", OLD)
     alone.but(events=alone.events.slice(0, 1)).write()
     fails(config(), DataError, "no test events", "1 user", before="graph")
@@ -488,7 +488,6 @@ for free in (0, 16_384, 100_000, 180_000):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="torch.save says 'iostream error' on a full disk", strict=True)
 def test_full_disk_is_an_error_and_the_rerun_goes_on(house: str) -> None:
     Path("full").mkdir()
     if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "full"], check=False).returncode:

@@ -176,18 +176,7 @@ def test_held_out_events_change_nothing_that_is_learned(world: World, split: str
     assert not leaks(world, config(split=SPLITS[split]), kind)
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        pytest.param(
-            loss,
-            marks=[pytest.mark.xfail(reason="negatives of all items, new ones too", strict=True)]
-            if loss == "softmax over all"
-            else [],
-        )
-        for loss in LOSSES
-    ],
-)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
     ("split", "model"),
     [("time", "lightgcn"), pytest.param("per_user", "graphsage", marks=pytest.mark.slow)],

@@ -193,7 +193,6 @@ def test_new_data_runs_all_anew(house: str, world: World) -> None:
     assert first.metrics
 
 
-@pytest.mark.xfail(reason="a replaced table keeps the ids of commits whose rows are gone", strict=True)
 def test_edited_and_edited_back_the_output_is_that_of_the_config(house: str, unbroken: Ran) -> None:
     run(config())
     run(config(predict__k=3))
@@ -210,7 +209,6 @@ def test_output_table_that_was_deleted_is_written_again(house: str, unbroken: Ra
     assert table().equals(unbroken_table(unbroken))
 
 
-@pytest.mark.xfail(reason="a replaced table keeps the ids of commits whose rows are gone", strict=True)
 def test_output_table_that_another_run_replaced_is_written_again(house: str, unbroken: Ran) -> None:
     run(config())
     run(config(name="other", predict__k=3))
