@@ -382,7 +382,8 @@ def fit(
         for graph, path in zip((train, full), paths, strict=True):
             graph.save(path)
         graphs = (os.fspath(paths[0].resolve()), os.fspath(paths[1].resolve()))
-    job = _Job(trainer, graphs, validation, seed, share_of_new(validation, train))
+    new_share = trainer.new_items or share_of_new(validation, train)
+    job = _Job(trainer, graphs, validation, seed, new_share)
     with torch.random.fork_rng():
         kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch)
         state, chosen = read_state(kept.last), kept.best

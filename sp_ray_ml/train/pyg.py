@@ -75,6 +75,9 @@ class PyGTrainer(Trainer):
     cold_start: float = pydantic.Field(default=0.1, ge=0, lt=1)
     """Share of the nodes with features that each epoch treats as new, without id and edges, so that the features
     learn to stand for them."""
+    new_items: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    """How much of a user's softmax the items without history get, all together: the more, the more often new items
+    are recommended. Without, as much as the validation slice's events name such."""
     epochs: int = pydantic.Field(default=60, ge=1)
     """Passes over the users, at most."""
     batch_size: int = pydantic.Field(default=256, ge=1)
