@@ -480,8 +480,9 @@ def _tracked(p: Pipeline, folder: RunFolder) -> Iterator[Run]:
         status = "KILLED"
         raise
     finally:
-        folder.reporter.progress(0, 0, "MLflow takes the rest")
-        outcome = tracked.finish(status, wait_s=20.0 if status == "FINISHED" else 3.0)
+        if p.tracking.enabled:
+            folder.reporter.progress(0, 0, "MLflow takes the rest")
+        outcome = tracked.finish(status, wait_s=None if status == "FINISHED" else 3.0)
         if outcome.pending and p.tracking.enabled:
             folder.reporter.note(str(outcome))
 

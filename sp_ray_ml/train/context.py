@@ -8,6 +8,7 @@ the last one when they are started again in the same folder.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -112,7 +113,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         with new_folder(self.folder / name) as scratch:
             write(scratch)
-        best = score > self._state.get("score", float("-inf"))
+        before = float(self._state.get("score", float("nan")))
+        best = math.isnan(before) or score > before
         state = {
             "count": number,
             "last": name,
