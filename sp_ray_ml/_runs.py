@@ -215,7 +215,9 @@ class RunFolder:
             return None
         if record["fingerprint"] != mark:
             if all(step.kept for step in self.steps):  # what follows from it goes without saying
-                self.reporter.note(f"{name}: its input, settings or code changed; from here on all is made anew")
+                self.reporter.note(
+                    f"{name}: its input, settings or code changed; from here on all is made anew"
+                )
             return None
         return Step(name, folder, mark, record["summary"], record["seconds"], True, record["finished"])
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import scipy.sparse
 from numpy.typing import NDArray
 
+from sp_ray_ml.data.arrow_files import read_arrow, write_arrow
 from sp_ray_ml.data.preprocessors import FittedFeatures, fit_features
 from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION, Split, check_no_leakage
@@ -84,10 +85,12 @@ class Catalog:
     def load(cls, folder: Path) -> Catalog:
         """Open what `read` wrote; memory-mapped."""
         with _output_of(folder):
-            ids = {name: _load(folder / f"ids-{name}.arrow")["id"].combine_chunks() for name in (USER, ITEM)}
+            ids = {
+                name: read_arrow(folder / f"ids-{name}.arrow")["id"].combine_chunks() for name in (USER, ITEM)
+            }
             tables = {name: folder / f"nodes-{name}.arrow" for name in (USER, ITEM)}
-            nodes = {name: _load(file) for name, file in tables.items() if file.exists()}
-            return cls(_load(folder / "events.arrow"), ids, nodes)
+            nodes = {name: read_arrow(file) for name, file in tables.items() if file.exists()}
+            return cls(read_arrow(folder / "events.arrow"), ids, nodes)
 
 
 def read(context: StepContext, warehouse: Warehouse, events: Events, nodes: Nodes) -> dict[str, Any]:
@@ -121,9 +124,9 @@ def read(context: StepContext, warehouse: Warehouse, events: Events, nodes: Node
         rows = None if node is None else _node_table(warehouse, name, node)
         ids, codes[name] = _encode_ids(table[column], rows, name, column, events, node)
         keep &= codes[name] >= 0
-        _save(context.output / f"ids-{name}.arrow", pa.table({"id": ids}))
+        write_arrow(context.output / f"ids-{name}.arrow", pa.table({"id": ids}))
         if rows is not None:
-            _save(context.output / f"nodes-{name}.arrow", rows)
+            write_arrow(context.output / f"nodes-{name}.arrow", rows)
         summary[f"{name}s"] = len(ids)
     if not keep.all():
         summary["dropped"] = int((~keep).sum())
@@ -137,7 +140,7 @@ def read(context: StepContext, warehouse: Warehouse, events: Events, nodes: Node
         encoded["time"] = _nanoseconds(table[events.time], events.time)[keep]
     if events.rating:
         encoded["rating"] = _ratings(table[events.rating], events.rating)[keep]
-    _save(context.output / "events.arrow", pa.table(encoded))
+    write_arrow(context.output / "events.arrow", pa.table(encoded))
     return summary
 
 
@@ -658,13 +661,3 @@ def load_recommender(folder: Path) -> Recommender:
         predictor = Predictor.load(folder / "predictor")
     assert isinstance(predictor, Recommender)
     return predictor
-
-
-def _save(file: Path, table: pa.Table) -> None:
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-
-
-def _load(file: Path) -> pa.Table:
-    with pa.memory_map(str(file)) as stream:
-        return pa.ipc.open_file(stream).read_all()

@@ -121,7 +121,9 @@ def evaluate_all(
         except ResourceError as error:
             table[name] = {"skipped": error.message}
             continue
-        table[name] = {**evaluate(scorer, truth, seen, k, unknown=unknown, strangers=strangers, progress=progress)}
+        table[name] = {
+            **evaluate(scorer, truth, seen, k, unknown=unknown, strangers=strangers, progress=progress)
+        }
     return table
 
 

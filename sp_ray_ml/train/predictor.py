@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sp_ray_ml.config import near_match
+from sp_ray_ml.data.arrow_files import read_arrow, write_arrow
 from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, ConfigError, DataError
 from sp_ray_ml.storage import new_folder, storage_errors, write_json
 
@@ -370,11 +371,11 @@ class Recommender(Predictor):
                     folder / "model.safetensors", {k: np.ascontiguousarray(v) for k, v in weights.items()}
                 )
             write_json(folder / "preprocessors.json", dict(preprocessors or {}))
-            _write_arrow(folder / "users.arrow", pa.table({"id": self.user_ids}))
+            write_arrow(folder / "users.arrow", pa.table({"id": self.user_ids}))
             items = {"id": self.item_ids}
             if self.titles is not None:
                 items["title"] = self.titles
-            _write_arrow(folder / "items.arrow", pa.table(items))
+            write_arrow(folder / "items.arrow", pa.table(items))
             manifest = {
                 "format": FORMAT,
                 "kind": self.kind,
@@ -397,7 +398,7 @@ class Recommender(Predictor):
         vectors, seen = load_file(folder / "vectors.safetensors"), load_file(folder / "seen.safetensors")
         shape = (len(vectors["user"]), len(vectors["item"]))
         ones = np.ones(len(seen["indices"]), np.int8)
-        users, items = _read_arrow(folder / "users.arrow"), _read_arrow(folder / "items.arrow")
+        users, items = read_arrow(folder / "users.arrow"), read_arrow(folder / "items.arrow")
         return cls(
             users=users["id"].combine_chunks(),
             items=items["id"].combine_chunks(),
@@ -490,17 +491,3 @@ def _write_tensors(file: Path, tensors: dict[str, NDArray[Any]]) -> None:
         code = re.search(r"os error (\d+)", str(error))
         number = int(code[1]) if code else errno.EIO
         raise OSError(number, os.strerror(number)) from error
-
-
-def _write_arrow(file: Path, table: pa.Table) -> None:
-    import pyarrow as pa
-
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-
-
-def _read_arrow(file: Path) -> pa.Table:
-    import pyarrow as pa
-
-    with pa.memory_map(str(file)) as stream:
-        return pa.ipc.open_file(stream).read_all()
