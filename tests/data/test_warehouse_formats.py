@@ -218,6 +218,7 @@ def test_reads_beside_a_notebooks_own_connection(tmp_path: Path) -> None:
         assert connection.execute("SELECT count(*) FROM u").fetchone() == (3,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.duckdb", "x"])
 def test_long_stream_takes_little_memory(tmp_path: Path, name: str) -> None:
     rows = 6_000_000
