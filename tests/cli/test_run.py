@@ -170,6 +170,11 @@ def test_recommend_for_nobody_and_from_nothing_is_one_error(place, sp_ray):
     assert ran.err.startswith("error: runs/nothing: is no sealed predictor")
 
 
+def _hear_ctrl_c():
+    """A shell's background jobs, and what they start, have SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_ctrl_c_says_that_the_run_is_kept_and_how_to_go_on(place):
     command = [
@@ -182,7 +187,7 @@ def test_ctrl_c_says_that_the_run_is_kept_and_how_to_go_on(place):
         "train.early_stopping=null",
     ]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=place
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=place, preexec_fn=_hear_ctrl_c
     ) as process:
         for line in process.stderr:
             if line.startswith("features"):
@@ -245,7 +250,9 @@ def test_the_ui_answers_on_loopback_and_ends_with_ctrl_c(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = [*SP_RAY, "ui", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_ctrl_c
+    ) as process:
         assert process.stdout.readline() == f"http://127.0.0.1:{port}\n"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
             assert answer.read() == b"OK"
