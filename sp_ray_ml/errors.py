@@ -13,6 +13,14 @@
     ├── ResourceError (RuntimeError)        the machine or cluster cannot give what was asked for
     ├── TrainingError (RuntimeError)        training cannot go on (a loss that is not finite, say)
     ├── TrackingError (RuntimeError)        a tracking server or store refused
+    ├── ClusterError (RuntimeError)         a Ray cluster cannot be made, found, reached or used
+    │   ├── ClusterNotFoundError (LookupError)  no such cluster, worker group or namespace
+    │   ├── ClusterExistsError                  the name is taken by a cluster of another spec
+    │   ├── ClusterUnhealthyError               it cannot become usable, and why
+    │   ├── ClusterTimeoutError (TimeoutError)  it did not become so in time, and why
+    │   ├── VersionMismatchError                client, image and cluster do not fit
+    │   └── KubernetesError                     the API server cannot be reached, or refused
+    │       └── KubernetesAccessError (PermissionError)  credentials or permissions are missing
     └── MissingDependencyError (ImportError)    an optional library is not installed
 
 Each says what, where, why, and ends with the next command to try. Every error pickles.
@@ -25,9 +33,16 @@ from typing import Any, ClassVar
 
 __all__ = [
     "CheckpointError",
+    "ClusterError",
+    "ClusterExistsError",
+    "ClusterNotFoundError",
+    "ClusterTimeoutError",
+    "ClusterUnhealthyError",
     "ColumnNotFoundError",
     "ConfigError",
     "DataError",
+    "KubernetesAccessError",
+    "KubernetesError",
     "LeakageError",
     "LockedError",
     "MissingDependencyError",
@@ -38,6 +53,7 @@ __all__ = [
     "TableNotFoundError",
     "TrackingError",
     "TrainingError",
+    "VersionMismatchError",
     "WarehouseError",
 ]
 
@@ -169,6 +185,70 @@ class TrainingError(SpRayError, RuntimeError):
 
 class TrackingError(SpRayError, RuntimeError):
     """The tracking server or store refused."""
+
+
+class ClusterError(SpRayError, RuntimeError):
+    """A Ray cluster cannot be made, found, reached or used."""
+
+
+class ClusterNotFoundError(ClusterError, LookupError):
+    """There is no such cluster, worker group or namespace."""
+
+    exit_code = 2
+
+
+class ClusterExistsError(ClusterError):
+    """The name is taken by a cluster of another spec; the message has the differences."""
+
+    exit_code = 2
+
+
+class ClusterUnhealthyError(ClusterError):
+    """The cluster cannot become usable; the message is the cause and the hint its remedy."""
+
+
+class ClusterTimeoutError(ClusterError, TimeoutError):
+    """The cluster did not get where it was awaited in time."""
+
+
+class VersionMismatchError(ClusterError):
+    """The versions of client, image and cluster do not fit; the hint names the pin."""
+
+    exit_code = 2
+
+
+class KubernetesError(ClusterError):
+    """The API server cannot be reached, or refused a request.
+
+    Args:
+        message: As for every error.
+        where: As for every error.
+        hint: As for every error.
+        status: HTTP status; 0 where there was no answer.
+        reason: Kubernetes' reason, `AlreadyExists` or `Invalid`, say.
+        details: The details of Kubernetes' `Status` object.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        status: int = 0,
+        reason: str = "",
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.status = status
+        self.reason = reason
+        self.details = details or {}
+
+
+class KubernetesAccessError(KubernetesError, PermissionError):
+    """Credentials are missing, expired or not allowed to do this."""
+
+    exit_code = 2
 
 
 class MissingDependencyError(SpRayError, ImportError):

@@ -29,11 +29,11 @@ BOTTOM = {
 TOP = {"pipeline", "demo", "draft", "_runs", "_steps", "_console", "_results", "_demo_words", "_demo_world", "_draft_tables"}  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(BOTTOM, BOTTOM),
-    **{layer: BOTTOM | {layer} for layer in ("data", "tracking", "metrics")},
+    **{layer: BOTTOM | {layer} for layer in ("data", "tracking", "cluster", "metrics")},
     "graph": BOTTOM | {"data", "tracking", "metrics", "graph"},
     "train": BOTTOM | {"data", "tracking", "metrics", "graph", "train"},
     "inference": BOTTOM | {"data", "tracking", "metrics", "graph", "train", "inference"},
-    **dict.fromkeys(TOP, BOTTOM | TOP | {"data", "tracking", "metrics", "graph", "train", "inference"}),
+    **dict.fromkeys(TOP, BOTTOM | TOP | {"data", "tracking", "cluster", "metrics", "graph", "train", "inference"}),
 }
 MAY_IMPORT["cli"] = MAY_IMPORT["pipeline"] | {"cli"}
 MAY_IMPORT["testing"] = MAY_IMPORT["cli"] | {"testing"}

@@ -1,0 +1,89 @@
+"""The Kubernetes kinds that we read and write, and the labels and annotations that mean something to us."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "ANNOTATION",
+    "CLUSTER_LABEL",
+    "CRON_JOB",
+    "EVENT",
+    "FIELD_MANAGER",
+    "GROUP_LABEL",
+    "LIMIT_RANGE",
+    "NAMESPACE",
+    "NETWORK_POLICY",
+    "NODE",
+    "NODE_TYPE_LABEL",
+    "POD",
+    "PVC",
+    "QUOTA",
+    "RAY_CLUSTER",
+    "ROLE",
+    "ROLE_BINDING",
+    "SECRET",
+    "SERVICE",
+    "SERVICE_ACCOUNT",
+    "STORAGE_CLASS",
+    "Kind",
+]
+
+FIELD_MANAGER = "sp-ray"
+ANNOTATION = "sp-ray/"
+"""Prefix of our own labels and annotations."""
+CLUSTER_LABEL = "ray.io/cluster"
+NODE_TYPE_LABEL = "ray.io/node-type"
+"""`head` or `worker`."""
+GROUP_LABEL = "ray.io/group"
+"""Name of the worker group; `headgroup` for the head."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object and where the API server has it.
+
+    Attributes:
+        name: `RayCluster`.
+        base: Path of its group and version: `/apis/ray.io/v1`.
+        plural: `rayclusters`.
+        namespaced: Whether its objects lie in namespaces.
+    """
+
+    name: str
+    base: str
+    plural: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """`ray.io/v1`, as a manifest has it."""
+        return self.base.removeprefix("/apis/").removeprefix("/api/")
+
+    @property
+    def group(self) -> str:
+        """`ray.io`; empty for the core group."""
+        return self.api_version.rpartition("/")[0]
+
+    def path(self, namespace: str | None = None, name: str | None = None) -> str:
+        """Path of an object, or without a name of the list."""
+        within = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
+        return f"{self.base}{within}/{self.plural}{f'/{name}' if name else ''}"
+
+
+RAY_CLUSTER = Kind("RayCluster", "/apis/ray.io/v1", "rayclusters")
+POD = Kind("Pod", "/api/v1", "pods")
+SERVICE = Kind("Service", "/api/v1", "services")
+EVENT = Kind("Event", "/api/v1", "events")
+QUOTA = Kind("ResourceQuota", "/api/v1", "resourcequotas")
+LIMIT_RANGE = Kind("LimitRange", "/api/v1", "limitranges")
+SECRET = Kind("Secret", "/api/v1", "secrets")
+PVC = Kind("PersistentVolumeClaim", "/api/v1", "persistentvolumeclaims")
+SERVICE_ACCOUNT = Kind("ServiceAccount", "/api/v1", "serviceaccounts")
+NODE = Kind("Node", "/api/v1", "nodes", namespaced=False)
+NAMESPACE = Kind("Namespace", "/api/v1", "namespaces", namespaced=False)
+NETWORK_POLICY = Kind("NetworkPolicy", "/apis/networking.k8s.io/v1", "networkpolicies")
+STORAGE_CLASS = Kind("StorageClass", "/apis/storage.k8s.io/v1", "storageclasses", namespaced=False)
+CRON_JOB = Kind("CronJob", "/apis/batch/v1", "cronjobs")
+ROLE = Kind("Role", "/apis/rbac.authorization.k8s.io/v1", "roles")
+ROLE_BINDING = Kind("RoleBinding", "/apis/rbac.authorization.k8s.io/v1", "rolebindings")
