@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,24 @@ import pytest
 # Test worlds are tiny: threads of BLAS and OpenMP cost more than they give, above all where tests share cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Here and not in a fixture: fixtures of the session are made before those of a test, and see what the shell has set.
+for _name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+    del os.environ[_name]
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+
 
 @pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    before = dict(os.environ)
+    yield
+    # `mlflow.set_tracking_uri` also sets the environment's variable, which monkeypatch knows nothing of.
+    if (mlflow := sys.modules.get("mlflow")) and hasattr(mlflow, "set_tracking_uri"):
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -378,7 +378,7 @@ def test_the_dry_run_reads_no_rows_and_makes_nothing(house: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_one_run_in_mlflow_also_when_it_goes_on(house: str) -> None:
+def test_a_run_is_one_run_in_mlflow_also_when_it_goes_on(house: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
     import pandas as pd
 
@@ -407,7 +407,7 @@ def test_a_run_is_one_run_in_mlflow_also_when_it_goes_on(house: str) -> None:
     assert data.metrics["popularity/recall_at_5"] == ran.result.baselines["popularity"]["recall@5"]
     history = client.get_metric_history(ran.result.mlflow_run_id, "train/loss")
     assert [entry.step for entry in sorted(history, key=lambda entry: entry.step)] == [1, 2, 3]
-    mlflow.set_tracking_uri(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     predictor = Predictor.load(f"runs:/{ran.result.mlflow_run_id}/model")
     assert isinstance(predictor, Recommender)
     users = predictor.user_ids.to_pylist()[:3]

@@ -94,7 +94,6 @@ def silent_server():
 @pytest.fixture(autouse=True)
 def _no_sender_left(monkeypatch):
     """End the senders that a test leaves at work on a server that never comes."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     opened = []
     original = Run.open.__func__
 
@@ -118,8 +117,11 @@ def _no_sender_left(monkeypatch):
 def fresh_store(tmp_path_factory):
     """An SQLite store with its tables made, to be copied."""
     folder = tmp_path_factory.mktemp("store")
-    Run.open(folder / "runs" / "first", name="first").finish(wait_s=240)
-    return folder / "runs" / "mlflow.db"
+    outcome = Run.open(folder / "runs" / "first", name="first").finish(wait_s=240)
+    assert outcome.sent, outcome
+    store = folder / "runs" / "mlflow.db"
+    assert store.is_file(), "the run was sent to another store"
+    return store
 
 
 @pytest.fixture

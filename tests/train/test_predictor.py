@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import shutil
 import subprocess
@@ -457,7 +458,9 @@ def test_opened_from_a_ray_checkpoint(made: Recommender, sealed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_opened_from_mlflow_it_predicts_the_same(made: Recommender, sealed: Path) -> None:
+def test_opened_from_mlflow_it_predicts_the_same(
+    made: Recommender, sealed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
     import pandas as pd
 
@@ -468,11 +471,13 @@ def test_opened_from_mlflow_it_predicts_the_same(made: Recommender, sealed: Path
     run.log_model(sealed, signature=made.mlflow_signature())
     outcome = run.finish(wait_s=120)
     assert not outcome.pending, str(outcome)
-    mlflow.set_tracking_uri(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     model = f"runs:/{run.mlflow_run_id}/model"
     users = made.user_ids.to_pylist()[:5]
     wanted = made.recommend(users, 20)
+    environment = dict(os.environ)
     assert opened(model).recommend(users, 20).equals(wanted)
+    assert dict(os.environ) == environment
     served = mlflow.pyfunc.load_model(model)
     frame = served.predict(pd.DataFrame({"user_id": users}))
     pd.testing.assert_frame_equal(frame, wanted.to_pandas())
