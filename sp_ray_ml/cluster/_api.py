@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sp_ray_ml.cluster._kinds import FIELD_MANAGER, NAMESPACE, RAY_CLUSTER, Kind
-from sp_ray_ml.errors import ClusterNotFoundError, KubernetesAccessError, KubernetesError
+from sp_ray_ml.errors import ClusterError, ClusterNotFoundError, KubernetesAccessError, KubernetesError
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
@@ -23,6 +23,8 @@ __all__ = ["Api", "Body"]
 
 Body = dict[str, Any]
 """A Kubernetes object as plain JSON."""
+Rows = list[dict[str, Any]]
+"""Rows of a table, by the names of the columns."""
 
 _CONNECT_S = 5.0
 _ANSWER_S = 30.0
@@ -126,9 +128,9 @@ class Api:
                 return items, page["metadata"].get("resourceVersion", "")
             query["continue"] = token
 
-    def table(self, kind: Kind, namespace: str | None) -> list[dict[str, Any]]:
+    def table(self, kind: Kind, namespace: str | None) -> Rows:
         """All objects of a kind as the columns that their CRD prints, with `metadata`: a small part of the objects."""
-        rows: list[dict[str, Any]] = []
+        rows: Rows = []
         query = {"limit": "500", "includeObject": "Metadata"}
         while True:
             page = self.json("GET", kind.path(namespace), query=query, headers={"Accept": _TABLE})
@@ -330,6 +332,7 @@ class Api:
         start, delay = time.monotonic(), _BACKOFF_S
         while True:
             wait_s = 0.0
+            error: ClusterError
             try:
                 response = self._send(method, path, query, body, headers, (_CONNECT_S, timeout_s))
                 data: bytes = response.data
@@ -536,9 +539,7 @@ def _unreachable(server: str, problem: Exception) -> KubernetesError:
     )
 
 
-def _refused(
-    status: int, data: bytes, method: str, path: str, context: str
-) -> ClusterNotFoundError | KubernetesError:
+def _refused(status: int, data: bytes, method: str, path: str, context: str) -> ClusterError:
     """The error for an answer that is none of success."""
     try:
         body = json.loads(data)

@@ -24,7 +24,7 @@ def parse_quantity(value: str | float | Decimal) -> Decimal:
         ValueError: It is none that Kubernetes takes; the message names a near one.
     """
     if isinstance(value, bool):
-        raise ValueError(f"{value!r} is no quantity")
+        raise ValueError(f"{value!r} is no quantity")  # noqa: TRY004 - one kind of error for whoever checks input
     text = str(value).strip()
     match = _QUANTITY.fullmatch(text)
     if match is None:

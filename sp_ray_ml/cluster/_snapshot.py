@@ -141,5 +141,5 @@ def wanted_pods(cluster: Body, group: Body) -> int:
     if group.get("suspend") or cluster["spec"].get("suspend"):
         return 0
     low, high = int(group.get("minReplicas") or 0), int(group.get("maxReplicas", 2**31 - 1))
-    replicas = int(group.get("replicas") if group.get("replicas") is not None else low)
+    replicas = int(group["replicas"]) if group.get("replicas") is not None else low
     return max(low, min(replicas, high)) * int(group.get("numOfHosts") or 1)

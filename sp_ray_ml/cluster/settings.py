@@ -117,25 +117,25 @@ class Group(Settings):
     """Likewise for `memory`: the pod may then be killed when the node runs short."""
     image: str | None = None
     """Image of this group; the cluster's without."""
-    env: dict[str, str] = {}
+    env: dict[str, str] = pydantic.Field(default_factory=dict)
     """Environment variables, added to the cluster's."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = pydantic.Field(default_factory=dict)
     """Labels that a node must have."""
-    tolerations: list[dict[str, Any]] = []
+    tolerations: list[dict[str, Any]] = pydantic.Field(default_factory=list)
     """Kubernetes' own tolerations. Those of GPU and spot nodes are added where these are asked for."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = pydantic.Field(default_factory=dict)
     """Labels of the pods."""
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str] = pydantic.Field(default_factory=dict)
     """Annotations of the pods."""
-    volumes: list[dict[str, Any]] = []
+    volumes: list[dict[str, Any]] = pydantic.Field(default_factory=list)
     """Kubernetes' own volumes."""
-    volume_mounts: list[dict[str, Any]] = []
+    volume_mounts: list[dict[str, Any]] = pydantic.Field(default_factory=list)
     """Where the Ray container mounts them."""
-    sidecars: list[dict[str, Any]] = []
+    sidecars: list[dict[str, Any]] = pydantic.Field(default_factory=list)
     """Kubernetes' own containers, run beside Ray in each pod."""
     spot: bool = False
     """Run on spot nodes, which are cheap and may be taken away."""
-    ray_start_params: dict[str, str] = {}
+    ray_start_params: dict[str, str] = pydantic.Field(default_factory=dict)
     """Options of `ray start`, as KubeRay takes them."""
 
     @pydantic.model_validator(mode="after")
@@ -206,17 +206,17 @@ class ClusterSettings(Settings):
     """Version of Ray in the image; read off its tag, or this client's, without."""
     service_account: str | None = None
     """Service account of all pods. Its token is mounted nowhere but where autoscaling needs it."""
-    image_pull_secrets: list[str] = []
+    image_pull_secrets: list[str] = pydantic.Field(default_factory=list)
     """Names of Secrets to pull images with."""
-    env: dict[str, str] = {}
+    env: dict[str, str] = pydantic.Field(default_factory=dict)
     """Environment variables of all Ray containers."""
     head: HeadGroup = HeadGroup()
     """The head's pod."""
-    workers: list[WorkerGroup] = [WorkerGroup()]
+    workers: list[WorkerGroup] = pydantic.Field(default_factory=lambda: [WorkerGroup()])
     """The worker groups."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = pydantic.Field(default_factory=dict)
     """Labels of the RayCluster and all its pods, a Kueue queue's say."""
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str] = pydantic.Field(default_factory=dict)
     """Annotations of the RayCluster."""
     vscode_server: bool = False
     """Run a VS Code server on the head, port 3000, behind a token."""
@@ -234,7 +234,7 @@ class ClusterSettings(Settings):
     """Folder, any fsspec URL, that keeps logs and Events of clusters when they are deleted."""
     insecure: bool = False
     """Without Ray's token authentication, NetworkPolicy and the pods' security settings."""
-    egress: list[str] = []
+    egress: list[str] = pydantic.Field(default_factory=list)
     """What the pods may reach beside DNS, the API server and each other: `host:port`, `10.0.0.0/8:443`, `*:443`."""
     operator_namespace: str | None = None
     """Namespace of the KubeRay operator; it is looked for without."""
