@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "ANNOTATION",
     "CLUSTER_LABEL",
+    "CONFIG_MAP",
     "CRON_JOB",
+    "DEPLOYMENT",
+    "ENDPOINTS",
     "EVENT",
     "FIELD_MANAGER",
     "GROUP_LABEL",
@@ -27,6 +32,7 @@ __all__ = [
     "SERVICE_ACCOUNT",
     "STORAGE_CLASS",
     "Kind",
+    "kind_of",
 ]
 
 FIELD_MANAGER = "sp-ray"
@@ -84,6 +90,18 @@ NODE = Kind("Node", "/api/v1", "nodes", namespaced=False)
 NAMESPACE = Kind("Namespace", "/api/v1", "namespaces", namespaced=False)
 NETWORK_POLICY = Kind("NetworkPolicy", "/apis/networking.k8s.io/v1", "networkpolicies")
 STORAGE_CLASS = Kind("StorageClass", "/apis/storage.k8s.io/v1", "storageclasses", namespaced=False)
+ENDPOINTS = Kind("Endpoints", "/api/v1", "endpoints")
+CONFIG_MAP = Kind("ConfigMap", "/api/v1", "configmaps")
+DEPLOYMENT = Kind("Deployment", "/apis/apps/v1", "deployments")
 CRON_JOB = Kind("CronJob", "/apis/batch/v1", "cronjobs")
 ROLE = Kind("Role", "/apis/rbac.authorization.k8s.io/v1", "roles")
 ROLE_BINDING = Kind("RoleBinding", "/apis/rbac.authorization.k8s.io/v1", "rolebindings")
+
+_KINDS = [value for value in list(globals().values()) if isinstance(value, Kind)]
+
+
+def kind_of(body: Mapping[str, Any]) -> Kind:
+    """The kind of an object that we make."""
+    return next(
+        kind for kind in _KINDS if (kind.name, kind.api_version) == (body["kind"], body["apiVersion"])
+    )

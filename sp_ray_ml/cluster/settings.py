@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import pydantic
 
+from sp_ray_ml.cluster._network_policy import check_endpoint
 from sp_ray_ml.cluster._quantity import parse_quantity
 from sp_ray_ml.config import Duration, Settings
 
@@ -234,8 +235,9 @@ class ClusterSettings(Settings):
     """Folder, any fsspec URL, that keeps logs and Events of clusters when they are deleted."""
     insecure: bool = False
     """Without Ray's token authentication, NetworkPolicy and the pods' security settings."""
-    egress: list[str] = pydantic.Field(default_factory=list)
-    """What the pods may reach beside DNS, the API server and each other: `host:port`, `10.0.0.0/8:443`, `*:443`."""
+    egress: list[Annotated[str, pydantic.AfterValidator(check_endpoint)]] = pydantic.Field(default_factory=list)
+    """What the pods may reach beside DNS, the API server and each other: `host:port` (opens the port to any address, as
+    Kubernetes' NetworkPolicy knows no names), `10.0.0.0/8:443`, `*:443`, `workload-identity`."""
     operator_namespace: str | None = None
     """Namespace of the KubeRay operator; it is looked for without."""
 

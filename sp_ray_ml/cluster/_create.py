@@ -1,0 +1,395 @@
+"""Creating a cluster: what is there already, the plan, the objects in their order, and nothing left when it fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sp_ray_ml.cluster._kinds import (
+    ANNOTATION,
+    DEPLOYMENT,
+    ENDPOINTS,
+    RAY_CLUSTER,
+    SECRET,
+    SERVICE,
+    STORAGE_CLASS,
+    Kind,
+    kind_of,
+)
+from sp_ray_ml.cluster._manifest import Facts, build, companions, has_token, secure, token_secret
+from sp_ray_ml.errors import (
+    ClusterExistsError,
+    ClusterNotFoundError,
+    ClusterUnhealthyError,
+    KubernetesAccessError,
+    KubernetesError,
+)
+
+if TYPE_CHECKING:
+    from sp_ray_ml.cluster._api import Api
+    from sp_ray_ml.cluster._plan import Plan
+    from sp_ray_ml.cluster.settings import ClusterSettings
+
+__all__ = ["Created", "Request", "create", "gather_facts", "prepare"]
+
+Body = dict[str, Any]
+
+_APPLIED = f"{ANNOTATION}applied"
+"""What was asked for, to tell the same request from another one: the live spec is changed by scaling and admission."""
+_OPERATOR_NAMESPACES = ("default", "kuberay", "kuberay-operator", "kuberay-system", "ray-system")
+_MOST_DIFFERENCES = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: the objects, before anything is sent.
+
+    Attributes:
+        cluster: The RayCluster.
+        companions: What stands beside it.
+        settings: Its settings; of a full manifest, what it says beside the spec.
+        notes: What the user should know of it.
+    """
+
+    cluster: Body
+    companions: tuple[Body, ...]
+    settings: ClusterSettings
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The cluster's name."""
+        return str(self.cluster["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        """The cluster's namespace."""
+        return str(self.cluster["metadata"]["namespace"])
+
+    def objects(self) -> list[Body]:
+        """All of it, as `--dry-run` prints it: without the tokens."""
+        shown = [
+            {**each, "stringData": dict.fromkeys(each["stringData"], "***")} if "stringData" in each else each
+            for each in self.companions
+        ]
+        return [*shown, self.cluster]
+
+
+@dataclass
+class Created:
+    """What `create` did.
+
+    Attributes:
+        cluster: The RayCluster, as the API server has it.
+        existed: Whether it was there before.
+        plan: What was found out before; None where that was not asked for.
+        notes: What the user should know.
+    """
+
+    cluster: Body
+    existed: bool
+    plan: Plan | None
+    notes: list[str] = field(default_factory=list)
+
+
+def gather_facts(api: Api, settings: ClusterSettings, namespace: str) -> Facts:
+    """Ask Kubernetes and this client for what the manifests depend on. What may not be read gets a safe default."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from sp_ray_ml.cluster._plan import features
+    from sp_ray_ml.cluster._versions import client_versions, default_image, image_versions
+
+    with ThreadPoolExecutor(4, thread_name_prefix="sp-ray-facts") as pool:
+        known = pool.submit(features, api)
+        operator = pool.submit(_operator_namespaces, api, settings)
+        server = pool.submit(_api_server, api)
+        volumes = pool.submit(_has_volumes, api, settings)
+        named = image_versions(settings.image) if settings.image else None
+        ray_version = settings.ray_version or (named[0] if named else None) or client_versions()["ray"]
+        return Facts(
+            namespace=namespace,
+            image=settings.image or default_image(),
+            gpu_image=settings.image or default_image(gpu=True),
+            ray_version=ray_version,
+            operator_makes_token=known.result().auth_options,
+            operator_namespaces=operator.result(),
+            api_server=server.result(),
+            volumes=volumes.result(),
+        )
+
+
+def _operator_namespaces(api: Api, settings: ClusterSettings) -> tuple[str, ...]:
+    if settings.operator_namespace:
+        return (settings.operator_namespace,)
+    try:
+        found = api.list(DEPLOYMENT, None, labels="app.kubernetes.io/name=kuberay-operator")[0]
+    except KubernetesAccessError:
+        found = []
+    return tuple(sorted({each["metadata"]["namespace"] for each in found})) or _OPERATOR_NAMESPACES
+
+
+def _api_server(api: Api) -> tuple[tuple[str, int], ...]:
+    """The API server's own addresses, which a NetworkPolicy sees, and that of its Service, which some see instead."""
+    found: list[tuple[str, int]] = []
+    try:
+        service = api.get(SERVICE, "default", "kubernetes")["spec"]
+        ports = [int(port["port"]) for port in service["ports"]]
+        found += [(address, port) for address in service["clusterIPs"] for port in ports]
+        for subset in api.get(ENDPOINTS, "default", "kubernetes").get("subsets") or ():
+            ports = [int(port["port"]) for port in subset["ports"]]
+            found += [(each["ip"], port) for each in subset.get("addresses") or () for port in ports]
+    except (KubernetesAccessError, ClusterNotFoundError):
+        # Its addresses are not ours to see: any address then, on the ports that API servers have.
+        found += [("0.0.0.0/0", 443), ("0.0.0.0/0", 6443)]  # noqa: S104 - an address block, nothing is bound
+    return tuple(dict.fromkeys(found))
+
+
+def _has_volumes(api: Api, settings: ClusterSettings) -> bool:
+    """Whether a claim for a home would be met; where that may not be looked up it is tried."""
+    if settings.storage_class or not settings.lasting_home:
+        return True
+    try:
+        classes = api.list(STORAGE_CLASS, None)[0]
+    except KubernetesAccessError:
+        return True
+    key = "storageclass.kubernetes.io/is-default-class"
+    return any((each["metadata"].get("annotations") or {}).get(key) == "true" for each in classes)
+
+
+def prepare(api: Api, settings: ClusterSettings, manifest: Body | None = None) -> Request:
+    """Turn settings, or a full RayCluster manifest, into the objects that are to be made. Nothing is changed.
+
+    Args:
+        api: The API server.
+        settings: The settings; for a full manifest those beside its spec (life time, egress, …).
+        manifest: A full RayCluster; our defaults are filled in where it says nothing.
+    """
+    namespace = settings.namespace or api.namespace
+    facts = gather_facts(api, settings, namespace)
+    if manifest is None:
+        cluster = build(settings, facts)
+    else:
+        from sp_ray_ml.cluster._lifetime import lifetime_annotations
+
+        given = {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
+        given["metadata"]["annotations"] = {
+            **lifetime_annotations(settings),
+            **(manifest["metadata"].get("annotations") or {}),
+        }
+        cluster = given if settings.insecure else secure(given, facts)
+    if not settings.insecure:
+        _check_token_support(cluster)
+    secrets = []
+    if has_token(cluster) and not cluster["spec"].get("authOptions"):
+        secrets.append(token_secret(settings.name, namespace, settings.name, "auth_token"))
+    if settings.workbench:
+        secrets.append(token_secret(f"{settings.name}-workbench", namespace, settings.name, "token"))
+    beside = companions(settings, facts, secrets=secrets)
+    applied = {"spec": cluster["spec"], "labels": cluster["metadata"].get("labels") or {}}
+    cluster["metadata"].setdefault("annotations", {})[_APPLIED] = json.dumps(applied, sort_keys=True)
+    return Request(cluster, tuple(beside), settings, tuple(_notes(api, settings, facts)))
+
+
+def _check_token_support(cluster: Body) -> None:
+    version = str(cluster["spec"].get("rayVersion") or "")
+    parts = version.split(".")
+    if (
+        has_token(cluster)
+        and parts[0].isdigit()
+        and tuple(int(p) for p in parts[:2] if p.isdigit()) < (2, 52)
+    ):
+        raise ClusterUnhealthyError(
+            f"Ray {version} has no token authentication, which came with 2.52: whoever reaches the pods could run code",
+            where=cluster["metadata"]["name"],
+            hint="Use a newer image, or accept that with --insecure",
+        )
+
+
+def _notes(api: Api, settings: ClusterSettings, facts: Facts) -> Iterator[str]:
+    from sp_ray_ml.cluster._lifetime import lifetime_notes
+
+    if settings.insecure:
+        yield (
+            "insecure: whoever reaches the pods can run code in them; no token, no NetworkPolicy, "
+            "no restriction of the containers"
+        )
+    yield from lifetime_notes(api, settings, volumes=facts.volumes)
+
+
+def create(
+    api: Api,
+    request: Request,
+    *,
+    with_plan: bool = True,
+    update: bool = False,
+    force: bool = False,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Created:
+    """Make the cluster. The same request again is the same cluster; another one for its name is an error.
+
+    Args:
+        api: The API server.
+        request: From `prepare`.
+        with_plan: Find out first whether it can fit.
+        update: Where a cluster of this name but another spec is there, change it.
+        force: When changing, take over fields that others have set.
+        on_step: Told what is done next.
+
+    Raises:
+        ClusterExistsError: A cluster of this name is there, of another spec.
+        ClusterUnhealthyError: It can never fit; the message says why.
+        KubernetesError: The API server refused.
+    """
+    name, namespace = request.name, request.namespace
+    api.check_namespace(namespace)
+    notes = list(request.notes)
+    existing = api.find(RAY_CLUSTER, namespace, name)
+    if existing is not None:
+        found = _differences(existing, request.cluster)
+        if existing["metadata"].get("deletionTimestamp"):
+            raise ClusterExistsError(
+                "a cluster of this name is being deleted", where=f"{namespace}/{name}",
+                hint=f"Wait for it to go: sp-ray delete cluster {name} -n {namespace}",
+            )  # fmt: skip
+        if not found:
+            return Created(existing, True, None, notes)
+        if not update:
+            raise _exists(namespace, name, found)
+    plan = None
+    if with_plan:
+        from sp_ray_ml.cluster._plan import plan as make_plan
+
+        on_step("checking that it fits")
+        plan = make_plan(api, request.cluster, request.companions)
+        if plan.verdict == "never_fits":
+            raise ClusterUnhealthyError(
+                "this cluster can never come up\n" + "\n".join(plan.lines()), where=f"{namespace}/{name}",
+                hint="Change the request, or make it all the same with --no-plan",
+            )  # fmt: skip
+    on_step("creating")
+    made: list[tuple[Kind, str]] = []
+    try:
+        for each in request.companions:
+            _make_companion(api, namespace, each, made)
+        cluster = _apply(api, request, existing, force=force)
+    except KubernetesError:
+        for kind, companion in reversed(made):
+            api.delete(kind, namespace, companion)
+        raise
+    _own(api, namespace, cluster, request.companions)
+    if problem := _look_after(api, request):
+        notes.append(problem)
+    return Created(cluster, existing is not None, plan, notes)
+
+
+def _make_companion(api: Api, namespace: str, body: Body, made: list[tuple[Kind, str]]) -> None:
+    kind, name = kind_of(body), body["metadata"]["name"]
+    try:
+        if kind == SECRET:  # a token that is there is in use
+            api.create(kind, namespace, body)
+        else:
+            there = api.find(kind, namespace, name)
+            if there and kind.plural == "persistentvolumeclaims":
+                return  # what is claimed cannot be changed
+            api.apply(kind, namespace, body, force=True)
+            if there:
+                return
+    except KubernetesError as error:
+        if error.status == 409 and error.reason == "AlreadyExists":
+            return
+        raise
+    made.append((kind, name))
+
+
+def _apply(api: Api, request: Request, existing: Body | None, *, force: bool) -> Body:
+    """Server-side apply; a conflict says who set what. Our own scaling is no conflict."""
+    try:
+        return api.apply(RAY_CLUSTER, request.namespace, request.cluster, force=force)
+    except KubernetesError as error:
+        if error.status != 409 or existing is None:
+            raise
+        causes = error.details.get("causes") or []
+        others = [cause for cause in causes if '"sp-ray"' not in cause.get("message", "")]
+        if causes and not others:
+            return api.apply(RAY_CLUSTER, request.namespace, request.cluster, force=True)
+        said = "; ".join(f"{cause.get('field')} ({cause.get('message')})" for cause in others)
+        raise KubernetesError(
+            f"others have set what this would change: {said or error.message}",
+            where=f"{request.namespace}/{request.name}", hint="Take these fields over with --force",
+            status=409, reason=error.reason, details=error.details,
+        ) from None  # fmt: skip
+
+
+def _own(api: Api, namespace: str, cluster: Body, beside: Sequence[Body]) -> None:
+    """Let the companions go with the cluster."""
+    owner = {
+        "apiVersion": RAY_CLUSTER.api_version,
+        "kind": RAY_CLUSTER.name,
+        "name": cluster["metadata"]["name"],
+        "uid": cluster["metadata"]["uid"],
+    }
+    for each in beside:
+        api.patch(
+            kind_of(each), namespace, each["metadata"]["name"], {"metadata": {"ownerReferences": [owner]}}
+        )
+
+
+def _look_after(api: Api, request: Request) -> str | None:
+    """See to it that a cluster with a limit is looked after; what stands in the way, where something does."""
+    if request.settings.idle_limit is None and request.settings.life_limit is None:
+        return None
+    from sp_ray_ml.cluster._agent_manifest import install_agent
+
+    head = request.cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    try:
+        install_agent(api, request.namespace, head["image"])
+    except KubernetesAccessError as error:
+        return f"nobody looks after this cluster: the agent cannot be installed ({error.message})"
+    return None
+
+
+# --- the same or another ------------------------------------------------------------------------------------------
+
+
+def _differences(existing: Body, wanted: Body) -> list[str]:
+    """Where what was asked for before and what is asked for now differ; of a foreign cluster, the spec it has."""
+    applied = (existing["metadata"].get("annotations") or {}).get(_APPLIED)
+    new = json.loads(wanted["metadata"]["annotations"][_APPLIED])
+    old = json.loads(applied) if applied else {"spec": existing["spec"], "labels": new["labels"]}
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    lines = []
+    for path in [*before, *(key for key in after if key not in before)]:
+        if before.get(path) == after.get(path):
+            continue
+        if ".env." in path:  # what is in there may be secret
+            lines.append(f"{path} differs")
+        else:
+            lines.append(f"{path}: {_shown(before, path)} there, {_shown(after, path)} asked for")
+    return lines
+
+
+def _shown(values: Mapping[str, Any], path: str) -> str:
+    return json.dumps(values[path]) if path in values else "nothing"
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key in sorted(value):
+            yield from _flatten(value[key], f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value:
+        for index, each in enumerate(value):
+            name = each.get("groupName") or each.get("name") or index if isinstance(each, dict) else index
+            yield from _flatten(each, f"{path}.{name}")
+    else:
+        yield path, value
+
+
+def _exists(namespace: str, name: str, found: Sequence[str]) -> ClusterExistsError:
+    more = f"\n… and {len(found) - _MOST_DIFFERENCES} more" if len(found) > _MOST_DIFFERENCES else ""
+    return ClusterExistsError(
+        "a cluster of this name is there, of another spec:\n" + "\n".join(found[:_MOST_DIFFERENCES]) + more,
+        where=f"{namespace}/{name}",
+        hint=f"Change it by giving --update, choose another name, or remove it: sp-ray delete cluster {name} -n {namespace}",
+    )
