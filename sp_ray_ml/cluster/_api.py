@@ -355,6 +355,28 @@ class Api:
             time.sleep(pause)
             delay = min(delay * 2, _LONGEST_BACKOFF_S)
 
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = _ANSWER_S,
+    ) -> tuple[int, bytes]:
+        """Send one request, never again, and return the status and body of whatever answers: for proxied pods.
+
+        Raises:
+            KubernetesError: There was no answer.
+        """
+        import urllib3
+
+        try:
+            response = self._send(method, path, None, body, headers, (_CONNECT_S, timeout_s))
+            return response.status, response.data
+        except urllib3.exceptions.HTTPError as problem:
+            raise _unreachable(self.server, problem) from problem
+
     @contextmanager
     def stream(
         self,
@@ -425,7 +447,7 @@ class Api:
         data = None
         if body is not None:
             sent.setdefault("Content-Type", "application/json")
-            data = json.dumps(body).encode()
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
         asked = urlencode({key: value for key, value in (query or {}).items() if value})
         answer: BaseHTTPResponse = self._client.rest_client.pool_manager.request(
             method,

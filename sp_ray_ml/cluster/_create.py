@@ -142,7 +142,7 @@ def _api_server(api: Api) -> tuple[tuple[str, int], ...]:
             found += [(each["ip"], port) for each in subset.get("addresses") or () for port in ports]
     except (KubernetesAccessError, ClusterNotFoundError):
         # Its addresses are not ours to see: any address then, on the ports that API servers have.
-        found += [("0.0.0.0/0", 443), ("0.0.0.0/0", 6443)]  # noqa: S104 - an address block, nothing is bound
+        found += [("0.0.0.0/0", 443), ("0.0.0.0/0", 6443)]
     return tuple(dict.fromkeys(found))
 
 
