@@ -1,4 +1,4 @@
-"""Peak memory of ranking 100,000 items for 1 million users into a Parquet file, beside a limit of 4 GiB."""
+"""Peak memory of recommending from 100,000 items to 1 million users into DuckDB, beside a limit of 4 GiB."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ DIM, SEEN, K = 64, 20, 20
 
 
 def main(quick: bool) -> dict[str, object]:
-    """Run in a process of its own, so that nothing but the prediction counts; print speed, return the peak.
+    """Seal a predictor, then run the pipeline's own steps predict and write in a process that does nothing else.
 
     Args:
         quick: 20,000 users by 20,000 items instead.
     """
     users, items = (20_000, 20_000) if quick else (1_000_000, 100_000)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, str(users), str(items), str(Path(folder) / "ranked.parquet")]
+        # Processes of their own: making the predictor takes memory that serving it does not.
+        subprocess.run([sys.executable, __file__, "seal", folder, str(users), str(items)], check=True)
+        command = [sys.executable, __file__, "predict", folder]
         run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     measured = json.loads(run.stdout.splitlines()[-1])
     print(
-        f"{users:,} users by {items:,} items, {K} each: {measured['seconds']:.1f} s, "
-        f"{users / measured['seconds']:,.0f} users/s, {measured['rows'] / measured['seconds']:,.0f} rows/s, "
-        f"inputs {measured['inputs_gib']:.2f} GiB, file {measured['file_gib']:.2f} GiB"
+        f"{users:,} users by {items:,} items, {K} each: ranked in {measured['predict_s']:.1f} s "
+        f"({users / measured['predict_s']:,.0f} users/s, peak {measured['predict_gib']:.2f} GiB), "
+        f"{measured['rows']:,} rows written in {measured['write_s']:.1f} s"
     )
     peak = measured["peak_gib"]
     return {
@@ -43,53 +45,74 @@ def main(quick: bool) -> dict[str, object]:
     }
 
 
-def _measure(users: int, items: int, path: str) -> dict[str, float]:
+def _seal(folder: Path, users: int, items: int) -> None:
+    """A predictor of random vectors, with ids and titles as text and what each user has seen."""
     import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
     from scipy.sparse import csr_array
 
-    from sp_ray_ml.metrics.rank import rank
+    from sp_ray_ml.train import Recommender
 
     rng = np.random.default_rng(0)
-
-    class Embeddings:
-        num_items = items
-        user_vectors = rng.standard_normal((users, DIM), dtype=np.float32)
-        item_vectors = rng.standard_normal((items, DIM), dtype=np.float32)
-
-        def score(self, index: np.ndarray) -> np.ndarray:
-            return self.user_vectors[index] @ self.item_vectors.T
-
-    model = Embeddings()
     history = rng.integers(0, items, (users, SEEN), dtype=np.int32)
     history.sort(axis=1)
-    seen = csr_array(
-        (np.ones(history.size, np.int8), history.ravel(), np.arange(users + 1, dtype=np.int32) * SEEN),
-        shape=(users, items),
-    )
-    inputs = model.user_vectors.nbytes + model.item_vectors.nbytes + seen.indices.nbytes + seen.data.nbytes
+    # A show that was drawn twice is one that the user has seen.
+    new = np.diff(history, axis=1, prepend=-1) > 0
+    ends = np.concatenate([[0], np.cumsum(new.sum(axis=1))]).astype(np.int32)
+    seen = csr_array((np.ones(new.sum(), np.float32), history[new], ends), shape=(users, items))
+    Recommender(
+        users=pa.array([f"u{number:08}" for number in range(users)]),
+        items=pa.array([f"show-{number:06}" for number in range(items)]),
+        titles=pa.array([f"Stories of the day, number {number}" for number in range(items)]),
+        user_vectors=rng.standard_normal((users, DIM), dtype=np.float32),
+        item_vectors=rng.standard_normal((items, DIM), dtype=np.float32),
+        item_bias=np.zeros(items, np.float32),
+        seen=seen,
+        columns=("user_id", "item_id"),
+    ).save(folder / "predictor")
 
-    start, rows = time.perf_counter(), 0
-    schema = pa.schema({"user": pa.int64(), "rank": pa.int32(), "item": pa.int32(), "score": pa.float32()})
-    with pq.ParquetWriter(path, schema) as writer:
-        for index, best, scores in rank(model, np.arange(users), K, seen):
-            found = best >= 0
-            row, place = np.nonzero(found)
-            columns = [index[row], (place + 1).astype(np.int32), best[found], scores[found]]
-            writer.write_batch(pa.record_batch([pa.array(column) for column in columns], schema=schema))
-            rows += len(row)
+
+def _predict(folder: Path) -> dict[str, float]:
+    import duckdb
+
+    from sp_ray_ml import _steps
+    from sp_ray_ml._runs import StepContext
+    from sp_ray_ml.data.warehouse import open_warehouse
+    from sp_ray_ml.inference.settings import Output, Predict
+
+    def context(name: str) -> StepContext:
+        (folder / name).mkdir()
+        return StepContext(folder / name, folder / name, progress=lambda *_: None, note=print)
+
+    recommender = _steps.load_recommender(folder)
+    url = f"duckdb:///{folder}/out.duckdb"
+    settings = Predict(k=K, output=Output(warehouse=url, table="recommendations"))
+    began = time.perf_counter()
+    _steps.predict(context("predict"), recommender, open_warehouse(url), settings)
+    predicted, predict_gib = time.perf_counter(), _peak_gib()
+    _steps.write(context("write"), folder / "predict", recommender, settings, "benchmark")
+    written = time.perf_counter()
+    peak = _peak_gib()
+    with duckdb.connect(f"{folder}/out.duckdb", read_only=True) as database:
+        rows, per_user, best = database.sql(
+            "SELECT count(*), count(*) / count(DISTINCT user_id), min(rank) FROM recommendations"
+        ).fetchone()
+    assert (rows, per_user, best) == (recommender.num_users * K, K, 1)
     return {
-        "seconds": time.perf_counter() - start,
+        "predict_s": predicted - began,
+        "write_s": written - predicted,
         "rows": rows,
-        "inputs_gib": inputs / 2**30,
-        "file_gib": Path(path).stat().st_size / 2**30,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "predict_gib": predict_gib,
+        "peak_gib": peak,
     }
 
 
+def _peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        print(json.dumps(_measure(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])))
+    if sys.argv[1] == "seal":
+        _seal(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
     else:
-        print(json.dumps(main("--quick" in sys.argv[1:])))
+        print(json.dumps(_predict(Path(sys.argv[2]))))

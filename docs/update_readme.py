@@ -90,15 +90,15 @@ def main(names: list[str]) -> None:
         measure(name)
     text = README.read_text()
     text = re.sub(
-        r"(<!-- run: (.*?) -->\n).*?(\n<!-- end -->)",
-        lambda match: match[1] + transcript(match[2]) + match[3],
+        r"(<!-- run: (.*?) -->\n).*?(<!-- end -->)",
+        lambda match: f"{match[1]}{transcript(match[2])}\n{match[3]}",
         text,
         flags=re.DOTALL,
     )
     if FIGURES.exists():
         text = re.sub(
-            r"(<!-- figures -->\n).*?(\n<!-- end -->)",
-            lambda match: match[1] + figures() + match[2],
+            r"(<!-- figures -->\n).*?(<!-- end -->)",
+            lambda match: f"{match[1]}{figures()}\n{match[2]}",
             text,
             flags=re.DOTALL,
         )
