@@ -1,0 +1,74 @@
+"""Scaling one worker group: a patch that tests the group's name, so that it never changes another one."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from sp_ray_ml._names import near_match
+from sp_ray_ml.cluster._kinds import RAY_CLUSTER
+from sp_ray_ml.errors import ClusterNotFoundError, ConfigError, KubernetesError
+
+if TYPE_CHECKING:
+    from sp_ray_ml.cluster._api import Api
+
+__all__ = ["scale"]
+
+_ATTEMPTS = 5
+
+
+def scale(api: Api, namespace: str, name: str, worker_group: str, replicas: int) -> dict[str, Any]:
+    """Set a worker group's replicas; returns the RayCluster.
+
+    Raises:
+        ClusterNotFoundError: There is no such cluster or group.
+        ConfigError: The number is none that the group can have.
+    """
+    where = f"{namespace}/{name}"
+    for attempt in range(_ATTEMPTS):
+        cluster = api.get(RAY_CLUSTER, namespace, name)
+        groups = cluster["spec"].get("workerGroupSpecs") or []
+        names = [group["groupName"] for group in groups]
+        if worker_group not in names:
+            raise ClusterNotFoundError(
+                f"there is no worker group {worker_group}{near_match(worker_group, names)}", where=where,
+                hint=f"There {'is' if len(names) == 1 else 'are'}: {', '.join(names) or 'none'}",
+            )  # fmt: skip
+        index = names.index(worker_group)
+        _check(cluster, groups[index], worker_group, replicas, where)
+        place = f"/spec/workerGroupSpecs/{index}"
+        patch = [
+            {"op": "test", "path": f"{place}/groupName", "value": worker_group},
+            {"op": "add", "path": f"{place}/replicas", "value": replicas},
+        ]
+        try:
+            return api.patch(RAY_CLUSTER, namespace, name, patch, type="json")
+        except KubernetesError as error:
+            # The groups have moved meanwhile, or somebody else has written: look again.
+            moved = error.status == 409 or (error.status == 422 and "test" in error.message.lower())
+            if not moved or attempt + 1 == _ATTEMPTS:
+                raise
+            time.sleep(0.05 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _check(
+    cluster: dict[str, Any], group: dict[str, Any], worker_group: str, replicas: int, where: str
+) -> None:
+    low, high = int(group.get("minReplicas") or 0), int(group.get("maxReplicas", 2**31 - 1))
+    if replicas < 0:
+        raise ConfigError(f"replicas must not be negative, got {replicas}", where=where)
+    if not low <= replicas <= high:
+        raise ConfigError(
+            f"worker group {worker_group} has between {low} and {high} workers, got {replicas}", where=where,
+            hint="KubeRay would keep to that range; change minReplicas and maxReplicas first",
+        )  # fmt: skip
+    if (
+        cluster["spec"].get("enableInTreeAutoscaling")
+        and low != high
+        and replicas < int(group.get("replicas") or 0)
+    ):
+        raise ConfigError(
+            f"Ray's autoscaler decides how many workers {worker_group} has: a smaller number would change nothing",
+            where=where, hint="It removes idle workers itself; lower maxReplicas to force it",
+        )  # fmt: skip

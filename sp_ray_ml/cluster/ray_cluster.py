@@ -1,0 +1,564 @@
+"""`RayCluster`: a Ray cluster on Kubernetes, made, looked at, scaled, used and removed."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NODE, POD, RAY_CLUSTER
+from sp_ray_ml.errors import ClusterError, ClusterNotFoundError, KubernetesAccessError, KubernetesError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from sp_ray_ml.cluster._api import Api
+    from sp_ray_ml.cluster._connect import Connection
+    from sp_ray_ml.cluster._create import Request
+    from sp_ray_ml.cluster._dashboard import ClusterDashboard
+    from sp_ray_ml.cluster._describe import ClusterDescription
+    from sp_ray_ml.cluster._jobs import Job
+    from sp_ray_ml.cluster._plan import Plan
+    from sp_ray_ml.cluster._snapshot import Cause
+    from sp_ray_ml.cluster.options import ClusterOptions
+    from sp_ray_ml.cluster.settings import ClusterSettings
+
+__all__ = ["RayCluster", "Reporter", "list_clusters", "plan_cluster"]
+
+_TIMEOUT_S = 900.0
+
+
+class RayCluster:
+    """A Ray cluster on Kubernetes. As a context manager it is deleted at the end of the block.
+
+    Example::
+
+        with RayCluster.create_cluster(name="mine", cpus_per_worker=4, worker_replicas=2) as cluster:
+            with cluster.connect():
+                ray.init()
+
+    Attributes:
+        name: Its name.
+        namespace: Its namespace.
+        uid: Its identity: another cluster of this name, made later, has another.
+        notes: What was said when it was made.
+    """
+
+    def __init__(self, api: Api, body: Mapping[str, Any], notes: tuple[str, ...] = ()) -> None:
+        self._api = api
+        self._body = dict(body)
+        self._dashboard: ClusterDashboard | None = None
+        self.name = str(body["metadata"]["name"])
+        self.namespace = str(body["metadata"]["namespace"])
+        self.uid = str(body["metadata"]["uid"])
+        self.notes = notes
+
+    # --- making and finding -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def create_cluster(
+        cls,
+        name: str | None = None,
+        namespace: str | None = None,
+        *,
+        settings: ClusterSettings | str | os.PathLike[str] | None = None,
+        await_ready: bool = True,
+        wait_for: str = "ready",
+        timeout_s: float = _TIMEOUT_S,
+        plan: bool = True,
+        update: bool = False,
+        force: bool = False,
+        reporter: Reporter | None = None,
+        kubeconfig: str | os.PathLike[str] | None = None,
+        context: str | None = None,
+        **options: Unpack[ClusterOptions],
+    ) -> RayCluster:
+        """Create a cluster, and wait until it can be used. The same call again gives the same cluster.
+
+        Args:
+            name: Its name.
+            namespace: Its namespace; the context's without.
+            settings: `ClusterSettings`, or the path of a YAML file with them or with a full RayCluster manifest.
+            await_ready: Wait until it is ready.
+            wait_for: What to wait for: `ready` (usable: pods and Ray itself), `pods`, or `workers=8`.
+            timeout_s: How long to wait.
+            plan: Find out first whether it can fit.
+            update: Where one of this name but another spec is there, change it.
+            force: When changing, take over fields that others have set.
+            reporter: Gets steps, notes and the state of the groups while it waits.
+            kubeconfig: Path of a kubeconfig.
+            context: Its context.
+            **options: In flat words, `cpus_per_worker=4`: see `ClusterOptions`.
+
+        Raises:
+            ConfigError: A setting is wrong.
+            ClusterExistsError: One of this name but another spec is there.
+            ClusterUnhealthyError: It can never come up; the message says why. What was made is left to be looked at.
+            ClusterTimeoutError: It was not ready in time; likewise.
+            KubernetesError: The API server refused.
+        """
+        from sp_ray_ml.cluster._create import create
+
+        api = _api(kubeconfig, context)
+        request = _request(api, name, namespace, settings, options)
+        told = reporter or Reporter()
+        made = create(api, request, with_plan=plan, update=update, force=force, on_step=told.step)
+        cluster = cls(api, made.cluster, tuple(made.notes))
+        told.created(cluster, existed=made.existed)
+        if await_ready:
+            cluster.wait(wait_for, timeout_s=timeout_s, reporter=told)
+        if request.settings.tutorials and await_ready and wait_for == "ready":
+            cluster.upload_tutorials()
+            told.note("Uploaded tutorial notebooks")
+        return cluster
+
+    @classmethod
+    def get_cluster(
+        cls,
+        name: str,
+        namespace: str | None = None,
+        *,
+        kubeconfig: str | os.PathLike[str] | None = None,
+        context: str | None = None,
+    ) -> RayCluster:
+        """A cluster that is there.
+
+        Raises:
+            ClusterNotFoundError: There is none of this name; near names are in the message.
+        """
+        api = _api(kubeconfig, context)
+        return cls(api, _get(api, namespace or api.namespace, name))
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> Self:
+        """Read it anew.
+
+        Raises:
+            ClusterNotFoundError: It is gone, or another one of its name is there.
+        """
+        body = _get(self._api, self.namespace, self.name)
+        if body["metadata"]["uid"] != self.uid:
+            raise ClusterNotFoundError(
+                "this cluster is gone; another one has its name", where=f"{self.namespace}/{self.name}"
+            )
+        self._body = body
+        return self
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The RayCluster object as it was last read."""
+        return self._body
+
+    @property
+    def head_ip(self) -> str | None:
+        """Address of the head's pod; None while it has none. It only answers within the Kubernetes cluster."""
+        return self.describe(ask_ray=False).head_ip
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers are ready."""
+        return self.describe(ask_ray=False).workers_ready
+
+    @property
+    def state(self) -> str:
+        """`ready`, `starting`, `suspending`, `suspended` or `deleting`; `ready` as far as pods can tell."""
+        return self.describe(ask_ray=False).state
+
+    def describe(self, *, ask_ray: bool = True) -> ClusterDescription:
+        """What it is, and how it is now.
+
+        Args:
+            ask_ray: Ask the cluster itself for its versions, too.
+        """
+        from sp_ray_ml.cluster._describe import describe
+        from sp_ray_ml.cluster._lifetime import lifetime_lines
+
+        self.refresh()
+        pods, _ = self._api.list(POD, self.namespace, labels=f"{CLUSTER_LABEL}={self.name}")
+        versions = self._versions() if ask_ray else {}
+        return describe(
+            self._body,
+            pods,
+            nodes=self._nodes() if ask_ray else None,
+            ray_version=versions.get("ray"),
+            python_version=versions.get("python"),
+            notes=[*self.notes, *lifetime_lines(self._body)],
+        )
+
+    def explain(self) -> Cause | None:
+        """Why it is not usable; None where nothing is wrong."""
+        from sp_ray_ml.cluster._explain import explain
+        from sp_ray_ml.cluster._gather import gather
+
+        return explain(gather(self._api, self.namespace, self.name))
+
+    def wait(
+        self,
+        target: str = "ready",
+        *,
+        timeout_s: float = _TIMEOUT_S,
+        reporter: Reporter | None = None,
+    ) -> Self:
+        """Wait until it is so.
+
+        Args:
+            target: `ready`, `pods`, `workers=N`, `suspended` or `deleted`.
+            timeout_s: How long.
+            reporter: Gets the state of the groups and what they wait for.
+
+        Raises:
+            ClusterUnhealthyError: It can never become so; the message says why.
+            ClusterTimeoutError: It has not become so in time; likewise.
+        """
+        from sp_ray_ml.cluster._wait import wait_until
+
+        told = reporter or Reporter()
+        with self.dashboard() as dashboard:
+            wait_until(
+                self._api, self.namespace, self.name, target, timeout_s,
+                uid=self.uid, on_change=told.progress, ask_ray=dashboard.get,
+            )  # fmt: skip
+        if target != "deleted":
+            self.refresh()
+        return self
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    def scale_worker_group(
+        self,
+        worker_group: str = "worker",
+        replicas: int = 1,
+        *,
+        await_ready: bool = True,
+        timeout_s: float = _TIMEOUT_S,
+        reporter: Reporter | None = None,
+    ) -> Self:
+        """Change how many workers a group has.
+
+        Args:
+            worker_group: The group's name.
+            replicas: How many it is to have.
+            await_ready: Wait until it has them.
+            timeout_s: How long.
+            reporter: Gets the state of the groups.
+
+        Raises:
+            ClusterNotFoundError: There is no such group; near names are in the message.
+            ConfigError: The number is negative, or beyond what the group's autoscaling allows.
+        """
+        from sp_ray_ml.cluster._scale import scale
+
+        self._body = scale(self._api, self.namespace, self.name, worker_group, replicas)
+        if await_ready:
+            self.wait(timeout_s=timeout_s, reporter=reporter)
+        return self
+
+    def suspend(self, *, await_done: bool = True, timeout_s: float = _TIMEOUT_S) -> Self:
+        """Delete its pods and keep the rest, its home's volume too, until `resume`."""
+        self._merge({"spec": {"suspend": True}})
+        return self.wait("suspended", timeout_s=timeout_s) if await_done else self
+
+    def resume(
+        self, *, await_ready: bool = True, timeout_s: float = _TIMEOUT_S, reporter: Reporter | None = None
+    ) -> Self:
+        """Bring a suspended cluster's pods back."""
+        from sp_ray_ml.cluster._lifetime import resumed_annotations
+
+        # To leave the field out would not resume it.
+        self._merge({"spec": {"suspend": False}, "metadata": {"annotations": resumed_annotations()}})
+        return self.wait(timeout_s=timeout_s, reporter=reporter) if await_ready else self
+
+    def extend(self, by: datetime.timedelta | str) -> datetime.datetime:
+        """Let it live longer, and count it as used now; returns until when it lives."""
+        from sp_ray_ml.cluster._lifetime import extend
+
+        return extend(self._api, self.namespace, self.name, by)
+
+    def delete(
+        self,
+        *,
+        await_gone: bool = True,
+        missing_ok: bool = False,
+        black_box: str | os.PathLike[str] | bool = True,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> str | None:
+        """Delete it, its volumes and its secrets; returns where its black box lies.
+
+        Args:
+            await_gone: Wait until its last pod is gone.
+            missing_ok: That it is gone already is no error.
+            black_box: Keep its logs, Events and jobs: where, a folder or any fsspec URL; True for the cluster's own
+                choice, or a folder of this user's; False not at all.
+            timeout_s: How long to wait.
+
+        Raises:
+            ClusterNotFoundError: It is gone already.
+            StorageError: The black box cannot be saved; nothing was deleted.
+        """
+        from sp_ray_ml.cluster._black_box import save_black_box
+
+        try:
+            self.refresh()
+        except ClusterNotFoundError:
+            if missing_ok:
+                return None
+            raise
+        place = None
+        if black_box is not False:
+            where = None if black_box is True else os.fspath(black_box)
+            place = save_black_box(self._api, self.namespace, self.name, where)
+        self._api.delete(RAY_CLUSTER, self.namespace, self.name, uid=self.uid)
+        if await_gone:
+            self.wait("deleted", timeout_s=timeout_s)
+        return place
+
+    # --- using --------------------------------------------------------------------------------------------------------
+
+    def connect(self, *, check_versions: bool = True) -> Connection:
+        """Forward its ports to this machine and let `ray.init()` find it; a context manager.
+
+        Args:
+            check_versions: Make sure first that Ray and Python here fit those there.
+
+        Raises:
+            VersionMismatchError: They do not; the message names the pin.
+        """
+        from sp_ray_ml.cluster._connect import Connection
+
+        if check_versions:
+            self._check_versions("a Ray client")
+        return Connection(self._api, self.namespace, self.name)
+
+    def dashboard(self) -> ClusterDashboard:
+        """Sends requests to Ray's dashboard; a context manager."""
+        from sp_ray_ml.cluster._dashboard import ClusterDashboard, ray_token
+
+        try:
+            token = ray_token(self._api, self.namespace, self._body)
+        except ClusterNotFoundError:  # the operator has not made it yet
+            token = None
+        return ClusterDashboard(self._api, self.namespace, self.name, token)
+
+    def submit(
+        self,
+        entrypoint: str,
+        *,
+        working_dir: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+        job_id: str | None = None,
+    ) -> Job:
+        """Start a job on it.
+
+        Args:
+            entrypoint: The command line, run on the head.
+            working_dir: A folder here that the job starts in there.
+            env: Environment variables.
+            runtime_env: More of Ray's runtime environment.
+            job_id: Its id; Ray makes one without.
+
+        Raises:
+            ClusterError: Its head is not ready, or it refused.
+        """
+        from sp_ray_ml.cluster._jobs import submit
+
+        return submit(
+            self._kept_dashboard(), entrypoint, working_dir=working_dir, env=env, runtime_env=runtime_env, job_id=job_id
+        )  # fmt: skip
+
+    def job(self, job_id: str) -> Job:
+        """A job that was submitted before."""
+        from sp_ray_ml.cluster._jobs import Job
+
+        return Job(self._kept_dashboard(), job_id)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """All jobs that Ray knows here, as Ray describes them."""
+        from sp_ray_ml.cluster._jobs import list_jobs
+
+        return list_jobs(self._kept_dashboard())
+
+    def logs(self, *, worker_group: str | None = None, tail: int | None = None) -> Iterator[tuple[str, str]]:
+        """What its pods have printed: the pod's name and its text.
+
+        Args:
+            worker_group: Of this group's workers; of the head without.
+            tail: Only so many lines of each.
+        """
+        from sp_ray_ml.cluster._snapshot import group_states
+
+        pods, _ = self._api.list(POD, self.namespace, labels=f"{CLUSTER_LABEL}={self.name}")
+        for state in group_states(self.refresh().manifest, pods):
+            if state.name == (worker_group or ""):
+                for pod in state.pods:
+                    container = pod["spec"]["containers"][0]["name"]
+                    name = pod["metadata"]["name"]
+                    yield name, self._api.logs(self.namespace, name, container, tail=tail)
+
+    def upload_tutorials(self) -> None:
+        """Put the tutorials into the head's home; what the user has changed there stays."""
+        from sp_ray_ml.cluster._dashboard import head_pod
+        from sp_ray_ml.cluster._workbench import upload_tutorials
+
+        upload_tutorials(
+            self._api, self.namespace, head_pod(self._api, self.namespace, self.name)["metadata"]["name"]
+        )
+
+    def close(self) -> None:
+        """End what this object keeps open; the cluster stays."""
+        if self._dashboard:
+            self._dashboard.close()
+            self._dashboard = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        self.delete(missing_ok=True, await_gone=False)
+
+    def __repr__(self) -> str:
+        return f"RayCluster({self.name!r}, namespace={self.namespace!r})"
+
+    # --- within -------------------------------------------------------------------------------------------------------
+
+    def _merge(self, patch: Mapping[str, Any]) -> None:
+        self._body = self._api.patch(RAY_CLUSTER, self.namespace, self.name, dict(patch))
+
+    def _kept_dashboard(self) -> ClusterDashboard:
+        if self._dashboard is None:
+            self._dashboard = self.dashboard()
+        return self._dashboard
+
+    def _versions(self) -> dict[str, Any]:
+        """Versions that run there, asked from the cluster; empty where it cannot answer."""
+        from sp_ray_ml.cluster._ray_state import versions
+
+        try:
+            with self.dashboard() as dashboard:
+                return versions(dashboard.get)
+        except ClusterError:
+            return {}
+
+    def _nodes(self) -> dict[str, dict[str, Any]] | None:
+        try:
+            return {node["metadata"]["name"]: node for node in self._api.list(NODE, None)[0]}
+        except KubernetesAccessError:
+            return None
+
+    def _check_versions(self, for_what: str) -> None:
+        from sp_ray_ml.cluster._ray_state import versions
+        from sp_ray_ml.cluster._versions import check_versions, client_versions
+
+        with self.dashboard() as dashboard:
+            check_versions(client_versions(), versions(dashboard.get), for_what=for_what)
+
+
+class Reporter:
+    """Is told how a cluster comes; this one keeps silent."""
+
+    def step(self, text: str) -> None:
+        """What is done next."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def created(self, cluster: RayCluster, *, existed: bool) -> None:
+        """The cluster is made, though not ready; or it was there."""
+
+    def progress(self, states: Any, cause: Cause | None) -> None:
+        """The groups as they are now (`GroupState` each), and what they wait for."""
+
+
+def list_clusters(
+    namespace: str | None = None,
+    *,
+    all_namespaces: bool = False,
+    kubeconfig: str | os.PathLike[str] | None = None,
+    context: str | None = None,
+) -> list[RayCluster]:
+    """The clusters of a namespace, or of all.
+
+    Raises:
+        ClusterNotFoundError: There is no such namespace.
+    """
+    api = _api(kubeconfig, context)
+    space = None if all_namespaces else namespace or api.namespace
+    found, _ = api.list(RAY_CLUSTER, space)
+    if not found and space:
+        api.check_namespace(space)
+    return [RayCluster(api, body) for body in found]
+
+
+def plan_cluster(
+    name: str | None = None,
+    namespace: str | None = None,
+    *,
+    settings: ClusterSettings | str | os.PathLike[str] | None = None,
+    kubeconfig: str | os.PathLike[str] | None = None,
+    context: str | None = None,
+    **options: Unpack[ClusterOptions],
+) -> Plan:
+    """Whether a cluster would fit, now, after scaling up or never, and why. Nothing is made.
+
+    Args:
+        name: Its name.
+        namespace: Its namespace.
+        settings: As `RayCluster.create_cluster`.
+        kubeconfig: Path of a kubeconfig.
+        context: Its context.
+        **options: In flat words.
+    """
+    from sp_ray_ml.cluster._plan import plan
+
+    api = _api(kubeconfig, context)
+    request = _request(api, name, namespace, settings, options)
+    return plan(api, request.cluster, request.companions)
+
+
+def _request(
+    api: Api,
+    name: str | None,
+    namespace: str | None,
+    settings: ClusterSettings | str | os.PathLike[str] | None,
+    options: Mapping[str, Any],
+) -> Request:
+    from sp_ray_ml.cluster._create import prepare
+    from sp_ray_ml.cluster.options import settings_of
+
+    manifest = None
+    if isinstance(settings, str | os.PathLike):
+        from sp_ray_ml.cluster._validate import read_file
+
+        settings, manifest = read_file(settings, name, namespace)
+    wanted = settings_of(name, namespace, options, settings)
+    return prepare(api, wanted, manifest)
+
+
+def _get(api: Api, namespace: str, name: str) -> dict[str, Any]:
+    try:
+        return api.get(RAY_CLUSTER, namespace, name)
+    except ClusterNotFoundError as error:
+        if "namespace" in error.message:
+            raise
+    from sp_ray_ml._names import near_match
+
+    known = [row["metadata"]["name"] for row in api.table(RAY_CLUSTER, namespace)]
+    if not known:
+        api.check_namespace(namespace)
+    raise ClusterNotFoundError(
+        f"there is no cluster {name}{near_match(name, known)}", where=f"namespace {namespace}",
+        hint=f"See what there is: sp-ray get cluster -n {namespace}",
+    )  # fmt: skip
+
+
+def _api(kubeconfig: str | os.PathLike[str] | None, context: str | None) -> Api:
+    from sp_ray_ml.cluster._api import Api
+
+    return Api(kubeconfig, context)
