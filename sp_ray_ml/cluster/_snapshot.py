@@ -47,6 +47,7 @@ class Snapshot:
         limit_ranges: LimitRanges of the namespace, likewise.
         nodes: Nodes; None where they may not be read.
         workloads: Kueue's Workloads of the namespace; None where there is no Kueue.
+        neighbours: The namespace's other pods that have not ended; None where they were not read.
         logs: The last lines of containers, by pod's name and container's name.
         now: When it was taken.
     """
@@ -58,6 +59,7 @@ class Snapshot:
     limit_ranges: Sequence[Body] | None = None
     nodes: Sequence[Body] | None = None
     workloads: Sequence[Body] | None = None
+    neighbours: Sequence[Body] | None = None
     logs: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
     now: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
 
