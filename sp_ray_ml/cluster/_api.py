@@ -107,7 +107,7 @@ class Api:
             return None
 
     def list(
-        self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = ""
+        self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = "", repeat: bool = True
     ) -> tuple[list[Body], str]:
         """All objects of a kind, of all namespaces without one, and the resourceVersion of the list.
 
@@ -116,11 +116,12 @@ class Api:
             namespace: Their namespace.
             labels: A label selector.
             fields: A field selector.
+            repeat: As `request` has it.
         """
         items: list[Body] = []
         query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(_PAGE)}
         while True:
-            page = self.json("GET", kind.path(namespace), query=query)
+            page = self.json("GET", kind.path(namespace), query=query, repeat=repeat)
             # Kubernetes leaves both out of the items of a list.
             head = {"apiVersion": kind.api_version, "kind": kind.name}
             items += [{**head, **item} for item in page.get("items") or ()]
