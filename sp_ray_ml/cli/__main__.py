@@ -11,13 +11,34 @@ import typer
 
 from sp_ray_ml import __version__
 from sp_ray_ml.cli import demo, get, init, recommend, run, schema, sync, ui, validate
+from sp_ray_ml.cli._lazy import Later, lazy_group
 from sp_ray_ml.cli._options import help_without_command
 from sp_ray_ml.cli._output import exit_code_of, print_data, print_error
 
 __all__ = ["app", "main"]
 
+_CLUSTERS = "Ray clusters on Kubernetes"
+_MAKE, _LOOK, _USE = (f"sp_ray_ml.cli.cluster_{part}" for part in ("make", "look", "use"))
+_LATER = {
+    "create": Later(_MAKE, "Create a Ray cluster and wait until it can be used.", _CLUSTERS),
+    "describe": Later(_LOOK, "Say what a cluster is, and how it is now.", _CLUSTERS),
+    "explain": Later(_LOOK, "Say why a cluster is not usable, and what to do.", _CLUSTERS),
+    "plan": Later(_MAKE, "Say whether a cluster would fit, and why not.", _CLUSTERS),
+    "connect": Later(_USE, "Forward a cluster's ports to this machine.", _CLUSTERS),
+    "ssh": Later(_USE, "Open a shell on a cluster's head.", _CLUSTERS),
+    "submit": Later(_USE, "Run a command on a cluster as a job.", _CLUSTERS),
+    "logs": Later(_LOOK, "Print what pods or jobs have printed.", _CLUSTERS),
+    "scale": Later(_MAKE, "Change how many workers a group has.", _CLUSTERS),
+    "wait": Later(_MAKE, "Wait until a cluster is usable.", _CLUSTERS),
+    "suspend": Later(_MAKE, "Delete a cluster's pods and keep the rest.", _CLUSTERS),
+    "resume": Later(_MAKE, "Bring a suspended cluster back.", _CLUSTERS),
+    "extend": Later(_MAKE, "Let a cluster live longer.", _CLUSTERS),
+    "delete": Later(_MAKE, "Delete a cluster, after its logs are saved.", _CLUSTERS),
+}
+
 app = typer.Typer(
     name="sp-ray",
+    cls=lazy_group(_LATER),
     help="Machine learning on Ray: from a warehouse of events to recommendations, from one file.",
     epilog="Begin with: sp-ray demo demo, then sp-ray init demo",
     context_settings={"help_option_names": ["-h", "--help"]},

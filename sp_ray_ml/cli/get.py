@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sp_ray_ml.cli import cluster_look
 from sp_ray_ml.cli._options import Runs, help_without_command
 from sp_ray_ml.cli._output import print_data, print_json, say
 
@@ -22,9 +23,11 @@ class _Form(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the command and what it gets."""
-    get = typer.Typer(help="List what there is: runs.")
+    get = typer.Typer(help="List what there is: runs, clusters.")
     get.callback(invoke_without_command=True)(help_without_command)
     get.command("runs")(runs)
+    get.command("cluster")(cluster_look.get)
+    get.command("clusters", hidden=True)(cluster_look.get)
     app.add_typer(get, name="get", rich_help_panel="Look at runs")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NODE, POD, RAY_CLUSTER
-from sp_ray_ml.errors import ClusterError, ClusterNotFoundError, KubernetesAccessError, KubernetesError
+from sp_ray_ml.errors import ClusterError, ClusterNotFoundError, KubernetesAccessError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.cluster.options import ClusterOptions
     from sp_ray_ml.cluster.settings import ClusterSettings
 
-__all__ = ["RayCluster", "Reporter", "list_clusters", "plan_cluster"]
+__all__ = ["RayCluster", "Reporter", "list_clusters", "manifests", "plan_cluster"]
 
 _TIMEOUT_S = 900.0
 
@@ -520,6 +520,20 @@ def plan_cluster(
     api = _api(kubeconfig, context)
     request = _request(api, name, namespace, settings, options)
     return plan(api, request.cluster, request.companions)
+
+
+def manifests(
+    name: str | None = None,
+    namespace: str | None = None,
+    *,
+    settings: ClusterSettings | str | os.PathLike[str] | None = None,
+    kubeconfig: str | os.PathLike[str] | None = None,
+    context: str | None = None,
+    **options: Unpack[ClusterOptions],
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """The objects that `create_cluster` would make, tokens struck out, and its notes. Nothing is made."""
+    request = _request(_api(kubeconfig, context), name, namespace, settings, options)
+    return request.objects(), request.notes
 
 
 def _request(

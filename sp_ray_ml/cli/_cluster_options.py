@@ -1,0 +1,143 @@
+"""Arguments and options of the commands on clusters, and how these commands print."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sp_ray_ml.cli._options import help_without_command
+from sp_ray_ml.cli._output import print_data, print_json, say
+
+if TYPE_CHECKING:
+    from sp_ray_ml.cluster import RayCluster
+
+__all__ = [
+    "Context",
+    "Form",
+    "Kubeconfig",
+    "Name",
+    "Namespace",
+    "Timeout",
+    "find",
+    "group",
+    "pairs",
+    "print_object",
+    "seconds_of",
+    "table",
+]
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The cluster's name.", show_default=False)]
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        "-n",
+        "--namespace",
+        metavar="NS",
+        help="The cluster's namespace. [dim]default: the kubeconfig's[/]",
+        show_default=False,
+    ),
+]
+Kubeconfig = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Kubeconfig. [dim]default: KUBECONFIG, ~/.kube/config[/]", show_default=False
+    ),
+]
+Context = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The kubeconfig's context.", show_default=False),
+]
+Timeout = Annotated[str, typer.Option(metavar="TIME", help="Give up waiting after this long: 90s, 15m, 2h.")]
+
+
+class Form(StrEnum):
+    """Forms of a listing."""
+
+    text = "text"
+    wide = "wide"
+    json = "json"
+    yaml = "yaml"
+    name = "name"
+
+
+def group(help: str, command: Callable[..., Any], *, more: Sequence[Callable[..., Any]] = ()) -> typer.Typer:
+    """A verb, whose one noun is `cluster`.
+
+    Args:
+        help: What the verb does.
+        command: What it does to a cluster.
+        more: Commands under their own names.
+    """
+    app = typer.Typer(help=help)
+    app.callback(invoke_without_command=True)(help_without_command)
+    app.command("cluster", no_args_is_help=False)(command)
+    for each in more:
+        app.command(each.__name__)(each)
+    return app
+
+
+def find(name: str, namespace: str | None, kubeconfig: Path | None, context: str | None) -> RayCluster:
+    """The cluster that a command line names."""
+    from sp_ray_ml.cluster import RayCluster
+
+    return RayCluster.get_cluster(name, namespace, kubeconfig=kubeconfig, context=context)
+
+
+def seconds_of(text: str, option: str = "--timeout") -> float:
+    """Seconds of a duration.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    from sp_ray_ml.errors import ConfigError
+
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "": 1}
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip()):
+        return float(match.group(1)) * units[match.group(2)]
+    raise ConfigError(f"expected a duration such as 90s, 15m or 2h, got {text!r}", where=option)
+
+
+def pairs(texts: Sequence[str], option: str) -> dict[str, str] | None:
+    """`KEY=VALUE` each; None where there are none.
+
+    Raises:
+        ConfigError: One is not of this form.
+    """
+    from sp_ray_ml.errors import ConfigError
+
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            # What was given may be a secret: it is not said again.
+            raise ConfigError("expected KEY=VALUE", where=option)
+        found[key] = value
+    return found or None
+
+
+def print_object(value: Any, form: Form) -> None:
+    """Data as JSON or YAML."""
+    if form is Form.yaml:
+        import yaml
+
+        print_data(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip())
+    else:
+        print_json(value)
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows in columns, the heading first."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print_data("   ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def tell_notes(notes: Sequence[str]) -> None:
+    """What the user should know, not mixed with data."""
+    for note in notes:
+        say(f"note: {note}")

@@ -1,0 +1,389 @@
+"""`sp-ray create | plan | scale | wait | suspend | resume | extend | delete cluster`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sp_ray_ml.cli._cluster_options import (
+    Context,
+    Form,
+    Kubeconfig,
+    Name,
+    Namespace,
+    Timeout,
+    find,
+    group,
+    pairs,
+    print_object,
+    seconds_of,
+    tell_notes,
+)
+from sp_ray_ml.cli._output import print_data, say
+
+__all__ = ["build"]
+
+_TIMEOUT = "15m"
+
+
+def build(verb: str) -> typer.Typer:
+    """The app of a verb."""
+    commands = {
+        "create": ("Create a Ray cluster on Kubernetes.", create),
+        "plan": ("Say whether a cluster would fit, and why not.", plan),
+        "scale": ("Change how many workers a group has.", scale),
+        "wait": ("Wait until a cluster is usable.", wait),
+        "suspend": ("Delete a cluster's pods and keep the rest.", suspend),
+        "resume": ("Bring a suspended cluster back.", resume),
+        "extend": ("Let a cluster live longer.", extend),
+        "delete": ("Delete a cluster.", delete),
+    }
+    return group(*commands[verb])
+
+
+_Opt = typer.Option
+_HEAD, _WORKERS, _LIFE, _WORK = "Head", "Workers", "Life time", "Workbench"
+
+File = Annotated[
+    Path | None,
+    _Opt(
+        "--file", "-f", metavar="FILE", help="YAML: our short form, or a full RayCluster.", show_default=False
+    ),
+]
+CpusInHead = Annotated[str | None, _Opt(metavar="CPUS", help="CPUs of the head. [dim]default: 15[/]", show_default=False, rich_help_panel=_HEAD)]  # fmt: skip
+MemoryInHead = Annotated[str | None, _Opt(metavar="SIZE", help="Memory of the head. [dim]default: 48Gi[/]", show_default=False, rich_help_panel=_HEAD)]  # fmt: skip
+WorkerReplicas = Annotated[int | None, _Opt(metavar="N", help="How many workers. [dim]default: 1[/]", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
+CpusPerWorker = Annotated[str | None, _Opt(metavar="CPUS", help="CPUs of each worker. [dim]default: 15[/]", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
+MemoryPerWorker = Annotated[str | None, _Opt(metavar="SIZE", help="Memory of each worker. [dim]default: 48Gi[/]", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
+GpusPerWorker = Annotated[int | None, _Opt(metavar="N", help="GPUs of each worker. [dim]default: 0[/]", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
+GpuType = Annotated[str | None, _Opt("--worker-gpu-type", metavar="TYPE", help="Their type: t4, a100, l4, h100, … [dim]default: any[/]", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
+MinWorkers = Annotated[int | None, _Opt(metavar="N", help="Autoscaling: the least workers.", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
+MaxWorkers = Annotated[int | None, _Opt(metavar="N", help="Autoscaling: the most workers.", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
+Spot = Annotated[bool, _Opt("--spot-workers", help="Workers on cheap nodes that may be taken away.", rich_help_panel=_WORKERS)]  # fmt: skip
+CpuRequest = Annotated[str | None, _Opt(metavar="CPUS", help="CPUs that must be free on a node for each pod, if less than it may use.", show_default=False)]  # fmt: skip
+MemoryRequest = Annotated[str | None, _Opt(metavar="SIZE", help="Likewise of memory.", show_default=False)]
+Image = Annotated[str | None, _Opt(metavar="IMAGE", help="Image of all pods. [dim]default: Ray's own for this Ray and Python[/]", show_default=False)]  # fmt: skip
+Account = Annotated[str | None, _Opt("--service-account", metavar="NAME", help="Service account of the pods.", show_default=False)]  # fmt: skip
+Env = Annotated[list[str], _Opt("--env", metavar="KEY=VALUE", help="Environment variable. May be given several times.", show_default=False)]  # fmt: skip
+Label = Annotated[list[str], _Opt("--label", metavar="KEY=VALUE", help="Label of the cluster and its pods. Likewise.", show_default=False)]  # fmt: skip
+Selector = Annotated[list[str], _Opt("--node-selector", metavar="KEY=VALUE", help="Label that nodes must have. Likewise.", show_default=False)]  # fmt: skip
+Egress = Annotated[list[str], _Opt("--egress", metavar="HOST:PORT", help="What pods may reach beside DNS, the API server and each other. Likewise.", show_default=False)]  # fmt: skip
+VsCode = Annotated[bool, _Opt("--vscode-server", help="Run a VS Code server on the head.", rich_help_panel=_WORK)]  # fmt: skip
+Tutorials = Annotated[bool, _Opt("--with-tutorials", help="Run JupyterLab on the head, with tutorials.", rich_help_panel=_WORK)]  # fmt: skip
+HomeSize = Annotated[str | None, _Opt(metavar="SIZE", help="Volume of the head's home. [dim]default: 10Gi for a workbench[/]", show_default=False, rich_help_panel=_WORK)]  # fmt: skip
+StorageClass = Annotated[str | None, _Opt(metavar="NAME", help="Its storage class.", show_default=False, rich_help_panel=_WORK)]  # fmt: skip
+IdleTimeout = Annotated[str | None, _Opt(metavar="TIME", help="Suspend it when idle for so long, or never. [dim]default: 2h for a workbench[/]", show_default=False, rich_help_panel=_LIFE)]  # fmt: skip
+Ttl = Annotated[str | None, _Opt(metavar="TIME", help="Delete it after so long, or never. [dim]default: 3d for a workbench[/]", show_default=False, rich_help_panel=_LIFE)]  # fmt: skip
+BlackBox = Annotated[str | None, _Opt(metavar="URL", help="Where logs and Events are kept when it is deleted.", show_default=False, rich_help_panel=_LIFE)]  # fmt: skip
+Insecure = Annotated[bool, _Opt("--insecure", help="No token, no NetworkPolicy, no restriction of the containers: whoever reaches the pods can run code in them.")]  # fmt: skip
+
+
+def _options(**given: Any) -> dict[str, Any]:
+    """What was given, in the words of `ClusterOptions`; an option that was left out says nothing."""
+    return {key: value for key, value in given.items() if value not in (None, False, [], {})}
+
+
+def create(
+    name: Name,
+    namespace: Namespace = None,
+    file: File = None,
+    cpus_in_head: CpusInHead = None,
+    memory_in_head: MemoryInHead = None,
+    worker_replicas: WorkerReplicas = None,
+    cpus_per_worker: CpusPerWorker = None,
+    memory_per_worker: MemoryPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
+    worker_gpu_type: GpuType = None,
+    min_workers: MinWorkers = None,
+    max_workers: MaxWorkers = None,
+    spot_workers: Spot = False,
+    cpu_request: CpuRequest = None,
+    memory_request: MemoryRequest = None,
+    image: Image = None,
+    service_account: Account = None,
+    env: Env = [],  # noqa: B006 - Typer copies it
+    label: Label = [],  # noqa: B006
+    node_selector: Selector = [],  # noqa: B006
+    egress: Egress = [],  # noqa: B006
+    vscode_server: VsCode = False,
+    with_tutorials: Tutorials = False,
+    home_size: HomeSize = None,
+    storage_class: StorageClass = None,
+    idle_timeout: IdleTimeout = None,
+    ttl: Ttl = None,
+    black_box: BlackBox = None,
+    insecure: Insecure = False,
+    wait_for: Annotated[
+        str, _Opt(metavar="WHAT", help="Wait for [cyan]ready[/], [cyan]pods[/] or [cyan]workers=N[/].")
+    ] = "ready",
+    wait: Annotated[bool, _Opt("--wait/--no-wait", help="Wait until it is usable.")] = True,
+    timeout: Timeout = _TIMEOUT,
+    with_plan: Annotated[bool, _Opt("--plan/--no-plan", help="Find out first whether it can fit.")] = True,
+    update: Annotated[
+        bool, _Opt("--update", help="Change the cluster of this name, if it is another.")
+    ] = False,
+    force: Annotated[bool, _Opt("--force", help="With --update: take over what others have set.")] = False,
+    dry_run: Annotated[bool, _Opt("--dry-run", help="Only print the manifests.")] = False,
+    output: Annotated[Form, _Opt("-o", "--output", help="Form of what is printed.")] = Form.text,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Create a Ray cluster and wait until it can be used.
+
+    The same command again finds the same cluster. [dim]Exit codes: 0 usable, 1 it cannot come up or did not in time, 2 a mistake, 130 interrupted.[/]
+    """
+    options = _options(
+        cpus_in_head=cpus_in_head, memory_in_head=memory_in_head, worker_replicas=worker_replicas,
+        cpus_per_worker=cpus_per_worker, memory_per_worker=memory_per_worker, gpus_per_worker=gpus_per_worker,
+        worker_gpu_type=worker_gpu_type, min_workers=min_workers, max_workers=max_workers,
+        spot_workers=spot_workers, cpu_request=cpu_request, memory_request=memory_request, image=image,
+        service_account=service_account, env=pairs(env, "--env"), labels=pairs(label, "--label"),
+        node_selector=pairs(node_selector, "--node-selector"), egress=egress, vscode_server=vscode_server,
+        with_tutorials=with_tutorials, home_size=home_size, storage_class=storage_class, idle_timeout=idle_timeout,
+        ttl=ttl, black_box=black_box, insecure=insecure,
+    )  # fmt: skip
+    if worker_replicas == 0:
+        options["worker_replicas"] = 0
+    if dry_run:
+        _print_manifests(name, namespace, file, options, kubeconfig, context, output)
+        return
+    from sp_ray_ml.cli._cluster_console import ClusterConsole
+    from sp_ray_ml.cluster import RayCluster
+
+    with ClusterConsole(quiet=output is not Form.text) as console:
+        try:
+            cluster = RayCluster.create_cluster(
+                name, namespace, settings=file, await_ready=wait, wait_for=wait_for,
+                timeout_s=seconds_of(timeout), plan=with_plan, update=update, force=force, reporter=console,
+                kubeconfig=kubeconfig, context=context, **options,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            console.close()
+            _say_what_exists(console, name)
+            raise typer.Exit(130) from None
+    _print_cluster(cluster, output)
+
+
+def _say_what_exists(console: Any, name: str) -> None:
+    cluster = console.cluster
+    if cluster is None:
+        say(f"Interrupted before cluster {name} was made; if it was after all, sp-ray get cluster shows it.")
+        return
+    place = f"{cluster.name} -n {cluster.namespace}"
+    say(f"Interrupted. Cluster {cluster.name} exists in namespace {cluster.namespace} and goes on starting.")
+    say(f"  Wait for it: sp-ray wait cluster {place}\n  Remove it:   sp-ray delete cluster {place}")
+
+
+def _print_cluster(cluster: Any, output: Form) -> None:
+    if output is Form.name:
+        print_data(f"raycluster/{cluster.name}")
+        return
+    description = cluster.describe()
+    if output in (Form.json, Form.yaml):
+        print_object(description.as_dict(), output)
+    else:
+        print_data(str(description))
+
+
+def _print_manifests(
+    name: str,
+    namespace: str | None,
+    file: Path | None,
+    options: dict[str, Any],
+    kubeconfig: Path | None,
+    context: str | None,
+    output: Form,
+) -> None:
+    from sp_ray_ml.cluster.ray_cluster import manifests
+
+    objects, notes = manifests(
+        name, namespace, settings=file, kubeconfig=kubeconfig, context=context, **options
+    )
+    if output is Form.json:
+        print_object({"apiVersion": "v1", "kind": "List", "items": objects}, output)
+    else:
+        import yaml
+
+        print_data(yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True).rstrip())
+    tell_notes(notes)
+
+
+def plan(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="The cluster's name.")] = "planned",
+    namespace: Namespace = None,
+    file: File = None,
+    cpus_in_head: CpusInHead = None,
+    memory_in_head: MemoryInHead = None,
+    worker_replicas: WorkerReplicas = None,
+    cpus_per_worker: CpusPerWorker = None,
+    memory_per_worker: MemoryPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
+    worker_gpu_type: GpuType = None,
+    min_workers: MinWorkers = None,
+    max_workers: MaxWorkers = None,
+    spot_workers: Spot = False,
+    cpu_request: CpuRequest = None,
+    memory_request: MemoryRequest = None,
+    image: Image = None,
+    service_account: Account = None,
+    label: Label = [],  # noqa: B006
+    node_selector: Selector = [],  # noqa: B006
+    vscode_server: VsCode = False,
+    with_tutorials: Tutorials = False,
+    home_size: HomeSize = None,
+    storage_class: StorageClass = None,
+    output: Annotated[Form, _Opt("-o", "--output", help="Form of what is printed.")] = Form.text,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Say whether a cluster fits now, after scaling up, or never, and why. Nothing is made.
+
+    [dim]Exit codes: 0 it fits, now or after scaling up; 1 it never can.[/]
+    """
+    from sp_ray_ml.cluster import plan_cluster
+
+    options = _options(
+        cpus_in_head=cpus_in_head, memory_in_head=memory_in_head, cpus_per_worker=cpus_per_worker,
+        memory_per_worker=memory_per_worker, gpus_per_worker=gpus_per_worker, worker_gpu_type=worker_gpu_type,
+        min_workers=min_workers, max_workers=max_workers, spot_workers=spot_workers, cpu_request=cpu_request,
+        memory_request=memory_request, image=image, service_account=service_account,
+        labels=pairs(label, "--label"), node_selector=pairs(node_selector, "--node-selector"),
+        vscode_server=vscode_server, with_tutorials=with_tutorials, home_size=home_size, storage_class=storage_class,
+    )  # fmt: skip
+    if worker_replicas is not None:
+        options["worker_replicas"] = worker_replicas
+    found = plan_cluster(name, namespace, settings=file, kubeconfig=kubeconfig, context=context, **options)
+    if output in (Form.json, Form.yaml):
+        print_object(found.as_dict(), output)
+    else:
+        print_data("\n".join(found.lines()))
+    if found.verdict == "never_fits":
+        raise typer.Exit(1)
+
+
+def scale(
+    name: Name,
+    replicas: Annotated[int, _Opt(metavar="N", help="How many workers the group is to have.")],
+    worker_group: Annotated[str, _Opt(metavar="GROUP", help="The worker group's name.")] = "worker",
+    namespace: Namespace = None,
+    wait: Annotated[bool, _Opt("--wait/--no-wait", help="Wait until it has them.")] = True,
+    timeout: Timeout = _TIMEOUT,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Change how many workers a group has."""
+    from sp_ray_ml.cli._cluster_console import ClusterConsole
+
+    cluster = find(name, namespace, kubeconfig, context)
+    with ClusterConsole() as console:
+        cluster.scale_worker_group(
+            worker_group, replicas, await_ready=wait, timeout_s=seconds_of(timeout), reporter=console
+        )
+    print_data(f"Scaled worker group {worker_group} of cluster {name} to {replicas}")
+
+
+def wait(
+    name: Name,
+    namespace: Namespace = None,
+    wait_for: Annotated[
+        str,
+        _Opt(
+            "--for",
+            metavar="WHAT",
+            help="[cyan]ready[/], [cyan]pods[/], [cyan]workers=N[/], [cyan]suspended[/] or [cyan]deleted[/].",
+        ),
+    ] = "ready",
+    timeout: Timeout = _TIMEOUT,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Wait until a cluster is usable, and say why it is not."""
+    from sp_ray_ml.cli._cluster_console import ClusterConsole
+
+    cluster = find(name, namespace, kubeconfig, context)
+    with ClusterConsole() as console:
+        cluster.wait(wait_for, timeout_s=seconds_of(timeout), reporter=console)
+    print_data(f"Cluster {name}: {wait_for}")
+
+
+def suspend(
+    name: Name,
+    namespace: Namespace = None,
+    wait: Annotated[bool, _Opt("--wait/--no-wait", help="Wait until its pods are gone.")] = True,
+    timeout: Timeout = _TIMEOUT,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Delete a cluster's pods and keep the rest, its home's volume too."""
+    cluster = find(name, namespace, kubeconfig, context)
+    cluster.suspend(await_done=wait, timeout_s=seconds_of(timeout))
+    print_data(f"Suspended cluster {name}")
+    say(f"Bring it back: sp-ray resume cluster {name} -n {cluster.namespace}")
+
+
+def resume(
+    name: Name,
+    namespace: Namespace = None,
+    wait: Annotated[bool, _Opt("--wait/--no-wait", help="Wait until it is usable.")] = True,
+    timeout: Timeout = _TIMEOUT,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Bring a suspended cluster back."""
+    from sp_ray_ml.cli._cluster_console import ClusterConsole
+
+    cluster = find(name, namespace, kubeconfig, context)
+    with ClusterConsole() as console:
+        cluster.resume(await_ready=wait, timeout_s=seconds_of(timeout), reporter=console)
+    print_data(f"Resumed cluster {name}")
+
+
+def extend(
+    name: Name,
+    by: Annotated[str, _Opt("--by", metavar="TIME", help="How much longer: 4h, 2d.")] = "1d",
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Let a cluster live longer, and count it as used now."""
+    until = find(name, namespace, kubeconfig, context).extend(by)
+    print_data(f"Cluster {name} lives until {until.astimezone():%Y-%m-%d %H:%M}")
+
+
+def delete(
+    name: Name,
+    namespace: Namespace = None,
+    wait: Annotated[bool, _Opt("--wait/--no-wait", help="Wait until its pods are gone.")] = True,
+    black_box: Annotated[
+        bool, _Opt("--black-box/--no-black-box", help="Keep its logs, Events and jobs first.")
+    ] = True,
+    black_box_at: Annotated[
+        str | None,
+        _Opt("--black-box-at", metavar="URL", help="Where; a folder or any fsspec URL.", show_default=False),
+    ] = None,
+    missing_ok: Annotated[bool, _Opt("--missing-ok", help="That there is none is no error.")] = False,
+    timeout: Timeout = _TIMEOUT,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """Delete a cluster with its volumes, after its logs are saved."""
+    from sp_ray_ml.errors import ClusterNotFoundError
+
+    try:
+        cluster = find(name, namespace, kubeconfig, context)
+    except ClusterNotFoundError:
+        if not missing_ok:
+            raise
+        say(f"There is no cluster {name}.")
+        return
+    kept = cluster.delete(
+        await_gone=wait,
+        black_box=black_box_at or black_box,
+        missing_ok=missing_ok,
+        timeout_s=seconds_of(timeout),
+    )
+    print_data(f"Deleted cluster {name} in namespace {cluster.namespace}")
+    if kept:
+        say(f"Its logs and Events: sp-ray describe cluster --post-mortem {name} -n {cluster.namespace}")
