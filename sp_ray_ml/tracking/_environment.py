@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import importlib.metadata
 import os
@@ -53,13 +54,15 @@ def environment_tags(folder: str | os.PathLike[str] | None = None) -> dict[str, 
 
 def package_versions(*names: str) -> dict[str, str]:
     """Versions of these packages, those of them that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in names if (version := _version(name))}
+
+
+@functools.cache  # what has been imported does not change, and each look-up parses a file
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def user_name() -> str:

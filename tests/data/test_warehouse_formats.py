@@ -237,3 +237,56 @@ def test_long_stream_takes_little_memory(tmp_path: Path, name: str) -> None:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert total == rows
     assert grown < rows * 16 * 0.75
+
+
+# --- pushed down ------------------------------------------------------------------------------------------------
+
+
+def spoil(file: Path, *, row_group: int, column: int) -> None:
+    """Overwrite a column's pages of one row group: whoever reads them gets an error."""
+    chunk = pq.ParquetFile(file).metadata.row_group(row_group).column(column)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    with file.open("r+b") as stream:
+        stream.seek(start)
+        stream.write(b"\xff" * chunk.total_compressed_size)
+
+
+@pytest.fixture
+def grouped(tmp_path: Path) -> Path:
+    """A table of ten row groups with the columns n and text."""
+    rows = pa.table({"n": range(10_000), "text": [f"text {number}" for number in range(10_000)]})
+    pq.write_table(rows, tmp_path / "t.parquet", row_group_size=1_000)
+    return tmp_path
+
+
+@pytest.mark.parametrize("query", ["t", "SELECT * FROM t"])
+def test_columns_that_are_not_asked_for_are_not_read(grouped: Path, query: str) -> None:
+    for group in range(10):
+        spoil(grouped / "t.parquet", row_group=group, column=1)
+    warehouse = open_warehouse(grouped)
+    assert warehouse.source(query, columns=["n"]).to_arrow()["n"].to_pylist() == list(range(10_000))
+    assert warehouse.source("t").select(["n"]).to_arrow().num_rows == 10_000
+    with pytest.raises((StorageError, WarehouseError)):
+        warehouse.source(query).to_arrow()
+
+
+@pytest.mark.parametrize("query", ["t", "SELECT * FROM t"])
+def test_row_groups_that_the_filter_rules_out_are_not_read(grouped: Path, query: str) -> None:
+    for group in range(1, 10):
+        spoil(grouped / "t.parquet", row_group=group, column=0)
+    warehouse = open_warehouse(grouped)
+    assert warehouse.source(query, where=[("n", "<", 500)]).to_arrow().num_rows == 500
+    with pytest.raises((StorageError, WarehouseError)):
+        warehouse.source(query, where=[("n", "<", 1_500)]).to_arrow()
+
+
+def test_a_duckdb_table_is_scanned_for_the_columns_and_rows_asked_for_alone(tmp_path: Path) -> None:
+    file = tmp_path / "x.duckdb"
+    open_warehouse(file).write("t", pa.table({"n": range(10_000), "text": ["x"] * 10_000}))
+    source = open_warehouse(file).source("t", columns=["n"], where=[("n", "<", 500)])
+    with duckdb.connect(str(file), read_only=True) as database:
+        plan = database.execute(f"EXPLAIN {source._sql}", source._values).fetchall()[0][1]  # type: ignore[attr-defined]
+    assert "Filters" in plan
+    assert "FILTER" not in plan  # no step of its own after the scan
+    assert "text" not in plan
+    assert source.to_arrow().num_rows == 500

@@ -407,6 +407,13 @@ def test_a_run_is_one_run_in_mlflow_also_when_it_goes_on(house: str, monkeypatch
     assert data.metrics["popularity/recall_at_5"] == ran.result.baselines["popularity"]["recall@5"]
     history = client.get_metric_history(ran.result.mlflow_run_id, "train/loss")
     assert [entry.step for entry in sorted(history, key=lambda entry: entry.step)] == [1, 2, 3]
+    assert {"time/total", "time/read", "time/train", "time/evaluate"} <= data.metrics.keys()
+    assert {"data.events", "data.users", "data.items"} <= data.tags.keys()
+    assert {"version.sp_ray_ml", "version.torch", "version.duckdb", "python"} <= data.tags.keys()
+    store = Path(runs[0].info.artifact_uri.removeprefix("file://"))
+    assert (store / "config.yaml").read_bytes() == Path("runs/tiny/config.yaml").read_bytes()
+    for picture in ("plots/history.png", "plots/metrics.png"):
+        assert (store / picture).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     predictor = Predictor.load(f"runs:/{ran.result.mlflow_run_id}/model")
     assert isinstance(predictor, Recommender)
