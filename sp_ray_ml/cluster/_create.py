@@ -98,7 +98,7 @@ def gather_facts(api: Api, settings: ClusterSettings, namespace: str) -> Facts:
     """Ask Kubernetes and this client for what the manifests depend on. What may not be read gets a safe default."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from sp_ray_ml.cluster._plan import features
+    from sp_ray_ml.cluster._features import features
     from sp_ray_ml.cluster._versions import client_versions, default_image, image_versions
 
     with ThreadPoolExecutor(4, thread_name_prefix="sp-ray-facts") as pool:
