@@ -23,12 +23,8 @@ from sp_ray_ml.cluster._lifetime_rules import (
     decide,
     grace,
     lead,
-    read_duration,
-    show_time,
-    span,
-    write_duration,
-    write_time,
 )
+from sp_ray_ml.cluster._lifetime_text import read_duration, show_time, span, write_duration, write_time
 from sp_ray_ml.errors import ClusterError, ConfigError, KubernetesError
 
 if TYPE_CHECKING:
