@@ -9,12 +9,13 @@ EXTRAS ?= dev
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow test-image lint format clean
 
 help:
 	@echo "make demo       set up, and run the main job on a demo warehouse (a minute)"
 	@echo "make test       set up, and run the fast tests with their coverage"
 	@echo "make test-slow  the others: kills, servers, Ray, training runs"
+	@echo "make test-image the image for the tests on the Kubernetes of ../shared/kubernetes"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove what the demo and the tools left; .venv stays"
 
@@ -38,6 +39,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-image: setup
+	@tests/kubernetes/image.sh
 
 lint: setup
 	$(BIN)/ruff check

@@ -1,0 +1,92 @@
+"""What the tests on a real Kubernetes share: the API server, a namespace of their own, the image, fake nodes."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sp_ray_ml import __version__
+from sp_ray_ml.cluster._api import Api
+from sp_ray_ml.cluster._kinds import NAMESPACE, NODE
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = Path(os.environ.get("SP_RAY_KUBERNETES_TOOL", ROOT.parent / "shared/kubernetes/cluster"))
+
+
+def kubeconfig() -> str:
+    """The kubeconfig of the cluster to test on.
+
+    Raises:
+        pytest.skip.Exception: None is named.
+    """
+    path = os.environ.get("SP_RAY_TEST_KUBECONFIG", "")
+    if not path:
+        pytest.skip("SP_RAY_TEST_KUBECONFIG names no kubeconfig of a cluster to test on")
+    return path
+
+
+def image_name() -> str:
+    """Name of the image that pods of tests run: Ray, JupyterLab, VS Code, sshd and sp_ray_ml (image.sh makes it)."""
+    return os.environ.get("SP_RAY_TEST_IMAGE") or f"localhost/sp-ray-test:{__version__}"
+
+
+@pytest.fixture(scope="session")
+def api() -> Iterator[Api]:
+    """The API server."""
+    with Api(kubeconfig()) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    return image_name()
+
+
+@pytest.fixture
+def namespace(api: Api, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the test's own, deleted after it."""
+    yield from new_namespace(api, request.module.__name__)
+
+
+@pytest.fixture(scope="module")
+def module_namespace(api: Api, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the module's own, for what is dear to start."""
+    yield from new_namespace(api, request.module.__name__)
+
+
+def new_namespace(api: Api, module: str) -> Iterator[str]:
+    topic = re.sub(r"[^a-z0-9]+", "-", module.rpartition(".")[2].removeprefix("test_").lower())
+    name = f"test-{topic}-{secrets.token_hex(3)}"
+    api.create(NAMESPACE, None, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield name
+    api.delete(NAMESPACE, None, name)
+
+
+@pytest.fixture
+def fake_node(api: Api) -> Iterator[Callable[..., str]]:
+    """Makes nodes on which pods only seem to run: `fake_node("--gpu", "4")` gives the node's name.
+
+    Pods need the toleration `{"key": "kwok.x-k8s.io/node", "operator": "Exists"}` to go there.
+    """
+    if not TOOL.exists():
+        pytest.skip(f"fake nodes are made by {TOOL.name}, which is not here")
+    made: list[str] = []
+
+    def make(*options: str) -> str:
+        name = f"fake-{secrets.token_hex(3)}"
+        made.append(name)
+        done = subprocess.run(
+            [TOOL, "fake-node", name, *options], capture_output=True, text=True, check=False
+        )
+        assert not done.returncode, done.stderr
+        return name
+
+    yield make
+    for name in made:
+        api.delete(NODE, None, name)
