@@ -253,7 +253,7 @@ class Asked:
         return self.query.get("watch") in {"1", "true"}
 
 
-@dataclass
+@dataclass(eq=False)
 class Watcher:
     """An open watch."""
 
@@ -484,6 +484,8 @@ def _handler(server: RecordedServer) -> type[BaseHTTPRequestHandler]:
         def setup(self) -> None:
             super().setup()
             server._sockets.add(self.connection)
+            if self.server is not server._http:  # stopped since it was accepted
+                _break(self.connection)
 
         def finish(self) -> None:
             server._sockets.discard(self.connection)
@@ -509,7 +511,7 @@ def _handler(server: RecordedServer) -> type[BaseHTTPRequestHandler]:
                     server._refused[number] = (pattern, status, reason, times - 1)
                     if times == 1:
                         del server._refused[number]
-                    return self._status(status, reason, f"refused by the test: {url.path}", asked)
+                    return self._status(status, reason, _refusal(status, url.path), asked)
             if asked.method == "POST" and asked.path.endswith("selfsubjectaccessreviews"):
                 return self._json(201, {**json.loads(body), "status": {"allowed": True}})
             match = re.fullmatch(
@@ -656,7 +658,7 @@ def _handler(server: RecordedServer) -> type[BaseHTTPRequestHandler]:
                 for item in server.recording.objects(position).values():
                     if query.takes(item):
                         self._event(watcher, {"type": "ADDED", "object": item})
-            http = server._http
+            http = self.server
             while True:
                 with server._changed:
                     now = time.monotonic()
@@ -697,6 +699,13 @@ def _handler(server: RecordedServer) -> type[BaseHTTPRequestHandler]:
             watcher.sent.append((time.monotonic(), event["object"]["metadata"]["resourceVersion"]))
 
     return Handler
+
+
+def _refusal(status: int, path: str) -> str:
+    what = path.rpartition("/")[2]
+    if status == 403:
+        return f'{what} is forbidden: User "recorded" cannot list resource "{what}" in API group ""'
+    return "Unauthorized" if status == 401 else f"refused by the test: {path}"
 
 
 def _status(code: int, reason: str, message: str, details: Body | None = None) -> Body:
