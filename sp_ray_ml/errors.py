@@ -85,7 +85,8 @@ class SpRayError(Exception):
 
 
 def _rebuild(kind: type[SpRayError], state: dict[str, Any], args: tuple[Any, ...]) -> SpRayError:
-    error = kind.__new__(kind, *args)
+    # Beside another built-in `OSError` is not first, but only it can make one of its kind.
+    error = (OSError.__new__ if issubclass(kind, OSError) else kind.__new__)(kind, *args)
     error.args = args
     error.__dict__.update(state)
     return error
