@@ -252,30 +252,30 @@ class Family:
         if not isinstance(kind, str):
             known = ", ".join(self.kinds())
             message = f"required, one of: {known}, or an import path 'package.module:Name'"
-            raise _nested([(("kind",), message)])
+            raise located([(("kind",), message)])
         path = self._path_of(kind)
         if path is None:
             if not IMPORT_PATH.match(kind):
                 kinds = self.kinds()
                 known = ", ".join(kinds)
                 message = f"unknown kind {kind!r}{near_match(kind, kinds)} (known: {known}; or 'package.module:Name')"
-                raise _nested([(("kind",), message)])
+                raise located([(("kind",), message)])
             if _check_only.get():
                 if problem := why_missing(kind):
-                    raise _nested([(("kind",), problem)])
+                    raise located([(("kind",), problem)])
                 return Custom(target=kind, arguments=value)
             path = kind
         try:
             cls = import_object(path)
         except ConfigError as error:
-            raise _nested([(("kind",), error.message)]) from None
+            raise located([(("kind",), error.message)]) from None
         if isinstance(cls, type) and issubclass(cls, Settings):
             if isinstance(base, type) and not issubclass(cls, base):
-                raise _nested([(("kind",), f"{kind} is not a {self.name} (a subclass of {base.__name__})")])
+                raise located([(("kind",), f"{kind} is not a {self.name} (a subclass of {base.__name__})")])
             return _build(cls, value)
         if not self.callables or not callable(cls):
             wanted = base.__name__ if isinstance(base, type) else "class"
-            raise _nested([(("kind",), f"{kind} is not a {self.name} (a subclass of {wanted})")])
+            raise located([(("kind",), f"{kind} is not a {self.name} (a subclass of {wanted})")])
         return Custom(target=kind, arguments=value)
 
 
@@ -285,7 +285,8 @@ def _installed(family: str) -> dict[str, str]:
     return {point.name: point.value for point in importlib.metadata.entry_points(group=f"sp_ray_ml.{family}")}
 
 
-def _nested(problems: Sequence[tuple[KeyPath, str]]) -> PydanticCustomError:
+def located(problems: Sequence[tuple[KeyPath, str]]) -> PydanticCustomError:
+    """What a validator raises for mistakes inside the value that it was given, each with its path from there."""
     text = (
         "; ".join(f"{dotted(loc)}: {message}" for loc, message in problems)
         .replace("{", "{{")
@@ -298,9 +299,9 @@ def _build(cls: type[SettingsT], value: Mapping[str, Any]) -> SettingsT:
     try:
         return cls.model_validate(dict(value))
     except pydantic.ValidationError as error:
-        raise _nested(_problems(cls, error)) from None
+        raise located(_problems(cls, error)) from None
     except ConfigError as error:
-        raise _nested(_flat(error)) from None
+        raise located(_flat(error)) from None
 
 
 def _flat(error: ConfigError) -> list[tuple[KeyPath, str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from sp_ray_ml.config import (
     check,
     document_of,
     dump,
+    located,
     read_document,
     redact,
     to_yaml,
@@ -50,10 +52,13 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "PlannedStep", "RunResult", "load_config", "plan", "run"]
 
 
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+
+
 class Pipeline(Settings):
     """A whole job: what is read, learned, compared and written. The YAML file has the same keys."""
 
-    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    name: str = pydantic.Field(max_length=100, json_schema_extra={"pattern": f"^{_NAME}$"})
     """Name of the run and of its folder."""
     seed: int = pydantic.Field(default=0, ge=0)
     """The same seed on the same machine gives the same numbers."""
@@ -78,20 +83,33 @@ class Pipeline(Settings):
     runs: str = "runs"
     """Folder of the runs' folders."""
 
-    @pydantic.model_validator(mode="after")
-    def _output_has_its_own(self) -> Pipeline:
-        if self.predict is not None and _place(self.predict.output.warehouse) == _place(self.warehouse):
+    # Validators of one field: those of the whole model would be silent as long as any other field is wrong.
+    @pydantic.field_validator("name")
+    @classmethod
+    def _can_name_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(_NAME, name):
             raise ValueError(
-                "predict.output.warehouse is the input warehouse, which is only read: name another"
+                f"{name!r} cannot name a folder: use letters, digits, dots, dashes and underscores, a letter or digit first"
             )
-        return self
+        return name
 
-    @pydantic.model_validator(mode="after")
-    def _outputs_have_names_of_their_own(self) -> Pipeline:
-        tables = _tables_written(self)
+    @pydantic.field_validator("predict")
+    @classmethod
+    def _output_is_its_own(cls, predict: Predict | None, info: pydantic.ValidationInfo) -> Predict | None:
+        problems: list[tuple[tuple[str, ...], str]] = []
+        if predict is None:
+            return predict
+        output, source = predict.output, info.data.get("warehouse")
+        if source is not None and _place(output.warehouse) == _place(source):
+            problems.append(
+                (("output", "warehouse"), "is the input warehouse, which is only read: name another")
+            )
+        tables = _tables_written(predict)
         if twice := next((table for table in tables if tables.count(table) > 1), None):
-            raise ValueError(f"predict.output: the table {twice} would be written twice")
-        return self
+            problems.append((("output",), f"the table {twice} would be written twice"))
+        if problems:
+            raise located(problems)
+        return predict
 
     @property
     def folder(self) -> Path:
@@ -343,16 +361,14 @@ def plan(pipeline: Pipeline) -> list[PlannedStep]:
             PlannedStep(
                 "write",
                 ["predict"],
-                [f"{redact(output.warehouse)}: {t} ({output.mode})" for t in _tables_written(p)],
+                [f"{redact(output.warehouse)}: {t} ({output.mode})" for t in _tables_written(p.predict)],
             ),
         ]
     return planned
 
 
-def _tables_written(p: Pipeline) -> list[str]:
-    if p.predict is None:
-        return []
-    output = p.predict.output
+def _tables_written(predict: Predict) -> list[str]:
+    output = predict.output
     return [table for table in (output.table, output.embeddings.user, output.embeddings.item) if table]
 
 

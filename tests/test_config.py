@@ -206,8 +206,19 @@ def test_a_config_error_is_the_users_mistake():
 def test_input_and_output_warehouse_must_differ(config):
     file = config(BASIC.replace("duckdb:///out.duckdb", "./data"))
     assert only(file).endswith(
-        "predict.output.warehouse is the input warehouse, which is only read: name another"
+        "predict.output.warehouse: is the input warehouse, which is only read: name another"
     )
+
+
+def test_input_and_output_warehouse_are_compared_whatever_else_is_wrong(config):
+    file = config(BASIC.replace("duckdb:///out.duckdb", "./data").replace("seed: 0", "seed: many"))
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert [problem.path for problem in caught.value.problems] == ["seed", "predict.output.warehouse"]
+
+
+def test_a_name_that_no_folder_can_have_is_told_what_one_can(config):
+    assert "use letters, digits" in only(config(BASIC.replace("name: movielens", "name: my/run")))
 
 
 # --- files ------------------------------------------------------------------------------------------------------

@@ -49,7 +49,11 @@ class ParquetWarehouse(Warehouse):
     def tables(self) -> list[str]:
         if not self.path.is_dir():
             what = "this is a file, not a folder" if self.path.exists() else "no such folder"
-            raise WarehouseError(f"{what}{near_file(self.path)}", where=str(self.path))
+            raise WarehouseError(
+                f"{what}{near_file(self.path)}",
+                where=str(self.path),
+                hint="A warehouse is a folder of Parquet files or a DuckDB file. To make one up: sp-ray demo demo/warehouse",
+            )
         names = set()
         with storage_errors(self.path, "read"):
             for entry in self.path.iterdir():
