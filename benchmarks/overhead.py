@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def main(quick: bool) -> dict[str, object]:
     """
     from sp_ray_ml.demo import write_demo
 
-    users, events, seconds, repeats = (500, 10_000, 0.0, 1) if quick else (10_000, 300_000, 180.0, 2)
+    users, events, seconds, repeats = (500, 10_000, 0.0, 1) if quick else (10_000, 300_000, 180.0, 3)
     plain: list[float] = []
     ours: list[float] = []
     recall: dict[str, float] = {}
@@ -49,14 +50,14 @@ def main(quick: bool) -> dict[str, object]:
         write_demo(f"{folder}/warehouse", users=users, events=events, shows=600 if quick else 1_500)
         script = [sys.executable, str(HERE / "_plain_gnn.py"), f"{folder}/warehouse"]
 
-        def measure(command: list[str]) -> tuple[float, dict[str, Any]]:
-            began = time.perf_counter()
+        def measure(command: list[str]) -> tuple[float, float, dict[str, Any]]:
+            began, before = time.perf_counter(), _cpu_seconds()
             done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-            return time.perf_counter() - began, json.loads(done.stdout)
+            return time.perf_counter() - began, _cpu_seconds() - before, json.loads(done.stdout)
 
         # As many epochs as make the plain script run for the time that the claim is about, on any machine.
         measure([*script, "1"])
-        (few, _), (more, _) = measure([*script, "2"]), measure([*script, "12"])
+        few, more = measure([*script, "2"])[0], measure([*script, "12"])[0]
         epochs = max(12, round(2 + 10 * (seconds - few) / (more - few)))
         config = Path(folder) / "overhead.yaml"
         config.write_text(CONFIG.format(folder=folder, epochs=epochs))
@@ -68,13 +69,11 @@ def main(quick: bool) -> dict[str, object]:
         for number in range(repeats):
             # Whoever comes first finds colder caches: take turns.
             for name in ("plain", "ours") if number % 2 == 0 else ("ours", "plain"):
-                took, last = measure(commands[name])
+                took, cpu, last = measure(commands[name])
                 (plain if name == "plain" else ours).append(took)
+                print(f"{name}: {epochs} epochs, {took:.1f} s, of CPU time {cpu:.1f} s", flush=True)
                 recall[name] = last.get("metrics", last)["recall@20"]
-            print(
-                f"{epochs} epochs: plain {plain[-1]:.1f} s, pipeline {ours[-1]:.1f} s, ratio {ours[-1] / plain[-1]:.3f}",
-                flush=True,
-            )
+            print(f"ratio {ours[-1] / plain[-1]:.3f}", flush=True)
     print(f"recall@20: plain {recall['plain']:.4f}, pipeline {recall['ours']:.4f}")
     ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
     return {
@@ -86,3 +85,9 @@ def main(quick: bool) -> dict[str, object]:
         "target": 1.05,
         "holds": ratio <= 1.05,
     }
+
+
+def _cpu_seconds() -> float:
+    # Beside the wall time, which the claim is about: it tells a busy machine from a slow program.
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
