@@ -1,0 +1,65 @@
+"""What a pod asks of nodes and quotas, as the scheduler counts it, and how amounts are said to people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from sp_ray_ml.cluster._quantity import format_bytes, format_number, parse_quantity
+
+__all__ = ["format_amount", "pod_resources", "quota_use"]
+
+Body = Mapping[str, Any]
+_BYTES = ("memory", "storage", "ephemeral-storage")
+_NAMES = {"cpu": "CPU", "nvidia.com/gpu": "GPU", "amd.com/gpu": "AMD GPU", "pods": "pod", "count/pods": "pod"}
+
+
+def pod_resources(spec: Body, which: str = "requests") -> dict[str, Decimal]:
+    """What a pod asks for: the sum of its containers, or its greatest init container where that is more.
+
+    Args:
+        spec: The pod's `spec`.
+        which: `requests` or `limits`; a missing request is the limit, as Kubernetes has it.
+    """
+    total: dict[str, Decimal] = {}
+    # Init containers that restart are sidecars: they run beside the others.
+    sidecars = [c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"]
+    for container in [*spec["containers"], *sidecars]:
+        for name, amount in _asked(container, which).items():
+            total[name] = total.get(name, Decimal(0)) + amount
+    for container in spec.get("initContainers") or ():
+        if container.get("restartPolicy") != "Always":
+            for name, amount in _asked(container, which).items():
+                total[name] = max(total.get(name, Decimal(0)), amount)
+    for name, text in (spec.get("overhead") or {}).items():
+        if which == "requests" or name in total:
+            total[name] = total.get(name, Decimal(0)) + parse_quantity(text)
+    return total
+
+
+def _asked(container: Body, which: str) -> dict[str, Decimal]:
+    resources = container.get("resources") or {}
+    limits, asked = resources.get("limits") or {}, resources.get(which) or {}
+    return {name: parse_quantity(text) for name, text in {**limits, **asked}.items()}
+
+
+def quota_use(pod: Body, resource: str) -> Decimal:
+    """How much of a quota's resource (`limits.cpu`, `requests.memory`, `cpu`, `pods`) a pod uses up."""
+    if resource in {"pods", "count/pods"}:
+        return Decimal(1)
+    which, _, name = resource.partition(".")
+    if which not in {"limits", "requests"}:
+        which, name = "requests", resource
+    return pod_resources(pod["spec"], which).get(name, Decimal(0))
+
+
+def format_amount(resource: str, amount: Decimal) -> str:
+    """An amount with its unit: `2 CPUs`, `48Gi of memory`, `1 GPU`; also of a quota's resources."""
+    name = resource.removeprefix("limits.").removeprefix("requests.")
+    if name in _BYTES:
+        return f"{format_bytes(amount)} of {name.replace('-', ' ')}"
+    word = _NAMES.get(name)
+    if word is None:
+        return f"{format_number(amount)} {name}"
+    return f"{format_number(amount)} {word}{'' if amount == 1 else 's'}"
