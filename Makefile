@@ -16,6 +16,7 @@ help:
 	@echo "make test       set up, and run the fast tests with their coverage"
 	@echo "make test-slow  the others: kills, servers, Ray, training runs"
 	@echo "make test-image the image for the tests on the Kubernetes of ../shared/kubernetes"
+	@echo "make test-kubernetes  those on a real Kubernetes: SP_RAY_TEST_KUBECONFIG names its kubeconfig"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove what the demo and the tools left; .venv stays"
 
@@ -35,10 +36,13 @@ demo: setup
 	@$(BIN)/sp-ray run examples/shows.yaml
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not slow and not kubernetes" --cov --cov-report=term
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not kubernetes"
+
+test-kubernetes: setup
+	$(BIN)/python -m pytest -m kubernetes --durations 15
 
 test-image: setup
 	@tests/kubernetes/image.sh
