@@ -364,17 +364,12 @@ def between(server, seconds=1.5):
     return thread
 
 
-def test_a_server_that_goes_away_in_await_ready_changes_nothing(new, interrupted, namespace, api, fake):
-    cluster = new(await_ready=False, worker_replicas=0, kubeconfig=str(interrupted.kubeconfig))
+def test_a_server_that_goes_away_in_await_ready_changes_nothing(new, interrupted, namespace):
+    cluster = new(worker_replicas=2, kubeconfig=str(interrupted.kubeconfig))
+    cluster.suspend().resume(await_ready=False)  # the operator touches no pod for two seconds
     thread = between(interrupted)
-    scaling = threading.Timer(
-        1.0, lambda: RayCluster.get_cluster("mine", namespace, kubeconfig=kubeconfig())
-        .scale_worker_group("worker", 2, await_ready=False),
-    )  # fmt: skip
-    scaling.start()
-    cluster.wait("workers=2")
+    cluster.wait("pods")
     thread.join()
-    scaling.join()
     assert cluster.num_workers == 2
 
 
