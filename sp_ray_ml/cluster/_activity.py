@@ -115,9 +115,11 @@ def ask_activity(api: Api, cluster: Body, *, direct: bool | None = None) -> Acti
 
 
 def _ask(head: Head) -> Activity:
-    jobs = _json(head.ray.get("/api/jobs/"))
-    actors = _json(head.ray.get("/api/v0/actors?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"))
-    drivers = _json(head.ray.get("/api/component_activities"))
+    jobs = read_json(head.ray.get("/api/jobs/"))
+    actors = read_json(
+        head.ray.get("/api/v0/actors?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE")
+    )
+    drivers = read_json(head.ray.get("/api/component_activities"))
     try:
         kernels = [] if head.notebooks is None else list(_kernels(head))
         if head.editor is not None and (beat := _editor_beat(head.editor)):
@@ -165,8 +167,8 @@ def _kernels(head: Head) -> Iterator[Body]:
     """Kernels and terminals of JupyterLab. `/api/status` would not do: this very question is activity to it."""
     assert head.notebooks is not None
     query = head.notebook_query
-    yield from _json(head.notebooks.get(f"/api/kernels{query}"))
-    yield from _json(head.notebooks.get(f"/api/terminals{query}"))
+    yield from read_json(head.notebooks.get(f"/api/kernels{query}"))
+    yield from read_json(head.notebooks.get(f"/api/terminals{query}"))
 
 
 def _editor_beat(editor: HeadHttp) -> str | None:
@@ -178,7 +180,8 @@ def _editor_beat(editor: HeadHttp) -> str | None:
     return datetime.datetime.fromtimestamp(beat / 1000, datetime.UTC).isoformat() if beat else None
 
 
-def _json(data: bytes) -> Any:
+def read_json(data: bytes) -> Any:
+    """JSON that a head answers; an error where it is none."""
     try:
         return json.loads(data)
     except ValueError:

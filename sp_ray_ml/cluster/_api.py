@@ -193,7 +193,15 @@ class Api:
             headers={"Content-Type": _PATCH_TYPES[type]},
         )  # fmt: skip
 
-    def delete(self, kind: Kind, namespace: str | None, name: str, *, uid: str | None = None) -> bool:
+    def delete(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        version: str | None = None,
+    ) -> bool:
         """Delete an object, what it owns after it. False where there was none.
 
         Args:
@@ -201,16 +209,18 @@ class Api:
             namespace: Its namespace.
             name: Its name.
             uid: Delete only this one, not another of the same name.
+            version: Delete it only at this resourceVersion; False where it has changed.
         """
         body: Body = {"propagationPolicy": "Background"}
-        if uid:
-            body["preconditions"] = {"uid": uid}
+        if uid or version:
+            wanted = {"uid": uid, "resourceVersion": version}
+            body["preconditions"] = {key: value for key, value in wanted.items() if value}
         try:
             self.json("DELETE", kind.path(namespace, name), body=body)
         except ClusterNotFoundError:
             return False
         except KubernetesError as error:
-            if uid and error.status == 409:
+            if (uid or version) and error.status == 409:
                 return False
             raise
         return True

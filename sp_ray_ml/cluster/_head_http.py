@@ -61,6 +61,11 @@ class HeadHttp:
             status, data = self._api.exchange("GET", url, headers=self._headers, timeout_s=_ANSWER_S)
         if 200 <= status < 300:
             return data
+        if not self.direct and b'"Status"' in data:  # the API server's own answer
+            raise ClusterError(
+                f"the API server does not pass the request on (status {status})",
+                where=f"{self._name}:{self._port}",
+            )
         if status in (401, 403):
             raise ClusterError("its token is refused", where=f"{self._name}:{self._port}")
         raise ClusterError(f"it answers with status {status}", where=f"{self._name}:{self._port}")

@@ -16,6 +16,7 @@ __all__ = [
     "EVENT",
     "FIELD_MANAGER",
     "GROUP_LABEL",
+    "JOB",
     "LIMIT_RANGE",
     "NAMESPACE",
     "NETWORK_POLICY",
@@ -93,6 +94,7 @@ STORAGE_CLASS = Kind("StorageClass", "/apis/storage.k8s.io/v1", "storageclasses"
 ENDPOINTS = Kind("Endpoints", "/api/v1", "endpoints")
 CONFIG_MAP = Kind("ConfigMap", "/api/v1", "configmaps")
 DEPLOYMENT = Kind("Deployment", "/apis/apps/v1", "deployments")
+JOB = Kind("Job", "/apis/batch/v1", "jobs")
 CRON_JOB = Kind("CronJob", "/apis/batch/v1", "cronjobs")
 ROLE = Kind("Role", "/apis/rbac.authorization.k8s.io/v1", "roles")
 ROLE_BINDING = Kind("RoleBinding", "/apis/rbac.authorization.k8s.io/v1", "rolebindings")

@@ -1,0 +1,308 @@
+"""The agent's CronJob and the few rights that it has: one a namespace, and a Role for each cluster it looks after."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sp_ray_ml import __version__
+from sp_ray_ml.cluster._kinds import (
+    ANNOTATION,
+    CONFIG_MAP,
+    CRON_JOB,
+    JOB,
+    POD,
+    RAY_CLUSTER,
+    ROLE,
+    ROLE_BINDING,
+    SECRET,
+    SERVICE_ACCOUNT,
+    kind_of,
+)
+from sp_ray_ml.errors import KubernetesAccessError
+
+if TYPE_CHECKING:
+    from sp_ray_ml.cluster._api import Api
+
+__all__ = ["agent_objects", "agent_problem", "cluster_objects", "install_agent", "retire_agent"]
+
+Body = dict[str, Any]
+
+NAME = "sp-ray-agent"
+_LABELS = {f"{ANNOTATION}agent": "true"}
+_VERSION, _ASKED = f"{ANNOTATION}version", f"{ANNOTATION}asked-at"
+_EVERY = "*/5 * * * *"
+_DEADLINE_S = 540
+_LATE = datetime.timedelta(minutes=20)
+
+
+def agent_objects(
+    namespace: str, image: str, *, version: str = __version__, pull_secrets: Sequence[str] = ()
+) -> list[Body]:
+    """The CronJob, its service account, and what it may do in the whole namespace.
+
+    Args:
+        namespace: The namespace.
+        image: An image with sp_ray_ml in it.
+        version: Version of sp_ray_ml in it, as far as is known.
+        pull_secrets: Names of Secrets to pull it with.
+    """
+    rules = [
+        _rule(RAY_CLUSTER.group, [RAY_CLUSTER.plural], ["get", "list"]),
+        _rule("", ["pods"], ["get", "list"]),
+        _rule("", ["pods/log"], ["get"]),
+        _rule("", ["events"], ["create", "list"]),
+        _rule(CRON_JOB.group, [CRON_JOB.plural], ["get", "delete"], [NAME]),
+    ]
+    return [
+        _cron_job(namespace, image, version, pull_secrets),
+        {**_head(SERVICE_ACCOUNT, NAME, namespace), "automountServiceAccountToken": False},
+        {**_head(ROLE, NAME, namespace), "rules": rules},
+        _binding(NAME, namespace),
+    ]
+
+
+def cluster_objects(cluster: Body) -> list[Body]:
+    """What the agent may do with one cluster, by name: change and delete it, read its tokens, keep its black box.
+
+    They are the cluster's, and go with it.
+    """
+    from sp_ray_ml.cluster._lifetime_rules import home_of
+
+    meta, spec = cluster["metadata"], cluster["spec"]
+    name, namespace = meta["name"], meta["namespace"]
+    tokens = [(spec.get("authOptions") or {}).get("secretName") or name, f"{name}-workbench"]
+    rules = [
+        _rule(RAY_CLUSTER.group, [RAY_CLUSTER.plural], ["patch", "delete"], [name]),
+        _rule("", [SECRET.plural], ["get"], tokens),
+        _rule("", [CONFIG_MAP.plural], ["get", "create", "patch"], [f"{name}-black-box"]),
+    ]
+    if home_of(cluster) == "pod":  # its home has to be fetched before a suspension
+        rules.append(_rule("", ["pods/exec"], ["get", "create"]))
+    owner = {
+        "apiVersion": RAY_CLUSTER.api_version,
+        "kind": RAY_CLUSTER.name,
+        "name": name,
+        "uid": meta["uid"],
+    }
+    made = f"{NAME}-{name}"
+    found = [{**_head(ROLE, made, namespace), "rules": rules}, _binding(made, namespace)]
+    for each in found:
+        each["metadata"]["ownerReferences"] = [owner]
+    return found
+
+
+def install_agent(
+    api: Api,
+    namespace: str,
+    image: str,
+    *,
+    cluster: Body | None = None,
+    pull_secrets: Sequence[str] = (),
+) -> None:
+    """See to it that the agent runs in a namespace, at the newest version that was asked for.
+
+    Args:
+        api: The API server.
+        namespace: The namespace.
+        image: An image with sp_ray_ml in it; one that works already is kept.
+        cluster: A cluster that it is to look after, as the API server has it.
+        pull_secrets: Names of Secrets to pull the image with.
+
+    Raises:
+        KubernetesAccessError: These credentials may not make what it needs: the cluster is not looked after.
+        KubernetesError: The API server refused.
+    """
+    there = api.find(CRON_JOB, namespace, NAME)
+    version = __version__
+    if there is not None:
+        installed = (there["metadata"].get("annotations") or {}).get(_VERSION, "")
+        pod = there["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        newer = _numbers(installed) > _numbers(version)
+        if newer or (installed == version and agent_problem(api, namespace) is None):
+            image, version = pod["containers"][0]["image"], installed
+            pull_secrets = [each["name"] for each in pod.get("imagePullSecrets") or ()]
+    job, *others = agent_objects(namespace, image, version=version, pull_secrets=pull_secrets)
+    made = api.apply(CRON_JOB, namespace, job, force=True)
+    owner = {
+        "apiVersion": CRON_JOB.api_version,
+        "kind": CRON_JOB.name,
+        "name": NAME,
+        "uid": made["metadata"]["uid"],
+    }
+    for each in others:
+        each["metadata"]["ownerReferences"] = [owner]
+        api.apply(kind_of(each), namespace, each, force=True)
+    for each in cluster_objects(cluster) if cluster else ():
+        api.apply(kind_of(each), namespace, each, force=True)
+    from sp_ray_ml.cluster._black_box_store import forget_old
+
+    if api.allowed("list", CONFIG_MAP, namespace) and api.allowed("delete", CONFIG_MAP, namespace):
+        forget_old(api, namespace)
+
+
+def retire_agent(api: Api, namespace: str) -> Callable[[], bool]:
+    """Read the CronJob now; the function that comes back removes it, unless a cluster has asked for it since.
+
+    To be called before the clusters are listed: whoever makes one asks for the agent afterwards, which changes it.
+    """
+    there = api.find(CRON_JOB, namespace, NAME)
+
+    def remove() -> bool:
+        if there is None:
+            return False
+        meta = there["metadata"]
+        return api.delete(CRON_JOB, namespace, NAME, uid=meta["uid"], version=meta["resourceVersion"])
+
+    return remove
+
+
+def agent_problem(api: Api, namespace: str, now: datetime.datetime | None = None) -> str | None:
+    """Why the clusters of a namespace are not looked after; None where they are, or where it cannot be told."""
+    try:
+        there = api.find(CRON_JOB, namespace, NAME)
+        if there is None:
+            return "no agent is installed in this namespace"
+        return _problem(api, namespace, there, now or datetime.datetime.now(datetime.UTC))
+    except KubernetesAccessError:
+        return None
+
+
+def _problem(api: Api, namespace: str, there: Body, now: datetime.datetime) -> str | None:
+    if there["spec"].get("suspend"):
+        return f"its CronJob {NAME} is suspended"
+    status = there.get("status") or {}
+    labels = ",".join(f"{key}={value}" for key, value in _LABELS.items())
+    jobs = sorted(
+        api.list(JOB, namespace, labels=labels)[0], key=lambda job: str(job["metadata"]["creationTimestamp"])
+    )
+    ended = [job for job in jobs if _ending(job)]
+    if ended and _ending(ended[-1]) == "Failed":
+        return f"the agent's last run failed{_why(api, namespace, ended[-1])}"
+    if jobs and not _ending(jobs[-1]) and (why := _stuck(api, namespace, jobs[-1])):
+        return f"the agent does not start: {why}"
+    known = status.get("lastSuccessfulTime") or there["metadata"]["creationTimestamp"]
+    if now - datetime.datetime.fromisoformat(known) > _LATE:
+        return f"the agent has not run to its end since {known}"
+    return None
+
+
+def _ending(job: Body) -> str:
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    return next(
+        (c["type"] for c in conditions if c["type"] in {"Complete", "Failed"} and c["status"] == "True"), ""
+    )
+
+
+def _why(api: Api, namespace: str, job: Body) -> str:
+    """The last thing that a failed run has said."""
+    name = job["metadata"]["name"]
+    pods, _ = api.list(POD, namespace, labels=f"batch.kubernetes.io/job-name={name}")
+    for pod in reversed(pods):
+        text = api.logs(namespace, pod["metadata"]["name"], NAME, tail=20)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if any("No module named" in line and "sp_ray_ml" in line for line in lines):
+            return ": its image has no sp_ray_ml"
+        failures = [line for line in lines if " ERROR " in line] or lines[-1:]
+        if failures:
+            from sp_ray_ml.cluster._redactor import Redactor
+
+            return f": {Redactor().text(failures[-1])[:300]}"
+    return f": kubectl logs job/{name} -n {namespace}"
+
+
+def _stuck(api: Api, namespace: str, job: Body) -> str:
+    """Why the pod of a run does not start, where that is known to be for longer."""
+    pods, _ = api.list(POD, namespace, labels=f"batch.kubernetes.io/job-name={job['metadata']['name']}")
+    for pod in pods:
+        for state in (pod.get("status") or {}).get("containerStatuses") or ():
+            waiting = state["state"].get("waiting") or {}
+            if waiting.get("reason") not in {None, "ContainerCreating", "PodInitializing"}:
+                return f"{waiting['reason']} {waiting.get('message', '')}".strip()[:300]
+    return ""
+
+
+def _cron_job(namespace: str, image: str, version: str, pull_secrets: Sequence[str]) -> Body:
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    container = {
+        "name": NAME,
+        "image": image,
+        "command": ["python", "-m", "sp_ray_ml.cluster.agent"],
+        "env": [
+            {"name": "HOME", "value": "/tmp"},  # noqa: S108 - a volume of this pod alone
+            {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"},
+        ],
+        "resources": {
+            "requests": {"cpu": "50m", "memory": "128Mi"},
+            "limits": {"cpu": "500m", "memory": "512Mi"},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}],  # noqa: S108
+    }
+    pod: Body = {
+        "serviceAccountName": NAME,
+        "automountServiceAccountToken": True,
+        "restartPolicy": "Never",
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 1000,
+            "runAsGroup": 1000,
+            "fsGroup": 1000,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": "4Gi"}}],
+    }
+    if pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in pull_secrets]
+    body = _head(CRON_JOB, NAME, namespace)
+    # The time makes every call a change, by which an agent that is about to remove itself knows that it is wanted.
+    body["metadata"]["annotations"] = {_VERSION: version, _ASKED: now}
+    body["spec"] = {
+        "schedule": _EVERY,
+        "concurrencyPolicy": "Forbid",
+        "startingDeadlineSeconds": 240,
+        "successfulJobsHistoryLimit": 1,
+        "failedJobsHistoryLimit": 2,
+        "jobTemplate": {
+            "metadata": {"labels": dict(_LABELS)},
+            "spec": {
+                "backoffLimit": 0,
+                "activeDeadlineSeconds": _DEADLINE_S,
+                "template": {"metadata": {"labels": dict(_LABELS)}, "spec": pod},
+            },
+        },
+    }
+    return body
+
+
+def _head(kind: Any, name: str, namespace: str) -> Body:
+    return {
+        "apiVersion": kind.api_version,
+        "kind": kind.name,
+        "metadata": {"name": name, "namespace": namespace, "labels": dict(_LABELS)},
+    }
+
+
+def _rule(group: str, resources: Sequence[str], verbs: Sequence[str], names: Sequence[str] = ()) -> Body:
+    rule: Body = {"apiGroups": [group], "resources": list(resources), "verbs": list(verbs)}
+    if names:
+        rule["resourceNames"] = list(names)
+    return rule
+
+
+def _binding(name: str, namespace: str) -> Body:
+    return {
+        **_head(ROLE_BINDING, name, namespace),
+        "roleRef": {"apiGroup": ROLE.group, "kind": ROLE.name, "name": name},
+        "subjects": [{"kind": SERVICE_ACCOUNT.name, "name": NAME, "namespace": namespace}],
+    }
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
