@@ -23,18 +23,32 @@ def pod_resources(spec: Body, which: str = "requests") -> dict[str, Decimal]:
         which: `requests` or `limits`; a missing request is the limit, as Kubernetes has it.
     """
     total: dict[str, Decimal] = {}
-    # Init containers that restart are sidecars: they run beside the others.
-    sidecars = [c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"]
-    for container in [*spec["containers"], *sidecars]:
-        for name, amount in _asked(container, which).items():
-            total[name] = total.get(name, Decimal(0)) + amount
+    for container in spec["containers"]:
+        _add(total, _asked(container, which))
+    # Init containers that restart are sidecars: they run beside the init containers after them and all others.
+    beside: dict[str, Decimal] = {}
+    greatest: dict[str, Decimal] = {}
     for container in spec.get("initContainers") or ():
-        if container.get("restartPolicy") != "Always":
-            for name, amount in _asked(container, which).items():
-                total[name] = max(total.get(name, Decimal(0)), amount)
+        if container.get("restartPolicy") == "Always":
+            _add(beside, _asked(container, which))
+        else:
+            for name, amount in _add(dict(beside), _asked(container, which)).items():
+                greatest[name] = max(greatest.get(name, Decimal(0)), amount)
+    _add(total, beside)
+    for name, amount in greatest.items():
+        total[name] = max(total.get(name, Decimal(0)), amount)
+    # What is said for the whole pod counts instead of its containers'.
+    for name, text in ((spec.get("resources") or {}).get(which) or {}).items():
+        total[name] = parse_quantity(text)
     for name, text in (spec.get("overhead") or {}).items():
         if which == "requests" or name in total:
             total[name] = total.get(name, Decimal(0)) + parse_quantity(text)
+    return total
+
+
+def _add(total: dict[str, Decimal], more: Mapping[str, Decimal]) -> dict[str, Decimal]:
+    for name, amount in more.items():
+        total[name] = total.get(name, Decimal(0)) + amount
     return total
 
 
