@@ -279,7 +279,7 @@ def create(
             api.delete(kind, namespace, companion)
         raise
     _own(api, namespace, cluster, request.companions)
-    if problem := _look_after(api, request):
+    if problem := _look_after(api, request, cluster):
         notes.append(problem)
     return Created(cluster, existing is not None, plan, notes)
 
@@ -336,7 +336,7 @@ def _own(api: Api, namespace: str, cluster: Body, beside: Sequence[Body]) -> Non
         )
 
 
-def _look_after(api: Api, request: Request) -> str | None:
+def _look_after(api: Api, request: Request, cluster: Body) -> str | None:
     """See to it that a cluster with a limit is looked after; what stands in the way, where something does."""
     if request.settings.idle_limit is None and request.settings.life_limit is None:
         return None
@@ -344,7 +344,10 @@ def _look_after(api: Api, request: Request) -> str | None:
 
     head = request.cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     try:
-        install_agent(api, request.namespace, head["image"])
+        install_agent(
+            api, request.namespace, head["image"], cluster=cluster,
+            pull_secrets=request.settings.image_pull_secrets,
+        )  # fmt: skip
     except KubernetesAccessError as error:
         return f"nobody looks after this cluster: the agent cannot be installed ({error.message})"
     return None
