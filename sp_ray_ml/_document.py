@@ -80,7 +80,10 @@ class Document:
 
 
 def read_document(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Document, overrides: Sequence[str] = ()
+    source: str | os.PathLike[str] | Mapping[str, Any] | Document,
+    overrides: Sequence[str] = (),
+    *,
+    variables: bool = True,
 ) -> Document:
     """Read a config from a YAML file or a mapping.
 
@@ -90,6 +93,7 @@ def read_document(
     Args:
         source: Path of the file, a mapping that stands for one, or a document, which then is changed.
         overrides: `dotted.path=value` each, the value in YAML: they replace or add a key.
+        variables: Whether a file's are replaced; not where `$` is another's, a shell's in a Kubernetes manifest say.
 
     Raises:
         ConfigError: No such file, not YAML, not a mapping. Doubled keys and variables that are not set are noted in
@@ -100,7 +104,7 @@ def read_document(
         document = Document(data={})
         document.data = _Reader(document).plain(data, ())
     elif isinstance(source, str | os.PathLike):
-        document = _read_file(Path(source))
+        document = _read_file(Path(source), variables)
     elif isinstance(source, Document):
         document = source
     else:
@@ -146,8 +150,9 @@ def _compose(text: str) -> list[yaml.Node | None]:
 class _Reader:
     """Turns YAML nodes into plain data and notes in the document what is wrong with them."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, variables: bool = True) -> None:
         self.document = document
+        self.variables = variables
         self._open: set[int] = set()
         self._count = 0
 
@@ -227,6 +232,8 @@ class _Reader:
         return found
 
     def _substitute(self, text: str, path: KeyPath, node: yaml.Node | None) -> str:
+        if not self.variables:
+            return text
         values: list[str] = []
 
         def replace(match: re.Match[str]) -> str:
@@ -270,7 +277,7 @@ def typed_scalar(text: str) -> Any:
     return text
 
 
-def _read_file(path: Path) -> Document:
+def _read_file(path: Path, variables: bool) -> Document:
     file = str(path)
     document = Document(data={}, file=file)
     text = _read_text(path)
@@ -296,7 +303,7 @@ def _read_file(path: Path) -> Document:
     if not isinstance(nodes[0], yaml.MappingNode):
         what = "a list" if isinstance(nodes[0], yaml.SequenceNode) else "plain text"
         raise ConfigError(f"the file is {what}: a config is a mapping (key: value)", where=file)
-    document.data = _Reader(document).value(nodes[0], ()) or {}
+    document.data = _Reader(document, variables).value(nodes[0], ()) or {}
     return document
 
 
