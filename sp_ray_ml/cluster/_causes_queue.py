@@ -23,10 +23,11 @@ def queue_cause(snapshot: Snapshot, cluster: Body, queue: str, suspended: bool) 
     workloads = snapshot.workloads or ()
     mine = next((each for each in workloads if _owned_by(each, uid)), None)
     if mine is None:
-        if not suspended or age_s(cluster, snapshot.now) < _UNNOTICED_S:
+        if not suspended:
             return None
+        late = age_s(cluster, snapshot.now) >= _UNNOTICED_S
         why = "Kueue has not taken it up: it does not run, or does not care for RayClusters"
-        message = f"it waits for queue {queue}, but {why}"
+        message = f"it waits for queue {queue}, but {why}" if late else f"it waits for queue {queue} to take it up"
         return Cause("queue", "cluster", message, "Check Kueue: kubectl get pods -n kueue-system")
     if mine["spec"].get("active") is False:
         evicted = condition(mine, "Evicted") or condition(mine, "DeactivationTarget") or {}
@@ -39,7 +40,8 @@ def queue_cause(snapshot: Snapshot, cluster: Body, queue: str, suspended: bool) 
             permanent=True,
         )
     if _true(mine, "Admitted"):
-        return None
+        message = f"queue {queue} has admitted it, and Kueue is about to resume it"
+        return Cause("queue", "cluster", message, look) if suspended else None
     if _true(mine, "QuotaReserved"):
         checks = [
             f"{each['name']}: {each.get('message') or each.get('state')}"

@@ -73,7 +73,10 @@ def _exceeded(
     key = max(asked, key=lambda each: (used[each] + asked[each] * missing - hard[each]) / (asked[each] or 1))
     short = used[key] + asked[key] * missing - hard[key]
     mine = sum((quota_use(pod, key) for pod in _pods_of(snapshot)), Decimal(0))
-    whole = mine + asked[key] * missing + _to_come(snapshot, state, key)
+    # Pods that are about to go give back what they have.
+    staying = [pod for pod in _pods_of(snapshot) if not pod["metadata"].get("deletionTimestamp")]
+    kept = sum((quota_use(pod, key) for pod in staying), Decimal(0))
+    whole = kept + asked[key] * missing + _to_come(snapshot, state, key)
     never = whole > hard[key]
     who = "the head" if not state.name else f"{missing} more worker{'' if missing == 1 else 's'}"
     each = " each" if missing > 1 else ""

@@ -186,13 +186,14 @@ def notes(snapshot: Snapshot) -> list[str]:
             f"{'runs' if count == 1 else 'run'} on, as KubeRay deletes none of them; to delete them: "
             f"kubectl delete pods -n {namespace} -l ray.io/cluster={name},ray.io/group={group}"
         )
+    autoscaled = cluster["spec"].get("enableInTreeAutoscaling")
     for group_name, group in groups.items():
         replicas, most, least = (group.get(key) for key in ("replicas", "maxReplicas", "minReplicas"))
         if replicas is not None and most is not None and int(replicas) > int(most):
             found.append(
                 f"worker group {group_name} asks for {replicas} replicas, but maxReplicas {most} is the most"
             )
-        elif replicas is not None and least is not None and int(replicas) < int(least):
+        elif replicas is not None and least is not None and int(replicas) < int(least) and not autoscaled:
             found.append(
                 f"worker group {group_name} asks for {replicas} replicas, but minReplicas {least} is the least"
             )
