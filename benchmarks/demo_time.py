@@ -32,7 +32,7 @@ def main(quick: bool) -> dict[str, object]:
                 began = time.perf_counter()
                 for command in (["demo", "demo/warehouse"], ["run", "examples/shows.yaml"]):
                     subprocess.run(
-                        [sp_ray, *command], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL
+                        [sp_ray, *command], cwd=folder, env=environment, check=True, capture_output=True
                     )
                 seconds.append(time.perf_counter() - began)
             print(f"{seconds[-1]:.1f} s", flush=True)
