@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.cluster._jobs import Job
     from sp_ray_ml.cluster._plan import Plan
     from sp_ray_ml.cluster._snapshot import Cause
+    from sp_ray_ml.cluster._versions import Purpose
     from sp_ray_ml.cluster.options import ClusterOptions
     from sp_ray_ml.cluster.settings import ClusterSettings
 
@@ -330,7 +331,7 @@ class RayCluster:
         from sp_ray_ml.cluster._connect import Connection
 
         if check_versions:
-            self._check_versions("a Ray client")
+            self._check_versions("client")
         return Connection(self._api, self.namespace, self.name)
 
     def dashboard(self) -> ClusterDashboard:
@@ -452,7 +453,7 @@ class RayCluster:
         except KubernetesAccessError:
             return None
 
-    def _check_versions(self, for_what: str) -> None:
+    def _check_versions(self, for_what: Purpose) -> None:
         from sp_ray_ml.cluster._ray_state import versions
         from sp_ray_ml.cluster._versions import check_versions, client_versions
 
