@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from sp_ray_ml._names import near_match
 from sp_ray_ml.cluster._kinds import RAY_CLUSTER
-from sp_ray_ml.errors import ClusterNotFoundError, ConfigError, KubernetesError
+from sp_ray_ml.cluster._validate import find_worker_group
+from sp_ray_ml.errors import ConfigError, KubernetesError
 
 if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
@@ -27,15 +27,8 @@ def scale(api: Api, namespace: str, name: str, worker_group: str, replicas: int)
     where = f"{namespace}/{name}"
     for attempt in range(_ATTEMPTS):
         cluster = api.get(RAY_CLUSTER, namespace, name)
-        groups = cluster["spec"].get("workerGroupSpecs") or []
-        names = [group["groupName"] for group in groups]
-        if worker_group not in names:
-            raise ClusterNotFoundError(
-                f"there is no worker group {worker_group}{near_match(worker_group, names)}", where=where,
-                hint=f"There {'is' if len(names) == 1 else 'are'}: {', '.join(names) or 'none'}",
-            )  # fmt: skip
-        index = names.index(worker_group)
-        _check(cluster, groups[index], worker_group, replicas, where)
+        index = find_worker_group(cluster, worker_group, where=where)
+        _check(cluster, cluster["spec"]["workerGroupSpecs"][index], worker_group, replicas, where)
         place = f"/spec/workerGroupSpecs/{index}"
         patch = [
             {"op": "test", "path": f"{place}/groupName", "value": worker_group},
