@@ -30,7 +30,7 @@ def scale(api: Api, namespace: str, name: str, worker_group: str, replicas: int)
         index = find_worker_group(cluster, worker_group, where=where)
         _check(cluster, cluster["spec"]["workerGroupSpecs"][index], worker_group, replicas, where)
         place = f"/spec/workerGroupSpecs/{index}"
-        patch = [
+        patch: list[dict[str, Any]] = [
             {"op": "test", "path": f"{place}/groupName", "value": worker_group},
             {"op": "add", "path": f"{place}/replicas", "value": replicas},
         ]
