@@ -106,11 +106,13 @@ def ssh_config(
     Args:
         name: The cluster's name.
         namespace: The cluster's namespace.
-        kubeconfig: Kubeconfig to name in it.
+        kubeconfig: Kubeconfig to name in it; that of `KUBECONFIG` without.
         context: Context to name in it.
     """
     words = [*_program(), "ssh", "cluster", name, "--namespace", namespace, "--proxy"]
-    if kubeconfig:
+    # VS Code has the environment of a desktop, and not of the shell where this was asked for.
+    kubeconfig = kubeconfig or os.environ.get("KUBECONFIG")
+    if kubeconfig and os.pathsep not in str(kubeconfig):
         words += ["--kubeconfig", str(Path(kubeconfig).expanduser().absolute())]
     if context:
         words += ["--context", context]

@@ -58,6 +58,15 @@ if ! is_made_of "$CACHE/venv.made" "$made_of"; then
     echo "$made_of" >"$CACHE/venv.made"
 fi
 
+# The image starts in /root, where user 1000 may not be, and Python's multiprocessing goes back to where it began.
+cat >"$CACHE/sitecustomize.py" <<'END'
+import os
+
+if not os.access(".", os.X_OK):
+    os.chdir("/tmp")
+END
+install -C -m 644 "$CACHE/sitecustomize.py" "$(echo "$VENV"/lib/python3.*/site-packages)/sitecustomize.py"
+
 # Apart from the environment, so that a change here makes a small layer anew and not the large one.
 package="$CACHE/package"
 made_of="$(find sp_ray_ml tutorials pyproject.toml -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum)"
