@@ -286,7 +286,8 @@ def _read_file(path: Path, variables: bool) -> Document:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         note = " (a tab: YAML wants spaces)" if "\\t" in str(error.problem) else ""
-        if line and "${" in text.splitlines()[line - 1]:
+        # What ends too early is marked behind the last line.
+        if line and "${" in "".join(text.splitlines()[line - 1 : line]):
             note = ' (inside { } and [ ] a variable is to be quoted: "${NAME}")'
         message = f"not YAML: {error.problem or error.context}{note}"
         raise ConfigError("not YAML", problems=(Problem("", message, file, line),)) from None

@@ -1,6 +1,7 @@
 """What a RayCluster must keep to beyond its schema: rules of the operator and of pods, broken only in an Event later.
 
-Each rule yields the path in the manifest and what is wrong there. They expect a manifest that has passed its schema.
+Each rule yields the path in the manifest and what is wrong there. What is of the wrong type or missing is None or
+absent in the manifest that they look at: the schema's check has named it.
 """
 
 from __future__ import annotations
@@ -36,17 +37,19 @@ _HEAD: KeyPath = ("spec", "headGroupSpec")
 
 def broken_rules(manifest: Body) -> Broken:
     """Every rule that a RayCluster breaks."""
-    yield from _metadata(manifest["metadata"])
-    spec = manifest["spec"]
-    groups = list(enumerate(spec.get("workerGroupSpecs") or ()))
-    yield from _group(spec["headGroupSpec"], _HEAD, "the head")
+    yield from _metadata(manifest.get("metadata") or {})
+    spec = manifest.get("spec") or {}
+    groups = [(index, group) for index, group in enumerate(spec.get("workerGroupSpecs") or ()) if group]
+    yield from _group(spec.get("headGroupSpec") or {}, _HEAD, "the head")
     for index, group in groups:
         path: KeyPath = ("spec", "workerGroupSpecs", index)
-        yield from _group(group, path, f"worker group {group['groupName']}")
+        yield from _group(group, path, f"worker group {group.get('groupName')}")
         yield from _worker_group(spec, group, path)
     seen: set[str] = set()
     for index, group in groups:
-        if (name := group["groupName"]) in seen:
+        if not (name := group.get("groupName")):
+            continue
+        if name in seen:
             yield (
                 ("spec", "workerGroupSpecs", index, "groupName"),
                 f"a second worker group {name}: KubeRay would make and delete their pods for ever",
@@ -70,7 +73,7 @@ def _metadata(meta: Body) -> Broken:
         yield ("metadata", "name"), "required: a cluster has a name"
         return
     try:
-        check_name(meta["name"])
+        check_name(str(meta["name"]))
     except ValueError as error:
         yield ("metadata", "name"), str(error)
 
@@ -87,12 +90,20 @@ def _group(group: Body, path: KeyPath, what: str) -> Broken:
             (*path, "rayStartParams", "labels"),
             f"KubeRay takes labels of {what} beside rayStartParams, as labels",
         )
-    yield from _pod(group["template"].get("spec") or {}, (*path, "template", "spec"), what)
+    pod = _pod_spec(group)
+    if pod is not None:
+        yield from _pod(pod, (*path, "template", "spec"), what)
+
+
+def _pod_spec(group: Body) -> dict[str, Any] | None:
+    """The spec of a group's pods; None where the group has no template."""
+    template = group.get("template")
+    return None if template is None else template.get("spec") or {}
 
 
 def _worker_group(spec: Body, group: Body, path: KeyPath) -> Broken:
-    name = group["groupName"]
-    if not _GROUP_NAME.fullmatch(name.lower()) or len(name) > 63:
+    name = group.get("groupName")
+    if name and (not _GROUP_NAME.fullmatch(name.lower()) or len(name) > 63):
         yield (
             (*path, "groupName"),
             f"{name!r} cannot be part of a pod's name: letters, digits, '-' and '.' can",
@@ -114,14 +125,15 @@ def _worker_group(spec: Body, group: Body, path: KeyPath) -> Broken:
 
 
 def _pod(pod: Body, path: KeyPath, what: str) -> Broken:
-    if not pod.get("containers"):
+    if pod.get("containers", ()) in ([], ()):
         yield (*path, "containers"), f"{what} has no container: the first one runs Ray"
     names: set[str] = set()
     volumes = {volume.get("name") for volume in pod.get("volumes") or ()}
     for key in ("initContainers", "containers"):
         for index, container in enumerate(pod.get(key) or ()):
             at = (*path, key, index)
-            name = container.get("name") or ""
+            if (name := container.get("name")) is None:
+                continue
             if not _LABEL.fullmatch(name) or len(name) > 63:
                 yield (*at, "name"), f"{name!r} is no container's name: small letters, digits and '-' are"
             if name in names:
@@ -129,7 +141,7 @@ def _pod(pod: Body, path: KeyPath, what: str) -> Broken:
             names.add(name)
             yield from _resources(container.get("resources") or {}, (*at, "resources"))
             for number, mount in enumerate(container.get("volumeMounts") or ()):
-                if mount.get("name") not in volumes:
+                if mount.get("name") and mount["name"] not in volumes:
                     near = near_match(str(mount.get("name")), sorted(map(str, volumes)))
                     yield (
                         (*at, "volumeMounts", number, "name"),
@@ -141,6 +153,8 @@ def _resources(resources: Body, path: KeyPath) -> Broken:
     amounts: dict[str, dict[str, Decimal]] = {"limits": {}, "requests": {}}
     for which, found in amounts.items():
         for name, text in (resources.get(which) or {}).items():
+            if text is None:
+                continue
             try:
                 found[name] = parse_quantity(text)
             except ValueError as error:
@@ -173,7 +187,7 @@ def _is_v2(spec: Body) -> bool:
 
 
 def _head_environment(spec: Body) -> dict[str, Any]:
-    containers = (spec["headGroupSpec"]["template"].get("spec") or {}).get("containers") or [{}]
+    containers = (_pod_spec(spec.get("headGroupSpec") or {}) or {}).get("containers") or [{}]
     return {each.get("name"): each.get("value") for each in containers[0].get("env") or ()}
 
 
@@ -188,12 +202,12 @@ def _autoscaling(spec: Body) -> Broken:
         if switched and options.get("version"):
             yield environment, f"{_V2} and autoscalerOptions.version are both set: keep the latter"
         if _is_v2(spec):
-            pods = [(_HEAD, spec["headGroupSpec"])]
+            pods: list[tuple[KeyPath, Body]] = [(_HEAD, spec.get("headGroupSpec") or {})]
             pods += [
                 (("spec", "workerGroupSpecs", i), g) for i, g in enumerate(spec.get("workerGroupSpecs") or ())
             ]
             for path, group in pods:
-                policy = (group["template"].get("spec") or {}).get("restartPolicy")
+                policy = (_pod_spec(group or {}) or {}).get("restartPolicy")
                 if policy not in (None, "", "Never"):
                     yield (
                         (*path, "template", "spec", "restartPolicy"),
@@ -236,9 +250,9 @@ def _needs_ray(spec: Body, least: tuple[int, int, int], path: KeyPath, what: str
 
 
 def _fault_tolerance(manifest: Body) -> Broken:
-    spec, notes = manifest["spec"], manifest["metadata"].get("annotations") or {}
+    spec, notes = manifest.get("spec") or {}, (manifest.get("metadata") or {}).get("annotations") or {}
     options, environment = spec.get("gcsFaultToleranceOptions"), _head_environment(spec)
-    params = spec["headGroupSpec"].get("rayStartParams") or {}
+    params = (spec.get("headGroupSpec") or {}).get("rayStartParams") or {}
     at: KeyPath = (*_HEAD, "template", "spec", "containers", 0, "env")
     enabled = notes.get("ray.io/ft-enabled")
     if options is None:

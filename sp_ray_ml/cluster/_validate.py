@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml._document import Document, read_document
@@ -153,50 +154,67 @@ def check_manifest(
 
     fields = fields_of(schema) if schema is not None else kept_fields()
     found = list(_check(manifest, fields.top, (), fields))
-    # The rules take the schema's types for granted; an unknown field does them no harm.
-    if not any(breaks for _, _, breaks in found):
-        found += [(path, message, True) for path, message in broken_rules(manifest)]
+    sound = _without(manifest, [path for path, _ in found])
+    named = {path for path, _ in found}
+    found += [(path, message) for path, message in broken_rules(sound) if path not in named]
     if not found:
         return
     known = document or Document(data={})
-    problems = [known.problem(path, message) for path, message, _ in found]
+    problems = [known.problem(path, message) for path, message in found]
     unique = sorted(dict.fromkeys(problems), key=lambda problem: problem.line or 0)
     count = f"{len(unique)} mistakes" if len(unique) > 1 else "1 mistake"
     raise ConfigError(f"{known.file or 'the RayCluster'} has {count}", problems=tuple(unique))
 
 
-def _check(value: Any, node: Any, path: KeyPath, fields: Fields) -> Iterator[tuple[KeyPath, str, bool]]:
-    """What is wrong with a value by its node: path, message, and whether its type is."""
+def _without(manifest: Body, paths: Sequence[KeyPath]) -> Body:
+    """A manifest without what is at these paths; a list without one of its parts is left out as a whole."""
+    if not paths:
+        return manifest
+    result = copy.deepcopy(manifest)
+    for path in paths:
+        while path and isinstance(path[-1], int):
+            path = path[:-1]  # noqa: PLW2901
+        holder: Any = result
+        for key in path[:-1]:
+            inside = isinstance(holder, list) and isinstance(key, int) and key < len(holder)
+            holder = holder[key] if inside else holder.get(key) if isinstance(holder, dict) else None
+        if path and isinstance(holder, dict):
+            holder[path[-1]] = None
+    return result
+
+
+def _check(value: Any, node: Any, path: KeyPath, fields: Fields) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong with a value by its node: path and message."""
     node = fields.node(node)
     if value is None and path and not (isinstance(node, dict) and node.get("required")):
         return  # as if it were not there
     if isinstance(node, str):
         if problem := _scalar(value, node):
-            yield path, problem, True
+            yield path, problem
     elif "one of" in node:
         if value not in node["one of"]:
             near = near_match(str(value), node["one of"])
-            yield path, f"expected {' or '.join(map(str, node['one of']))}, got {value}{near}", True
+            yield path, f"expected {' or '.join(map(str, node['one of']))}, got {value}{near}"
     elif "list" in node:
         if not isinstance(value, list):
-            yield path, f"expected a list, got {_shown(value)}", True
+            yield path, f"expected a list, got {_shown(value)}"
             return
         for index, each in enumerate(value):
             if each is None:
-                yield (*path, index), "is empty", True
+                yield (*path, index), "is empty"
             yield from _check(each, node["list"], (*path, index), fields)
     elif not isinstance(value, Mapping):
-        yield path, f"expected a mapping (key: value), got {_shown(value)}", True
+        yield path, f"expected a mapping (key: value), got {_shown(value)}"
     elif "map" in node:
         for key, each in value.items():
             yield from _check(each, node["map"], (*path, key), fields)
     else:
         for key in node["required"]:
             if value.get(key) is None:
-                yield (*path, key), "required", True
+                yield (*path, key), "required"
         for key, each in value.items():
             if key not in node["fields"]:
-                yield (*path, key), f"unknown{near_match(key, node['fields'])}", False
+                yield (*path, key), f"unknown{near_match(key, node['fields'])}"
             else:
                 yield from _check(each, node["fields"][key], (*path, key), fields)
 
