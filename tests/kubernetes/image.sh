@@ -11,7 +11,7 @@ CLUSTER="${SP_RAY_KUBERNETES_TOOL:-../shared/kubernetes/cluster}"
 CACHE="${SP_RAY_TEST_IMAGE_CACHE:-/var/cache/sp-ray-test-image}"
 PYTHON="$PWD/.venv/bin/python"
 UV="$PWD/.venv/bin/uv"
-PACKAGES=('ray[default]' jupyterlab pydantic kubernetes pyyaml fsspec typer rich numpy)
+PACKAGES=('ray[default]' jupyterlab pydantic kubernetes pyyaml fsspec typer rich numpy scipy)
 CODE_SERVER=4.100.3 # the last that Node 20 runs
 
 say() { echo "image.sh: $*" >&2; }
