@@ -28,6 +28,13 @@ _ASSIGNED = re.compile(
     (?!["'\s])[^\s"',;&)}\]]+"""
 )
 
+_COUNT = re.compile(r"(?i)tokens[\"']?\s*[=:]\s*[\"']?\d+(?:\.\d+)?")
+"""`max_tokens=512` of a language model."""
+
+
+def _strike(match: re.Match[str]) -> str:
+    return match[0] if _COUNT.search(match[0]) and match[0][-1].isdigit() else match[1] + _STRUCK
+
 
 class Redactor:
     """Strikes out secrets.
@@ -63,7 +70,7 @@ class Redactor:
         for pattern in _PATTERNS:
             text = pattern.sub(_STRUCK, text)
         text = _BEARER.sub(rf"\1\2{_STRUCK}", text)
-        text = _ASSIGNED.sub(rf"\g<1>{_STRUCK}", text)
+        text = _ASSIGNED.sub(_strike, text)
         return str(redact(text))
 
     def body(self, value: Any, key: str = "") -> Any:
