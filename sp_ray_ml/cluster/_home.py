@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from sp_ray_ml.cluster._lifetime_rules import HOME_VOLUME
 from sp_ray_ml.errors import ClusterError
@@ -72,7 +72,7 @@ def save_home(api: Api, pod: dict[str, Any], file: Path) -> str:
         with storage_errors(file), file.open("wb") as target:
             code = exec_in_pod(
                 api, pod["metadata"]["namespace"], pod["metadata"]["name"], container["name"], command,
-                stdout=_Bounded(target), stderr=errors, timeout_s=_TIMEOUT_S,
+                stdout=cast("IO[bytes]", _Bounded(target)), stderr=errors, timeout_s=_TIMEOUT_S,
             )  # fmt: skip
         if code not in (0, _FILE_CHANGED):
             said = errors.getvalue().decode(errors="replace").strip().splitlines()
