@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -102,22 +102,31 @@ def rooms(nodes: Sequence[Body], pods: Iterable[Body]) -> list[Room]:
 
 
 def place(demands: Sequence[Demand], nodes: Mapping[str, Sequence[Room]]) -> dict[str, int]:
-    """How many pods of each demand find room, those first that fewest nodes may take. The rooms' `free` is used up.
+    """How many pods of each demand find room together.
 
-    The scheduler spreads pods and so may not find the packing that this finds: what is short here is short there.
+    Those go first that fewest nodes may take, then the largest. Where some find no room that way, they go in the order
+    that the operator makes them in. The scheduler spreads pods, and may miss a packing that this finds.
 
     Args:
-        demands: The pods.
-        nodes: By demand the nodes that may take it.
+        demands: The pods, in the order in which they are made.
+        nodes: By demand the nodes that may take it; their `free` stays as it is.
     """
+    hardest = sorted(demands, key=lambda d: (len(nodes[d.name]), -d.requests.get("cpu", Decimal(0))))
+    placed = _pack(hardest, nodes)
+    if all(placed[demand.name] == demand.count for demand in demands):
+        return placed
+    return _pack(demands, nodes)
+
+
+def _pack(demands: Sequence[Demand], nodes: Mapping[str, Sequence[Room]]) -> dict[str, int]:
+    """Place each demand in turn on the fullest nodes that take it."""
+    copies = {id(room): replace(room, free=dict(room.free)) for found in nodes.values() for room in found}
     placed: dict[str, int] = {}
-    for demand in sorted(demands, key=lambda d: (len(nodes[d.name]), -d.requests.get("cpu", Decimal(0)))):
+    for demand in demands:
         left = demand.count
+        able = [copies[id(room)] for room in nodes[demand.name]]
         # GPUs are left for those who ask for them, and large nodes for large pods.
-        order = sorted(
-            nodes[demand.name], key=lambda room: (_gpus(room.free), room.free.get("cpu", Decimal(0)))
-        )
-        for room in order:
+        for room in sorted(able, key=lambda room: (_gpus(room.free), room.free.get("cpu", Decimal(0)))):
             if not left:
                 break
             if count := min(left, room.count(demand.requests)):

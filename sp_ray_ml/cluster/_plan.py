@@ -23,6 +23,7 @@ __all__ = ["Features", "Finding", "Plan", "features", "plan", "plan_from"]
 Body = Mapping[str, Any]
 
 _ORDER = {"never": 0, "short": 1, "unknown": 2, "ok": 3}
+_MOST_NAMED = 4
 _UNREAD = {
     "quotas": "resource quotas",
     "limit_ranges": "limit ranges",
@@ -50,19 +51,21 @@ def plan(api: Api, manifest: Body, companions: Sequence[Body] = ()) -> Plan:
 def plan_from(facts: PlanFacts, manifest: Body, companions: Sequence[Body] = ()) -> Plan:
     """The plan that follows from what was read; the same in, the same out."""
     request = cluster_request(manifest, companions, limit_ranges=facts.limit_ranges or ())
-    found = list(_findings(facts, request, companions))
+    found = list(_findings(facts, request, manifest, companions))
     found.sort(key=lambda finding: _ORDER[finding.state])
     types = dict.fromkeys(kind for group in request.groups if (kind := gpu_type_of_pod(group.spec)))
     return Plan(request, tuple(found), tuple(types))
 
 
-def _findings(facts: PlanFacts, request: ClusterRequest, companions: Sequence[Body]) -> Iterator[Finding]:
+def _findings(
+    facts: PlanFacts, request: ClusterRequest, manifest: Body, companions: Sequence[Body]
+) -> Iterator[Finding]:
     if facts.namespace is False:
         yield Finding(
             "namespace", "never", f"there is no namespace {request.namespace}",
             f"Create it, where you may: kubectl create namespace {request.namespace}",
         )  # fmt: skip
-    yield from _schema(facts)
+    yield from _schema(facts, manifest)
     yield from _permissions(facts, request)
     yield from _references(facts, request)
     limits = list(limit_range_findings(request, facts.limit_ranges or (), companions))
@@ -84,17 +87,32 @@ def _findings(facts: PlanFacts, request: ClusterRequest, companions: Sequence[Bo
         )  # fmt: skip
 
 
-def _schema(facts: PlanFacts) -> Iterator[Finding]:
-    version = facts.features.version
-    if facts.refusal:
+def _schema(facts: PlanFacts, manifest: Body) -> Iterator[Finding]:
+    """What the served CRD, the operator's own rules and admission say of the manifest."""
+    from sp_ray_ml.cluster._validate import check_manifest
+    from sp_ray_ml.errors import ConfigError
+
+    known = facts.features
+    try:
+        check_manifest(dict(manifest), schema=known.schema)
+    except ConfigError as error:
+        named = [str(problem) for problem in error.problems]
+        more = f"; and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
         yield Finding(
             "schema",
             "never",
-            f"the API server refuses it: {facts.refusal}",
-            "Correct it: sp-ray create cluster … --dry-run",
+            f"KubeRay would refuse it: {'; '.join(named[:_MOST_NAMED])}{more}",
+            "Correct it in the manifest",
         )
-    elif version:
-        yield Finding("schema", "ok", f"KubeRay {version} or later takes it")
+        return
+    if facts.refusal:
+        yield Finding(
+            "schema", "never", f"the API server refuses it: {facts.refusal}", "Correct it in the manifest"
+        )
+    elif known.version:
+        yield Finding("schema", "ok", f"KubeRay {known.version} or later takes it")
+    else:
+        yield Finding("schema", "unknown", "which version of KubeRay there is could not be checked", "")
 
 
 def _permissions(facts: PlanFacts, request: ClusterRequest) -> Iterator[Finding]:

@@ -61,8 +61,8 @@ def node_findings(
             able[group.name] = found
     wanted = [group for group in request.groups if group.name in able and group.replicas]
     demands = [Demand(group.name, group.requests, group.replicas) for group in wanted]
-    # Each packing uses its rooms up: they are shared between the groups, not between packings.
     now = place(demands, able)
+    # The groups share their nodes, empty ones too.
     empty = {id(room): room.emptied() for room in known.rooms}
     later = place(demands, {name: [empty[id(room)] for room in found] for name, found in able.items()})
     short = [group for group in wanted if now[group.name] < group.replicas]
