@@ -7,7 +7,9 @@ from sp_ray_ml.cluster._causes_pods import pod_causes, replacement_causes
 from sp_ray_ml.cluster._causes_refused import refusal, refused_pods
 from sp_ray_ml.cluster._snapshot import Cause, Snapshot, group_states
 
-__all__ = ["causes", "explain", "refusal"]
+__all__ = ["causes", "explain", "refusal", "render"]
+
+_WIDEST = 100
 
 
 def explain(snapshot: Snapshot) -> Cause | None:
@@ -41,3 +43,17 @@ def causes(snapshot: Snapshot) -> list[Cause]:
     heads += [cause for cause in replaced if cause.component == "head"]
     workers += [cause for cause in replaced if cause.component != "head"]
     return [*found, *heads, *workers]
+
+
+def render(snapshot: Snapshot, *, width: int | None = None) -> list[str]:
+    """What `sp-ray explain cluster` prints: a line a component, then why it is so, and what to do.
+
+    Args:
+        snapshot: What Kubernetes shows.
+        width: Characters of a line, the terminal's without, 100 at most; commands are never broken.
+    """
+    import shutil
+
+    from sp_ray_ml.cluster._explain_text import render as lines_of
+
+    return lines_of(snapshot, width=width or min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST))
