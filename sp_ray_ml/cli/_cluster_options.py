@@ -23,6 +23,7 @@ __all__ = [
     "Name",
     "Namespace",
     "Timeout",
+    "as_yaml",
     "find",
     "group",
     "pairs",
@@ -65,19 +66,11 @@ class Form(StrEnum):
     name = "name"
 
 
-def group(help: str, command: Callable[..., Any], *, more: Sequence[Callable[..., Any]] = ()) -> typer.Typer:
-    """A verb, whose one noun is `cluster`.
-
-    Args:
-        help: What the verb does.
-        command: What it does to a cluster.
-        more: Commands under their own names.
-    """
+def group(help: str, command: Callable[..., Any]) -> typer.Typer:
+    """A verb, whose one noun is `cluster`."""
     app = typer.Typer(help=help)
     app.callback(invoke_without_command=True)(help_without_command)
-    app.command("cluster", no_args_is_help=False)(command)
-    for each in more:
-        app.command(each.__name__)(each)
+    app.command("cluster")(command)
     return app
 
 
@@ -123,11 +116,26 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str] | None:
 def print_object(value: Any, form: Form) -> None:
     """Data as JSON or YAML."""
     if form is Form.yaml:
-        import yaml
-
-        print_data(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip())
+        print_data(as_yaml([value]))
     else:
         print_json(value)
+
+
+def as_yaml(values: Sequence[Any]) -> str:
+    """YAML as people write it: no references, text of several lines as it is."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's
+            return True
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        style = "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    written: str = yaml.dump_all(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return written.rstrip()
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:

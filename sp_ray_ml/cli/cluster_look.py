@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -25,12 +26,13 @@ __all__ = ["build", "get"]
 
 def build(verb: str) -> typer.Typer:
     """The app of a verb."""
-    commands = {
+    commands: dict[str, tuple[str, Callable[..., None]]] = {
         "describe": ("Say what a cluster is, and how it is.", describe),
         "explain": ("Say why a cluster is not usable.", explain),
         "logs": ("Print what a cluster's pods or jobs have printed.", logs),
     }
-    return group(*commands[verb])
+    help, command = commands[verb]
+    return group(help, command)
 
 
 def get(
@@ -116,7 +118,7 @@ def _describe_post_mortem(
     context: str | None,
 ) -> None:
     from sp_ray_ml.cluster._api import Api
-    from sp_ray_ml.cluster._black_box import read_post_mortem
+    from sp_ray_ml.cluster._post_mortem import read_post_mortem
 
     with Api(kubeconfig, context) as api:
         found = read_post_mortem(api, namespace or api.namespace, name, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from sp_ray_ml.cli._cluster_options import (
     Name,
     Namespace,
     Timeout,
+    as_yaml,
     find,
     group,
     pairs,
@@ -30,7 +32,7 @@ _TIMEOUT = "15m"
 
 def build(verb: str) -> typer.Typer:
     """The app of a verb."""
-    commands = {
+    commands: dict[str, tuple[str, Callable[..., None]]] = {
         "create": ("Create a Ray cluster on Kubernetes.", create),
         "plan": ("Say whether a cluster would fit, and why not.", plan),
         "scale": ("Change how many workers a group has.", scale),
@@ -40,7 +42,8 @@ def build(verb: str) -> typer.Typer:
         "extend": ("Let a cluster live longer.", extend),
         "delete": ("Delete a cluster.", delete),
     }
-    return group(*commands[verb])
+    help, command = commands[verb]
+    return group(help, command)
 
 
 _Opt = typer.Option
@@ -204,9 +207,7 @@ def _print_manifests(
     if output is Form.json:
         print_object({"apiVersion": "v1", "kind": "List", "items": objects}, output)
     else:
-        import yaml
-
-        print_data(yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True).rstrip())
+        print_data(as_yaml(objects))
     tell_notes(notes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,12 +17,13 @@ __all__ = ["build"]
 
 def build(verb: str) -> typer.Typer:
     """The app of a verb."""
-    commands = {
+    commands: dict[str, tuple[str, Callable[..., None]]] = {
         "connect": ("Forward a cluster's ports to this machine.", connect),
         "ssh": ("Open a shell on a cluster's head, or run a command there.", ssh),
         "submit": ("Run a command on a cluster as a job.", submit),
     }
-    return group(*commands[verb])
+    help, command = commands[verb]
+    return group(help, command)
 
 
 def connect(

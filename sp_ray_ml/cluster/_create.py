@@ -36,8 +36,9 @@ __all__ = ["Created", "Request", "create", "gather_facts", "prepare"]
 
 Body = dict[str, Any]
 
-_APPLIED = f"{ANNOTATION}applied"
-"""What was asked for, to tell the same request from another one: the live spec is changed by scaling and admission."""
+_ASKED = f"{ANNOTATION}asked"
+"""What was asked for, to tell the same request from another one: the live spec is changed by scaling and admission, and
+what a later version of this package makes of the same words may differ."""
 _OPERATOR_NAMESPACES = ("default", "kuberay", "kuberay-operator", "kuberay-system", "ray-system")
 _MOST_DIFFERENCES = 8
 
@@ -187,8 +188,8 @@ def prepare(api: Api, settings: ClusterSettings, manifest: Body | None = None) -
     if settings.workbench:
         secrets.append(token_secret(f"{settings.name}-workbench", namespace, settings.name, "token"))
     beside = companions(settings, facts, secrets=secrets)
-    applied = {"spec": cluster["spec"], "labels": cluster["metadata"].get("labels") or {}}
-    cluster["metadata"].setdefault("annotations", {})[_APPLIED] = json.dumps(applied, sort_keys=True)
+    record = _record(settings, manifest, facts)
+    cluster["metadata"].setdefault("annotations", {})[_ASKED] = json.dumps(record, sort_keys=True)
     return Request(cluster, tuple(beside), settings, tuple(_notes(api, settings, facts)))
 
 
@@ -356,21 +357,57 @@ def _look_after(api: Api, request: Request, cluster: Body) -> str | None:
 # --- the same or another ------------------------------------------------------------------------------------------
 
 
+def _record(settings: ClusterSettings, manifest: Body | None, facts: Facts) -> Body:
+    """A request in the user's own words, without what may be secret: of variables there is a digest only."""
+    import hashlib
+
+    from sp_ray_ml.config import document_of
+
+    said = document_of(settings).data
+    variables = [said.pop("env"), said["head"].pop("env"), *(group.pop("env") for group in said["workers"])]
+    record: Body = {"image": facts.image, "settings": said}
+    if manifest is not None:
+        given = json.loads(json.dumps(manifest["spec"]))
+        for group in [given["headGroupSpec"], *(given.get("workerGroupSpecs") or ())]:
+            variables += [container.pop("env", None) for container in group["template"]["spec"]["containers"]]
+        record["spec"] = given
+        record["labels"] = manifest["metadata"].get("labels") or {}
+    digest = hashlib.sha256(json.dumps(variables, sort_keys=True).encode()).hexdigest()
+    return {**record, "environment variables": digest[:16]}
+
+
 def _differences(existing: Body, wanted: Body) -> list[str]:
-    """Where what was asked for before and what is asked for now differ; of a foreign cluster, the spec it has."""
-    applied = (existing["metadata"].get("annotations") or {}).get(_APPLIED)
-    new = json.loads(wanted["metadata"]["annotations"][_APPLIED])
-    old = json.loads(applied) if applied else {"spec": existing["spec"], "labels": new["labels"]}
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    """Where what was asked for before and what is asked for now differ."""
+    asked = (existing["metadata"].get("annotations") or {}).get(_ASKED)
+    if asked is None:
+        return ["it was not made by sp-ray"]
+    before = dict(_flatten(_with_defaults(json.loads(asked))))
+    after = dict(_flatten(json.loads(wanted["metadata"]["annotations"][_ASKED])))
     lines = []
     for path in [*before, *(key for key in after if key not in before)]:
         if before.get(path) == after.get(path):
             continue
-        if ".env." in path:  # what is in there may be secret
-            lines.append(f"{path} differs")
+        if path == "environment variables":
+            lines.append(f"{path} differ")
         else:
-            lines.append(f"{path}: {_shown(before, path)} there, {_shown(after, path)} asked for")
+            name = path.removeprefix("settings.")
+            lines.append(f"{name}: {_shown(before, path)} there, {_shown(after, path)} asked for")
     return lines
+
+
+def _with_defaults(record: Body) -> Body:
+    """A record of an earlier version of this package: settings that are new since had their defaults."""
+    from sp_ray_ml.cluster.settings import ClusterSettings
+    from sp_ray_ml.config import document_of
+    from sp_ray_ml.errors import ConfigError
+
+    try:
+        said = document_of(ClusterSettings(**record["settings"])).data
+    except ConfigError:  # one that this version does not know: it is a difference
+        return record
+    for part in (said, said["head"], *said["workers"]):
+        del part["env"]
+    return {**record, "settings": said}
 
 
 def _shown(values: Mapping[str, Any], path: str) -> str:

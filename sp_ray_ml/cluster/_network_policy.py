@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def _endpoint(text: str) -> tuple[str | None, list[int]]:
             f"{text!r} is no endpoint: expected host:port, 10.0.0.0/8:443, *:443 or workload-identity"
         )
     try:
-        return str(ipaddress.ip_network(host.strip("[]"), strict=False)), [int(port)]
+        return str(ipaddress.ip_network(re.sub(r"[\[\]]", "", host), strict=False)), [int(port)]
     except ValueError:
         if "/" in host:
             raise ValueError(f"{text!r} is no endpoint: {host} is no network") from None

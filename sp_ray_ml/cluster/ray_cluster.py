@@ -111,9 +111,8 @@ class RayCluster:
         told.created(cluster, existed=made.existed)
         if await_ready:
             cluster.wait(wait_for, timeout_s=timeout_s, reporter=told)
-        if request.settings.tutorials and await_ready and wait_for == "ready":
-            cluster.upload_tutorials()
-            told.note("Uploaded tutorial notebooks")
+            if wait_for == "ready" and request.settings.workbench:
+                cluster._finish_workbench(told, tutorials=request.settings.tutorials)
         return cluster
 
     @classmethod
@@ -364,9 +363,11 @@ class RayCluster:
 
         Raises:
             ClusterError: Its head is not ready, or it refused.
+            VersionMismatchError: Its Ray is too old for jobs.
         """
         from sp_ray_ml.cluster._jobs import submit
 
+        self._check_versions("job")
         return submit(
             self._kept_dashboard(), entrypoint, working_dir=working_dir, env=env, runtime_env=runtime_env, job_id=job_id
         )  # fmt: skip
@@ -400,12 +401,12 @@ class RayCluster:
                     name = pod["metadata"]["name"]
                     yield name, self._api.logs(self.namespace, name, container, tail=tail)
 
-    def upload_tutorials(self) -> None:
-        """Put the tutorials into the head's home; what the user has changed there stays."""
+    def upload_tutorials(self) -> list[str]:
+        """Put the tutorials into the head's home, what the user has changed there stays; returns their names."""
         from sp_ray_ml.cluster._dashboard import head_pod
         from sp_ray_ml.cluster._workbench import upload_tutorials
 
-        upload_tutorials(
+        return upload_tutorials(
             self._api, self.namespace, head_pod(self._api, self.namespace, self.name)["metadata"]["name"]
         )
 
@@ -426,6 +427,18 @@ class RayCluster:
 
     def __repr__(self) -> str:
         return f"RayCluster({self.name!r}, namespace={self.namespace!r})"
+
+    def _finish_workbench(self, told: Reporter, *, tutorials: bool) -> None:
+        """Wait for the servers that people work with, and give them something to begin with."""
+        from sp_ray_ml.cluster._dashboard import head_pod
+        from sp_ray_ml.cluster._workbench import await_workbench, workbench_ports
+
+        told.step("starting the workbench")
+        pod = head_pod(self._api, self.namespace, self.name)["metadata"]["name"]
+        await_workbench(self._api, self.namespace, pod, workbench_ports(self._body))
+        if tutorials:
+            self.upload_tutorials()
+            told.note("Uploaded tutorial notebooks")
 
     # --- within -------------------------------------------------------------------------------------------------------
 

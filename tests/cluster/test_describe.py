@@ -108,7 +108,12 @@ def test_the_type_of_a_gpu_is_that_of_the_node_where_none_was_asked_for():
 
 @pytest.mark.parametrize(
     ("name", "t", "state"),
-    [("01b-ready-slow", 1, "starting"), ("01b-ready-slow", 1e9, "ready"), ("11-suspend", 1e9, "ready")],
+    [
+        ("01b-ready-slow", 1, "starting"),
+        ("01b-ready-slow", 20, "ready"),
+        ("11-suspend", 27.5, "starting"),
+        ("11-suspend", 30, "ready"),
+    ],
 )
 def test_the_state_is_that_of_the_pods_and_not_what_the_operator_says(name, t, state):
     snapshot = Recording.load(name).snapshot_at(t)

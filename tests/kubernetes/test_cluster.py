@@ -127,7 +127,8 @@ def test_another_request_for_the_name_is_a_clear_difference(new):
     new(worker_replicas=1)
     with pytest.raises(ClusterExistsError) as raised:
         new(worker_replicas=2, env={"API_TOKEN": "hunter2"})
-    assert "spec.workerGroupSpecs.worker.replicas: 1 there, 2 asked for" in raised.value.message
+    assert "workers.worker.replicas: 1 there, 2 asked for" in raised.value.message
+    assert "environment variables differ" in raised.value.message
     assert "hunter2" not in str(raised.value)
     assert "--update" in raised.value.hint
 
@@ -190,7 +191,7 @@ def test_an_unknown_cluster_or_namespace_is_named_with_a_near_one(new, namespace
 
 def test_nothing_is_left_of_a_cluster_that_the_server_refuses(new, namespace, api):
     with pytest.raises(KubernetesError):
-        new(labels={"a": "no label value!"})
+        new(labels={"a": "no label value!"}, plan=False)
     assert api.find(RAY_CLUSTER, namespace, "mine") is None
     assert api.find(NETWORK_POLICY, namespace, "mine") is None
 
