@@ -40,6 +40,8 @@ _TOLD_S = 3.0
 """When a cause that may heal is first told of: most do by then."""
 _LOOK_S, _LOOK_AGAIN_S = 5.0, 2.5
 """How often causes are looked for, without and with a change."""
+_QUICK_S, _GATHER, _GATHER_S = 0.001, 5, 0.03
+"""A look that takes longer than this is followed by a pause of five times as long, at most this."""
 _COST = 10
 """Looking for causes may take one part in so many of the time."""
 
@@ -139,7 +141,7 @@ class _Wait:
                 for change in changes:
                     if change.type == "FAILED" and change.error:
                         raise change.error
-                self.due = self.start + self.timeout_s
+                self.due, began = self.start + self.timeout_s, time.monotonic()
                 if self.clusters.synced and self.pods.synced:
                     self._hear()
                     snapshot = self._snapshot()
@@ -152,7 +154,9 @@ class _Wait:
                 now = time.monotonic()
                 if now >= self.start + self.timeout_s:
                     raise self._too_late()
-                changes = self.feed.take(max(0.0, self.due - now))
+                # With 1,000 workers a look takes some ms: many pods' news are looked at together.
+                gather_s = min(_GATHER_S, _GATHER * (now - began)) if now - began > _QUICK_S else 0.0
+                changes = self.feed.take(max(0.0, self.due - now), gather_s=gather_s)
 
     def _snapshot(self) -> Snapshot:
         found = self.clusters.objects()

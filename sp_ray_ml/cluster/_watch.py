@@ -72,9 +72,16 @@ class Feed:
         except Empty:
             return None
 
-    def take(self, timeout_s: float | None = None) -> list[Change]:
-        """All changes there are, after waiting for the first."""
+    def take(self, timeout_s: float | None = None, *, gather_s: float = 0.0) -> list[Change]:
+        """All changes there are, after waiting for the first, and for those that come right behind it.
+
+        Args:
+            timeout_s: The longest wait for the first.
+            gather_s: How long to let more come, once there is one.
+        """
         found = [self.next(timeout_s)]
+        if found[0] and gather_s:
+            time.sleep(gather_s)
         with suppress(Empty):
             while True:
                 found.append(self._queue.get_nowait())
@@ -297,5 +304,7 @@ def _version(item: Body | None) -> str | None:
 
 def _interrupt(response: BaseHTTPResponse) -> None:
     """Have a thread that reads from a response see its end."""
-    with suppress(OSError, ValueError, RuntimeError):
-        response.shutdown()
+    shutdown = getattr(response, "shutdown", None)
+    if shutdown is not None:  # urllib3 before 2.3 has none: the thread ends with its own time-out
+        with suppress(OSError, ValueError, RuntimeError):
+            shutdown()

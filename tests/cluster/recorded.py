@@ -247,6 +247,8 @@ class Asked:
     path: str
     query: dict[str, str]
     headers: dict[str, str]
+    port: int = 0
+    """The client's: requests of one port came over one connection."""
 
     @property
     def watch(self) -> bool:
@@ -504,7 +506,13 @@ def _handler(server: RecordedServer) -> type[BaseHTTPRequestHandler]:
             length = int(self.headers.get("Content-Length") or 0)
             body = self.rfile.read(length) if length else b""
             url = urlsplit(self.path)
-            asked = Asked(self.command, url.path, dict(parse_qsl(url.query)), dict(self.headers.items()))
+            asked = Asked(
+                self.command,
+                url.path,
+                dict(parse_qsl(url.query)),
+                dict(self.headers.items()),
+                self.client_address[1],
+            )
             server.asked.append(asked)
             for number, (pattern, status, reason, times) in enumerate(server._refused):
                 if re.search(pattern, self.path):

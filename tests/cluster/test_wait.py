@@ -486,6 +486,17 @@ def test_the_dashboard_is_asked_through_the_api_servers_proxy() -> None:
         ]
 
 
+def test_ray_is_asked_over_one_kept_connection() -> None:
+    with RecordedServer("01-ready", at=1) as server:
+        ray = Ray(server, server.recording.snapshot_at(1))
+        late = ray.nodes.pop()
+        ray.more = lambda ray: ray.nodes.append(late) if len(ray.asked) == 5 else None
+        server.proxy = ray.proxied
+        wait(server, "ready")
+        assert len(ray.asked) == 5
+        assert len({each.port for each in server.asked if "/proxy/" in each.path}) == 1
+
+
 def test_a_dashboard_that_is_slow_delays_neither_the_time_out_nor_control_c() -> None:
     done = threading.Event()
 
