@@ -11,6 +11,7 @@ from typing import Any
 from sp_ray_ml.cluster._causes_volumes import claim_cause
 from sp_ray_ml.cluster._events import age_s, event_message, event_time, events_about
 from sp_ray_ml.cluster._gpu_types import gpu_type_of_node, gpu_type_of_pod
+from sp_ray_ml.cluster._kinds import NODE_TYPE_LABEL
 from sp_ray_ml.cluster._node_match import allocatable, is_usable, too_small, unmet_requirement, untolerated
 from sp_ray_ml.cluster._pod_resources import format_amount, pod_resources
 from sp_ray_ml.cluster._snapshot import Cause, Snapshot, condition
@@ -89,14 +90,14 @@ def _why(snapshot: Snapshot, pod: Body, message: str) -> tuple[str, str, bool, t
     describe = f"kubectl describe pod {pod['metadata']['name']} -n {pod['metadata']['namespace']}"
     if snapshot.nodes is None:
         return _from_scheduler(pod, message), f"See the scheduler's words: {describe}", True, ()
-    spec = pod["spec"]
+    spec, head = pod["spec"], pod["metadata"]["labels"].get(NODE_TYPE_LABEL) == "head"
     usable = [node for node in snapshot.nodes if is_usable(node)]
     if not usable:
         return "there is no node that is ready", "Have a look: kubectl get nodes", True, ()
     if found := _labels(spec, usable):
         return found
     fitting = [node for node in usable if unmet_requirement(spec, node) is None]
-    if found := _size(spec, fitting, "node" if len(fitting) == len(usable) else "node of that kind"):
+    if found := _size(spec, fitting, "node" if len(fitting) == len(usable) else "node of that kind", head):
         return found
     large = [node for node in fitting if not too_small(spec, node)]
     free = [node for node in large if untolerated(spec, node) is None]
@@ -129,7 +130,9 @@ def _labels(spec: Body, nodes: Sequence[Body]) -> tuple[str, str, bool, tuple[st
         )
         return (
             f"no node has a GPU of type {wanted.replace(', ', ' or ')}: {have}",
-            "Choose one that there is: --worker-gpu-type TYPE; or have a node pool with it added",
+            f"Choose one that there is: --worker-gpu-type {there[0].partition(' (')[0]}; or have nodes with it added"
+            if there
+            else "Have nodes with it added, or leave GPUs out",
             False,
             (),
         )
@@ -143,7 +146,9 @@ def _labels(spec: Body, nodes: Sequence[Body]) -> tuple[str, str, bool, tuple[st
     elif not values:
         have = "no node has this label at all"
     else:
-        have = "there are " + ", ".join(f"{value} on {count}" for value, count in values.most_common(6))
+        have = "its values are " + ", ".join(
+            f"{value} ({count} node{'' if count == 1 else 's'})" for value, count in values.most_common(6)
+        )
     return (
         f"no node has the label {said}: {have}",
         f"Correct node_selector, or label a node: kubectl get nodes -L {key}",
@@ -168,7 +173,9 @@ def gpu_inventory(nodes: Sequence[Body]) -> list[str]:
     ]
 
 
-def _size(spec: Body, nodes: Sequence[Body], kind: str) -> tuple[str, str, bool, tuple[str, ...]] | None:
+def _size(
+    spec: Body, nodes: Sequence[Body], kind: str, head: bool
+) -> tuple[str, str, bool, tuple[str, ...]] | None:
     if any(not too_small(spec, node) for node in nodes):
         return None
     asked = pod_resources(spec)
@@ -179,7 +186,7 @@ def _size(spec: Body, nodes: Sequence[Body], kind: str) -> tuple[str, str, bool,
         names = " and ".join(_word(name) for name, _ in counts.most_common(2))
         return (
             f"no {kind} has enough {names} at once for {_asks(spec)}",
-            "Ask for less: --cpus-per-worker, --memory-per-worker; or have larger nodes added",
+            f"Ask for less: {_option('cpus', head)}, {_option('memory', head)}; or have larger nodes added",
             False,
             (),
         )
@@ -187,21 +194,26 @@ def _size(spec: Body, nodes: Sequence[Body], kind: str) -> tuple[str, str, bool,
     largest = max(allocatable(node, name) for node in nodes)
     if name.endswith("/gpu"):
         there = gpu_inventory(nodes)
-        have = f"the largest has {format_amount(name, largest)}" if largest else "none has any"
         return (
-            f"no {kind} has {format_amount(name, asked[name])}: {have}",
-            "Ask for fewer GPUs a worker: --gpus-per-worker N; or have nodes with them added",
+            f"no {kind} has {format_amount(name, asked[name])}: the largest has {format_amount(name, largest)}"
+            if largest
+            else f"no {kind} has GPUs ({name})",
+            f"Ask for fewer: {_option('gpus', head)}; or have nodes with them added",
             False,
             tuple(f"there is {each}" for each in there),
         )
     return (
         f"no {kind} is large enough for {format_amount(name, asked[name])}: the largest has "
         f"{format_amount(name, largest)} for pods",
-        "Ask for less, more and smaller workers say: "
-        f"{'--memory-per-worker' if name == 'memory' else '--cpus-per-worker'} N; or have larger nodes added",
+        f"Ask for less{'' if head else ', more and smaller workers say'}: "
+        f"{_option('memory' if name == 'memory' else 'cpus', head)}; or have larger nodes added",
         False,
         (),
     )
+
+
+def _option(what: str, head: bool) -> str:
+    return f"--{what}-in-head" if head else f"--{what}-per-worker"
 
 
 def _tainted(spec: Body, nodes: Sequence[Body]) -> tuple[str, str, bool, tuple[str, ...]]:

@@ -27,7 +27,9 @@ def queue_cause(snapshot: Snapshot, cluster: Body, queue: str, suspended: bool) 
             return None
         late = age_s(cluster, snapshot.now) >= _UNNOTICED_S
         why = "Kueue has not taken it up: it does not run, or does not care for RayClusters"
-        message = f"it waits for queue {queue}, but {why}" if late else f"it waits for queue {queue} to take it up"
+        message = (
+            f"it waits for queue {queue}, but {why}" if late else f"it waits for queue {queue} to take it up"
+        )
         return Cause("queue", "cluster", message, "Check Kueue: kubectl get pods -n kueue-system")
     if mine["spec"].get("active") is False:
         evicted = condition(mine, "Evicted") or condition(mine, "DeactivationTarget") or {}

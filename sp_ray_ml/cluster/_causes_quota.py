@@ -84,7 +84,7 @@ def _exceeded(
         f"quota {name} is {format_amount(key, short)} short ({key}): {who} "
         f"{'need' if missing > 1 else 'needs'} {format_amount(key, asked[key])}{each}, "
         f"{_number(key, hard[key] - used[key])} of {format_amount(key, hard[key])} "
-        f"{'is' if hard[key] == 1 else 'are'} free"
+        f"{'is' if hard[key] - used[key] == 1 else 'are'} free"
     )
     others = max(used[key] - mine, Decimal(0))
     raised = f"have quota {name} raised to {format_amount(key, others + whole)}, then: {again}"

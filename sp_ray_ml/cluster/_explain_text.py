@@ -22,6 +22,8 @@ __all__ = ["cause_lines", "describe_state", "notes", "render"]
 Body = Mapping[str, Any]
 _LABEL = 6
 _MOST_ALSO = 4
+_STANDING = {"suspended": "suspended", "deleting": "being deleted", "queue": "waiting in a queue"}
+"""Verdicts on clusters that are to have no pods."""
 
 
 def render(snapshot: Snapshot, *, width: int = 100) -> list[str]:
@@ -60,8 +62,8 @@ def render(snapshot: Snapshot, *, width: int = 100) -> list[str]:
 def _verdict(snapshot: Snapshot, states: Sequence[GroupState], found: Sequence[Cause]) -> str:
     assert snapshot.cluster is not None
     complete = all(state.ready >= state.wanted for state in states)
-    if found and found[0].kind in {"suspended", "deleting"}:
-        return {"suspended": "suspended", "deleting": "being deleted"}[found[0].kind]
+    if found and found[0].kind in _STANDING:
+        return _STANDING[found[0].kind]
     if complete:
         return "ready, but" if found else "ready, nothing is wrong"
     if found:

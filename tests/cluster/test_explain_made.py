@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,118 +11,31 @@ from sp_ray_ml.cluster._explain_text import render
 from sp_ray_ml.cluster._snapshot import Cause, Snapshot
 from sp_ray_ml.errors import KubernetesAccessError, KubernetesError
 
-Body = dict[str, Any]
-NOW = datetime.datetime(2026, 11, 24, 12, 0, 0, tzinfo=datetime.UTC)
-UID = "c1"
-
-
-def ago(seconds: float) -> str:
-    return (NOW - datetime.timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
-
-
-def cluster(workers: int = 1, age_s: float = 30, status: Body | None = None, **spec: Any) -> Body:
-    group = {
-        "groupName": "worker", "replicas": workers, "minReplicas": 0, "maxReplicas": 100, "numOfHosts": 1,
-        "template": {"spec": {"containers": [container("ray-worker")]}},
-    }  # fmt: skip
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCluster",
-        "metadata": {
-            "name": "demo", "namespace": "lab", "uid": UID, "generation": 1, "resourceVersion": "10",
-            "creationTimestamp": ago(age_s), "labels": {},
-        },
-        "spec": {
-            "headGroupSpec": {"template": {"spec": {"containers": [container("ray-head")]}}},
-            "workerGroupSpecs": [group],
-            **spec,
-        },
-        "status": {"observedGeneration": 1} if status is None else status,
-    }  # fmt: skip
-
-
-def container(name: str, cpu: str = "4", memory: str = "8Gi", **more: str) -> Body:
-    amounts = {"cpu": cpu, "memory": memory, **more}
-    return {"name": name, "image": "example/ray:1", "resources": {"limits": amounts, "requests": amounts}}
-
-
-def pod(
-    name: str = "demo-worker-worker-aaaaa", *, age_s: float = 20, node: str = "n1", spec: Body | None = None,
-    status: Body | None = None, uid: str = UID, **asked: str,
-) -> Body:  # fmt: skip
-    head = name.startswith("demo-head")
-    main = "ray-head" if head else "ray-worker"
-    return {
-        "metadata": {
-            "name": name, "namespace": "lab", "uid": f"uid-{name}", "creationTimestamp": ago(age_s),
-            "labels": {
-                "ray.io/cluster": "demo", "ray.io/node-type": "head" if head else "worker",
-                "ray.io/group": "headgroup" if head else "worker",
-            },
-            "ownerReferences": [{"kind": "RayCluster", "name": "demo", "uid": uid}],
-        },
-        "spec": {"containers": [container(main, **asked)], **({"nodeName": node} if node else {}), **(spec or {})},
-        "status": status or {"phase": "Pending", "conditions": []},
-    }  # fmt: skip
-
-
-def ready(name: str = "demo-head-aaaaa") -> Body:
-    return pod(name, status={"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
-
-
-def unplaced(message: str, *, age_s: float = 90, **more: Any) -> Body:
-    scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
-    return pod(node="", age_s=age_s, status={"phase": "Pending", "conditions": [scheduled]}, **more)
-
-
-def waiting(
-    reason: str, message: str = "", *, age_s: float = 20, name: str = "demo-worker-worker-aaaaa", **more: Any
-) -> Body:
-    main = "ray-head" if name.startswith("demo-head") else "ray-worker"
-    state = {
-        "name": main,
-        "ready": False,
-        "restartCount": 0,
-        "state": {"waiting": {"reason": reason, "message": message}},
-        **more,
-    }
-    return pod(name, age_s=age_s, status={"phase": "Pending", "conditions": [], "containerStatuses": [state]})
-
-
-def event(
-    about: Body, reason: str, message: str, *, seconds: float = 5, new: bool = False, **more: Any
-) -> Body:
-    """An Event as the kubelet writes it, or as the newer ones look when read through core/v1."""
-    subject = {
-        "kind": about.get("kind", "Pod"),
-        **{key: about["metadata"].get(key) for key in ("name", "uid", "resourceVersion")},
-    }
-    times: Body = (
-        {"eventTime": ago(seconds), "firstTimestamp": None, "lastTimestamp": None}
-        if new
-        else {"eventTime": None, "firstTimestamp": ago(seconds), "lastTimestamp": ago(seconds), "count": 1}
-    )
-    return {
-        "metadata": {"name": f"{reason}-{seconds}", "creationTimestamp": ago(seconds)},
-        "involvedObject": subject, "reason": reason, "message": message, "type": "Warning", **times, **more,
-    }  # fmt: skip
-
-
-def node(
-    name: str,
-    *,
-    cpu: str = "16",
-    memory: str = "64Gi",
-    gpu: int = 0,
-    labels: Body | None = None,
-    taints: Sequence[Body] = (),
-) -> Body:
-    amounts = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpu)} if gpu else {})}
-    return {
-        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **(labels or {})}},
-        "spec": {"taints": list(taints)},
-        "status": {"allocatable": amounts, "conditions": [{"type": "Ready", "status": "True"}]},
-    }
+from .made import (
+    A100,
+    CLAIM,
+    CLAIMED,
+    EXCEEDED,
+    NOW,
+    T4,
+    UID,
+    UNBOUND,
+    Body,
+    ago,
+    cluster,
+    crashed,
+    event,
+    failing,
+    in_queue,
+    node,
+    pod,
+    quota,
+    ready,
+    running,
+    unplaced,
+    waiting,
+    workload,
+)  # fmt: skip
 
 
 def the_cause(snapshot: Snapshot) -> Cause:
@@ -140,17 +51,10 @@ def of_workers(*pods: Body, **more: Any) -> Cause:
 
 def refused_by(message: str, **more: Any) -> Cause:
     """The cause where the API server refuses workers."""
-    failure = {
-        "type": "ReplicaFailure", "status": "True", "reason": "FailedCreateWorkerPod",
-        "message": f"FailedCreateWorkerPod\n{message}",
-    }  # fmt: skip
-    return the_cause(Snapshot(cluster(status={"conditions": [failure]}), [ready()], now=NOW, **more))
+    return the_cause(Snapshot(cluster(status=failing(message)), [ready()], now=NOW, **more))
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------
-
-T4 = {"cloud.google.com/gke-accelerator": "nvidia-tesla-t4"}
-A100 = {"nodeSelector": {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"}}
 
 
 def test_a_gpu_type_that_no_node_has_is_said_with_the_types_that_exist() -> None:
@@ -159,7 +63,7 @@ def test_a_gpu_type_that_no_node_has_is_said_with_the_types_that_exist() -> None
     cause = of_workers(unplaced(message, spec=A100, **{"nvidia.com/gpu": "1"}), nodes=nodes)
     assert (cause.kind, cause.component, cause.permanent) == ("unschedulable", "worker group worker", True)
     assert cause.message == "no node has a GPU of type a100: there is t4 (8 GPUs on 2 nodes)"
-    assert "--worker-gpu-type" in cause.remedy
+    assert "--worker-gpu-type t4" in cause.remedy
 
 
 def test_more_gpus_than_any_node_has() -> None:
@@ -172,7 +76,7 @@ def test_more_gpus_than_any_node_has() -> None:
 
 def test_no_gpu_anywhere() -> None:
     pod_ = unplaced("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", **{"nvidia.com/gpu": "1"})
-    assert of_workers(pod_, nodes=[node("c")]).message == "no node has 1 GPU: none has any"
+    assert of_workers(pod_, nodes=[node("c")]).message == "no node has GPUs (nvidia.com/gpu)"
 
 
 def test_a_pod_larger_than_every_node() -> None:
@@ -193,7 +97,7 @@ def test_a_label_that_nodes_have_with_another_value() -> None:
         spec={"nodeSelector": {"disk": "ssd"}},
     )
     cause = of_workers(pod_, nodes=[node("a", labels={"disk": "hdd"}), node("b", labels={"disk": "hdd"})])
-    assert cause.message == "no node has the label disk=ssd: there are hdd on 2"
+    assert cause.message == "no node has the label disk=ssd: its values are hdd (2 nodes)"
 
 
 def test_labels_that_no_node_has_together() -> None:
@@ -332,12 +236,6 @@ def test_a_scheduling_gate_is_named() -> None:
 
 # --- volumes ------------------------------------------------------------------------------------------------------------
 
-CLAIMED = {"volumes": [{"name": "home", "persistentVolumeClaim": {"claimName": "demo-home"}}]}
-CLAIM = {"kind": "PersistentVolumeClaim", "metadata": {"name": "demo-home", "uid": "pvc1"}}
-UNBOUND = (
-    "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. preemption: not eligible."
-)
-
 
 @pytest.mark.parametrize(
     ("reason", "said", "words", "permanent"),
@@ -467,11 +365,6 @@ def test_a_name_that_is_none_of_an_image_and_one_that_is_never_pulled() -> None:
     assert cause.message == "image example/ray:1 is not on the node, and imagePullPolicy is Never"
 
 
-def crashed(restarts: int, **ended: Any) -> Body:
-    last = {"terminated": {"exitCode": 1, "reason": "Error", **ended}}
-    return waiting("CrashLoopBackOff", "back-off 10s", restartCount=restarts, lastState=last)
-
-
 def test_a_crash_loop_has_the_end_of_its_log_and_is_final_after_four_times() -> None:
     lines = ["Traceback (most recent call last):", "ModuleNotFoundError: No module named 'ray'"]
     pod_ = crashed(2)
@@ -505,20 +398,6 @@ def test_a_container_that_the_liveness_probe_killed() -> None:
     )
     told["involvedObject"]["fieldPath"] = "spec.containers{ray-worker}"
     assert "its liveness probe failed" in of_workers(pod_, events=[told]).message
-
-
-def running(seconds: float, *, init: bool = False) -> Body:
-    state = {
-        "name": "wait-gcs-ready" if init else "ray-worker",
-        "ready": False,
-        "restartCount": 0,
-        "state": {"running": {"startedAt": ago(seconds)}},
-    }
-    pod_ = pod(age_s=seconds + 5)
-    key = "initContainerStatuses" if init else "containerStatuses"
-    pod_["spec"]["initContainers"] = [container("wait-gcs-ready")]
-    pod_["status"] = {"phase": "Pending" if init else "Running", "conditions": [], key: [state]}
-    return pod_
 
 
 def test_a_container_that_never_gets_ready_is_given_a_minute() -> None:
@@ -613,17 +492,6 @@ def test_whoever_refuses_pods_is_named_with_its_words(
     assert words in cause.message
 
 
-def quota(hard: str, used: str) -> Body:
-    return {
-        "metadata": {"name": "team"},
-        "spec": {"hard": {"requests.cpu": hard}},
-        "status": {"hard": {"requests.cpu": hard}, "used": {"requests.cpu": used}},
-    }
-
-
-EXCEEDED = 'pods "demo-worker-worker-x" is forbidden: exceeded quota: team, requested: requests.cpu=4, used: requests.cpu={}, limited: requests.cpu={}'
-
-
 def test_who_uses_a_quota_is_said_the_biggest_first_and_what_others_have_may_come_free() -> None:
     other = pod("big-worker-worker-a", cpu="20")
     other["metadata"]["labels"]["ray.io/cluster"] = "big"
@@ -632,7 +500,7 @@ def test_who_uses_a_quota_is_said_the_biggest_first_and_what_others_have_may_com
     cause = refused_by(EXCEEDED.format("27", "28"), quotas=[quota("28", "27")], neighbours=[notebook, other])
     assert (
         cause.message
-        == "quota team is 3 CPUs short (requests.cpu): 1 more worker needs 4 CPUs, 1 of 28 CPUs are free"
+        == "quota team is 3 CPUs short (requests.cpu): 1 more worker needs 4 CPUs, 1 of 28 CPUs is free"
     )
     assert cause.details == (
         "cluster big uses 20 CPUs", "cluster demo (this one) uses 4 CPUs", "pod notebook uses 2 CPUs", "others use 1 CPU",
@@ -646,34 +514,17 @@ def test_a_quota_that_this_cluster_alone_does_not_fit_is_final() -> None:
 
 
 def test_pods_that_are_ending_give_their_quota_back() -> None:
-    failure = {
-        "type": "ReplicaFailure",
-        "status": "True",
-        "reason": "FailedCreateWorkerPod",
-        "message": f"FailedCreateWorkerPod\n{EXCEEDED.format('8', '8')}",
-    }
+    failure = failing(EXCEEDED.format("8", "8"))
     going = ready("demo-worker-worker-old")
     going["metadata"] |= {"deletionTimestamp": ago(-28), "deletionGracePeriodSeconds": 30}
-    snapshot = Snapshot(
-        cluster(status={"conditions": [failure]}), [ready(), going], quotas=[quota("8", "8")], now=NOW
-    )
+    snapshot = Snapshot(cluster(status=failure), [ready(), going], quotas=[quota("8", "8")], now=NOW)
     assert not the_cause(snapshot).permanent
 
 
 def test_a_failure_of_the_past_is_not_said_of_a_full_cluster() -> None:
-    failure = {
-        "type": "ReplicaFailure",
-        "status": "True",
-        "reason": "FailedCreateWorkerPod",
-        "message": f"FailedCreateWorkerPod\n{EXCEEDED.format('8', '8')}",
-    }
+    failure = failing(EXCEEDED.format("8", "8"))
     assert (
-        explain(
-            Snapshot(
-                cluster(status={"conditions": [failure]}), [ready(), ready("demo-worker-worker-a")], now=NOW
-            )
-        )
-        is None
+        explain(Snapshot(cluster(status=failure), [ready(), ready("demo-worker-worker-a")], now=NOW)) is None
     )
 
 
@@ -781,35 +632,6 @@ def test_the_head_comes_before_workers_and_what_is_final_before_what_may_heal() 
 
 
 # --- Kueue --------------------------------------------------------------------------------------------------------------
-
-
-def workload(
-    owner: str,
-    *,
-    seconds: float,
-    priority: int = 0,
-    uid: str = "other",
-    reserved: Body | None = None,
-    **spec: Any,
-) -> Body:
-    """A Workload of Kueue's v1beta1."""
-    conditions = [
-        {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": "", **(reserved or {})}
-    ]
-    return {
-        "metadata": {
-            "name": f"raycluster-{owner}-1a2b3", "namespace": "lab", "uid": f"w-{owner}", "creationTimestamp": ago(seconds),
-            "ownerReferences": [{"kind": "RayCluster", "name": owner, "uid": uid}],
-        },
-        "spec": {"queueName": "gpus", "active": True, "priority": priority, **spec},
-        "status": {"conditions": conditions},
-    }  # fmt: skip
-
-
-def in_queue(*workloads: Body, age_s: float = 30) -> Snapshot:
-    queued = cluster(suspend=True, age_s=age_s)
-    queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpus"
-    return Snapshot(queued, workloads=list(workloads), now=NOW)
 
 
 def test_the_place_in_a_queue_goes_by_priority_then_by_time() -> None:
