@@ -223,6 +223,8 @@ def _said(error: KubernetesError) -> str | None:
     """The API server's words; None for what is no refusal of the object itself."""
     if not error.status or error.status >= 500 or error.status == 404 or "exceeded quota" in error.message:
         return None
+    if 'serviceaccount "default" not found' in error.message:
+        return None  # a namespace that is a moment old has none yet
     return error.message.removeprefix("the API server refuses it: ")
 
 

@@ -57,28 +57,35 @@ def _of_quota(request: ClusterRequest, quota: Body, pods: Sequence[Body]) -> Ite
         hard, used = parse_quantity(text), parse_quantity(used_now.get(resource, 0))
         used = max(Decimal(0), used - sum((quota_use(pod, resource) for pod in mine), Decimal(0)))
         asked, most = _asked(resource, request, groups, scoped)
-        what = f"quota {name} allows {format_amount(resource, hard)} ({resource})"
+        what = f"quota {name} allows {_amount(resource, hard)} ({resource})"
         raise_it = f"have it raised: kubectl edit quota {name} -n {namespace}"
         if asked > hard:
             yield Finding(
-                "quota", "never", f"{what}, the cluster alone asks for {format_amount(resource, asked)}",
+                "quota", "never", f"{what}, the cluster alone asks for {_amount(resource, asked)}",
                 f"Ask for less, or {raise_it}",
             )  # fmt: skip
         elif asked and asked + used > hard:
             users = _users(resource, theirs)
             yield Finding(
                 "quota", "short",
-                f"{what}, {format_amount(resource, used)} are used{users}, the cluster asks for "
-                f"{format_amount(resource, asked)}: short by {format_amount(resource, asked + used - hard)}",
+                f"{what}, {_amount(resource, used)} are used{users}, the cluster asks for "
+                f"{_amount(resource, asked)}: short by {_amount(resource, asked + used - hard)}",
                 f"Ask for less, free some (sp-ray get cluster -n {namespace}), or {raise_it}",
             )  # fmt: skip
         elif most is not None and most + used > hard:
             yield Finding(
                 "quota", "ok",
-                f"{what}: at its most the cluster asks for {format_amount(resource, most)}, "
-                f"so the autoscaler is stopped {format_amount(resource, most + used - hard)} before that",
+                f"{what}: at its most the cluster asks for {_amount(resource, most)}, "
+                f"so the autoscaler is stopped {_amount(resource, most + used - hard)} before that",
                 f"Lower max_workers, or {raise_it}",
             )  # fmt: skip
+
+
+def _amount(resource: str, amount: Decimal) -> str:
+    """An amount with its unit: `2 CPUs`, `3 secrets`."""
+    if resource.startswith("count/") and resource != "count/pods":
+        resource = resource.removeprefix("count/").partition(".")[0]
+    return format_amount(resource, amount)
 
 
 def _own(pod: Body, request: ClusterRequest) -> bool:
@@ -160,7 +167,7 @@ def _users(resource: str, pods: Sequence[Body]) -> str:
             )  # fmt: skip
             used[who] = used.get(who, Decimal(0)) + amount
     most = sorted(used.items(), key=lambda pair: -pair[1])[:_MOST_USERS]
-    named = [f"{format_amount(resource, amount)} by {who}" for who, amount in most]
+    named = [f"{_amount(resource, amount)} by {who}" for who, amount in most]
     if len(used) > _MOST_USERS:
         named.append(f"the rest by {len(used) - _MOST_USERS} more")
     return f" ({', '.join(named)})" if named else ""

@@ -359,7 +359,7 @@ def test_gpus_pods_and_objects_are_counted() -> None:
         ({"requests.nvidia.com/gpu": "3"}, "alone asks for 4 GPUs"),
         ({"pods": "2"}, "alone asks for 3 pods"),
         ({"services": "0"}, "alone asks for 1 services"),
-        ({"count/rayclusters.ray.io": "0"}, "alone asks for 1 count/rayclusters.ray.io"),
+        ({"count/rayclusters.ray.io": "0"}, "alone asks for 1 rayclusters"),
     ):
         assert sentence in said(made(wanted, GPU_NODES, quotas=[quota(hard)]), "quota")
 
