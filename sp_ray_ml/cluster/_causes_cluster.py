@@ -108,9 +108,7 @@ def _refused_by_operator(snapshot: Snapshot, cluster: Body) -> list[Cause]:
     name, namespace = cluster["metadata"]["name"], cluster["metadata"]["namespace"]
     reasons = ("InvalidRayClusterSpec", "InvalidRayClusterMetadata", "AutoscalerServiceAccountNotFound")
     events = [
-        event
-        for event in events_about(snapshot.events, cluster, *reasons)
-        if _of_this_version(event, cluster)
+        event for event in events_about(snapshot, cluster, *reasons) if _of_this_version(event, cluster)
     ]
     if not events:
         return []
@@ -199,7 +197,7 @@ def _silent(snapshot: Snapshot, cluster: Body, groups: Sequence[GroupState]) -> 
     look = "Check the operator: kubectl get pods -A -l app.kubernetes.io/name=kuberay-operator"
     namespace = cluster["metadata"]["namespace"]
     if not cluster.get("status"):
-        if age < _SILENT_S or events_about(snapshot.events, cluster):
+        if age < _SILENT_S or events_about(snapshot, cluster):
             return []
         message = (
             f"KubeRay has done nothing for {_seconds(age)}: the operator does not run, "

@@ -169,7 +169,7 @@ def _failed_liveness(snapshot: Snapshot, pod: Body, container: Container, code: 
         return ""
     told = [
         event_message(event)
-        for event in events_about(snapshot.events, pod, "Unhealthy")
+        for event in events_about(snapshot, pod, "Unhealthy")
         if "Liveness" in event_message(event)
         and f"{{{container.name}}}"
         in str((event.get("involvedObject") or event.get("regarding") or {}).get("fieldPath"))
@@ -183,7 +183,7 @@ def _failed_liveness(snapshot: Snapshot, pod: Body, container: Container, code: 
 def _mounts(snapshot: Snapshot, component: str, pod: Body) -> Cause | None:
     """A volume that cannot be mounted is told only in Events, while the containers are ContainerCreating."""
     started = any(each.running or each.ended for each in containers(pod))
-    events = events_about(snapshot.events, pod, *_MOUNTS, "FailedCreatePodSandBox")
+    events = events_about(snapshot, pod, *_MOUNTS, "FailedCreatePodSandBox")
     if started or not events or (pod.get("status") or {}).get("phase") != "Pending":
         return None
     event = events[-1]
@@ -226,7 +226,7 @@ def _unready(snapshot: Snapshot, component: str, pod: Body, head_ready: bool) ->
             )
         told = [
             event
-            for event in events_about(snapshot.events, pod, "Unhealthy")
+            for event in events_about(snapshot, pod, "Unhealthy")
             if (snapshot.now - event_time(event)).total_seconds() < 5 * _UNREADY_S
         ]
         said = re.sub(r"\s+", " ", event_message(told[-1])).strip() if told else ""

@@ -62,7 +62,7 @@ def image_cause(snapshot: Snapshot, component: str, pod: Body, container: Contai
     words = _registry_words(str(container.waiting.get("message") or ""))
     if not words:
         # Old kubelets say in the pod's status only that they back off.
-        told = [event_message(event) for event in events_about(snapshot.events, pod, "Failed")]
+        told = [event_message(event) for event in events_about(snapshot, pod, "Failed")]
         words = next((_registry_words(each) for each in told if each.startswith("Failed to pull image")), "")
     hopeless = bool(_HOPELESS.search(words)) and not _RATE.search(words) and not _AWAY.search(words)
     permanent = hopeless and _tried_twice(snapshot, pod)
@@ -92,7 +92,7 @@ def image_cause(snapshot: Snapshot, component: str, pod: Body, container: Contai
 
 
 def _tried_twice(snapshot: Snapshot, pod: Body) -> bool:
-    pulls = events_about(snapshot.events, pod, "Pulling")
+    pulls = events_about(snapshot, pod, "Pulling")
     if any(event_count(event) > 1 for event in pulls) or len(pulls) > 1:
         return True
     first = [

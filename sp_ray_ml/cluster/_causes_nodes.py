@@ -51,7 +51,7 @@ def scheduling_cause(snapshot: Snapshot, component: str, pod: Body, others: int)
         return None
     if cause := claim_cause(snapshot, component, pod, message):
         return cause
-    said = events_about(snapshot.events, pod, *_SCALES)
+    said = events_about(snapshot, pod, *_SCALES)
     news = said[-1] if said and (snapshot.now - event_time(said[-1])).total_seconds() < _SCALING_S else None
     reason = str(news["reason"]) if news else ""
     why, remedy, can_ever, details = _why(snapshot, pod, message)
@@ -213,6 +213,8 @@ def _size(
 
 
 def _option(what: str, head: bool) -> str:
+    if head and what == "gpus":  # which only a file gives a head
+        return "head: {gpus: N}"
     return f"--{what}-in-head" if head else f"--{what}-per-worker"
 
 
@@ -226,7 +228,9 @@ def _tainted(spec: Body, nodes: Sequence[Body]) -> tuple[str, str, bool, tuple[s
         "If they are meant for it, add to tolerations of the group: {key: KEY, operator: Exists}",
         False,
         tuple(
-            f"{taint} on {number} node{'' if number == 1 else 's'}" for taint, number in taints.most_common(5)
+            f"{taint} on {number} node{'' if number == 1 else 's'}"
+            for taint, number in taints.most_common(5)
+            if len(taints) > 1
         ),
     )
 

@@ -129,7 +129,7 @@ def replacement_causes(snapshot: Snapshot, states: Sequence[GroupState]) -> list
 def _upgrade(snapshot: Snapshot, cluster: Body, states: Sequence[GroupState]) -> Cause | None:
     told = [
         event
-        for event in events_about(snapshot.events, cluster, "DeletedPod")
+        for event in events_about(snapshot, cluster, "DeletedPod")
         if "spec change" in event_message(event) and _recent(event, snapshot)
     ]
     if not told or (cluster["spec"].get("upgradeStrategy") or {}).get("type") != "Recreate":
@@ -182,7 +182,7 @@ def _deleted(
     snapshot: Snapshot, cluster: Body, states: Sequence[GroupState], state: GroupState
 ) -> Cause | None:
     """Pods that the operator has replaced because they had ended: only its Event says why."""
-    for event in reversed(events_about(snapshot.events, cluster, "DeletedWorkerPod", "DeletedHeadPod")):
+    for event in reversed(events_about(snapshot, cluster, "DeletedWorkerPod", "DeletedHeadPod")):
         match = re.search(
             r"[Pp]od \S+?/(\S+?); Pod status: (\w+); Pod restart policy: (\w+)", event_message(event)
         )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sp_ray_ml.cluster._snapshot import Snapshot
 
 __all__ = [
     "age_s",
@@ -64,12 +67,11 @@ def event_count(event: Body) -> int:
     return int(series.get("count") or event.get("count") or event.get("deprecatedCount") or 1)
 
 
-def events_about(events: Iterable[Body], item: Body, *reasons: str) -> list[Body]:
+def events_about(snapshot: Snapshot, item: Body, *reasons: str) -> list[Body]:
     """The Events about this very object, of some reasons only where such are named, the newest last."""
-    uid = item["metadata"].get("uid")
     found = [
         event
-        for event in events
-        if event_subject(event).get("uid") == uid and (not reasons or event.get("reason") in reasons)
+        for event in snapshot.events_by_uid.get(str(item["metadata"].get("uid")), ())
+        if not reasons or event.get("reason") in reasons
     ]
     return sorted(found, key=event_time)

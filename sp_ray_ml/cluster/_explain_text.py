@@ -64,10 +64,11 @@ def _verdict(snapshot: Snapshot, states: Sequence[GroupState], found: Sequence[C
     complete = all(state.ready >= state.wanted for state in states)
     if found and found[0].kind in _STANDING:
         return _STANDING[found[0].kind]
-    if complete:
-        return "ready, but" if found else "ready, nothing is wrong"
+    if complete and not found:
+        return "ready, nothing is wrong"
     if found:
-        return "not ready"
+        # Under a spec that the operator refuses the pods of the one before run on.
+        return "ready, but" if complete and found[0].kind == "invalid_spec" else "not ready"
     return f"starting, {age_text(age_s(snapshot.cluster, snapshot.now))} old; nothing is wrong so far"
 
 

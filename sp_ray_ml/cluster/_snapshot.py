@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sp_ray_ml.cluster._kinds import GROUP_LABEL, NODE_TYPE_LABEL
@@ -62,6 +63,15 @@ class Snapshot:
     neighbours: Sequence[Body] | None = None
     logs: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
     now: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
+
+    @cached_property
+    def events_by_uid(self) -> Mapping[str, Sequence[Body]]:
+        """Events by the uid of the object that each is about: clusters of a thousand pods have thousands."""
+        found: dict[str, list[Body]] = {}
+        for event in self.events:
+            subject = event.get("involvedObject") or event.get("regarding") or {}
+            found.setdefault(str(subject.get("uid")), []).append(event)
+        return found
 
 
 @dataclass(frozen=True)

@@ -261,7 +261,7 @@ def situations() -> dict[str, Snapshot]:
 
     refused = 'pods "demo-worker-worker-x" is forbidden: '
     for name, message in {
-        "webhook": 'admission webhook "vet.lab.io" denied the request: spec.containers[0].image: only images of r.io are allowed.',
+        "webhook": 'admission webhook "vet.example.com" denied the request: spec.containers[0].image: only images of r.io are allowed.',
         "pod security": f'{refused}violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false (container "ray-worker" must set securityContext.allowPrivilegeEscalation=false)',
         "limit range": f"{refused}maximum memory usage per Container is 4Gi, but limit is 8Gi",
     }.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -846,7 +847,7 @@ def test_what_is_gathered_explains_as_the_recording_does(name: str) -> None:
         found = gather(api, server.namespace, server.cluster)
         recorded = snapshot_at(name, t)
         # The recorded cluster is old by now; what is said of its age differs.
-        gathered = explain(Snapshot(**{**vars(found), "now": recorded.now}))
+        gathered = explain(replace(found, now=recorded.now))
         wanted = explain(recorded)
         assert said(gathered) == said(wanted)
 

@@ -465,9 +465,9 @@ def test_a_pod_that_takes_long_to_end_holds_its_successor_up() -> None:
 @pytest.mark.parametrize(
     ("message", "kind", "permanent", "words"),
     [
-        ('admission webhook "vet.lab.io" denied the request: spec.containers[0].image: only images of r.io are allowed.',
-         "webhook", True, "the admission webhook vet.lab.io refuses its pods: spec.containers[0].image: only images of r.io are allowed"),
-        ('Internal error occurred: failed calling webhook "vet.lab.io": failed to call webhook: Post "https://vet.lab.svc:443/?timeout=10s": connection refused',
+        ('admission webhook "vet.example.com" denied the request: spec.containers[0].image: only images of r.io are allowed.',
+         "webhook", True, "the admission webhook vet.example.com refuses its pods: spec.containers[0].image: only images of r.io are allowed"),
+        ('Internal error occurred: failed calling webhook "vet.example.com": failed to call webhook: Post "https://vet.lab.svc:443/?timeout=10s": connection refused',
          "webhook", False, "does not answer"),
         ("pods \"demo-worker-worker-x\" is forbidden: ValidatingAdmissionPolicy 'no-root' with binding 'all' denied request: runAsNonRoot is required",
          "policy", True, "the policy no-root refuses its pods: runAsNonRoot is required"),
@@ -531,8 +531,8 @@ def test_a_failure_of_the_past_is_not_said_of_a_full_cluster() -> None:
 @pytest.mark.parametrize(
     ("status", "message", "kind"),
     [
-        (403, 'admission webhook "vet.lab.io" denied the request: no owner label', "webhook"),
-        (400, 'admission webhook "vet.lab.io" denied the request: no owner label', "webhook"),
+        (403, 'admission webhook "vet.example.com" denied the request: no owner label', "webhook"),
+        (400, 'admission webhook "vet.example.com" denied the request: no owner label', "webhook"),
         (403, 'rayclusters.ray.io "demo" is forbidden: exceeded quota: n, requested: count/rayclusters.ray.io=1, used: count/rayclusters.ray.io=3, limited: count/rayclusters.ray.io=3', "quota"),
     ],
 )  # fmt: skip
