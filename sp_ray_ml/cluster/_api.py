@@ -263,7 +263,14 @@ class Api:
             ) from None
 
     def logs(
-        self, namespace: str, pod: str, container: str, *, previous: bool = False, tail: int | None = None
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        *,
+        previous: bool = False,
+        tail: int | None = None,
+        repeat: bool = True,
     ) -> str:
         """What a container has printed; empty where it has none to show.
 
@@ -273,6 +280,7 @@ class Api:
             container: Its name.
             previous: Of the container's run before this one.
             tail: Only so many lines at the end.
+            repeat: Ask again while the node does not answer.
         """
         from sp_ray_ml.cluster._kinds import POD
 
@@ -280,7 +288,7 @@ class Api:
         if tail is not None:
             query["tailLines"] = str(tail)
         try:
-            data = self.request("GET", f"{POD.path(namespace, pod)}/log", query=query)
+            data = self.request("GET", f"{POD.path(namespace, pod)}/log", query=query, repeat=repeat)
         except ClusterNotFoundError:
             return ""
         except KubernetesError as error:

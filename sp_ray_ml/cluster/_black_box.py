@@ -215,7 +215,7 @@ class _Collector:
                     f"log of {pod['metadata']['name']}, {what}",
                     lambda state=state, previous=previous: self.api.logs(
                         self.meta["namespace"], pod["metadata"]["name"], state["name"],
-                        previous=previous, tail=_MOST_LINES,
+                        previous=previous, tail=_MOST_LINES, repeat=False,
                     ),
                 )  # fmt: skip
                 if text:
