@@ -37,6 +37,7 @@ __all__ = [
     "Lifetime",
     "decide",
     "extend",
+    "has_limits",
     "lifetime_annotations",
     "lifetime_lines",
     "lifetime_notes",
@@ -137,6 +138,12 @@ def _duration(by: datetime.timedelta | str) -> datetime.timedelta:
     if found <= datetime.timedelta(0):
         raise ConfigError(f"must be more than nothing, got {by}", where="by")
     return found
+
+
+def has_limits(cluster: Mapping[str, Any]) -> bool:
+    """Whether a cluster has a limit, one that cannot be read included."""
+    notes = cluster["metadata"].get("annotations") or {}
+    return any((notes.get(key) or "never") != "never" for key in (IDLE_TIMEOUT, TTL))
 
 
 def lifetime_lines(cluster: Mapping[str, Any], now: datetime.datetime | None = None) -> list[str]:

@@ -20,6 +20,7 @@ from sp_ray_ml.cluster._black_box import IN_CLUSTER, HomeNotSavedError, save_bla
 from sp_ray_ml.cluster._black_box_store import local_folder
 from sp_ray_ml.cluster._head_http import in_cluster
 from sp_ray_ml.cluster._kinds import EVENT, RAY_CLUSTER
+from sp_ray_ml.cluster._lifetime import has_limits
 from sp_ray_ml.cluster._lifetime_rules import (
     BLACK_BOX,
     LAST_ACTIVITY,
@@ -68,20 +69,13 @@ def run_pass(
     Returns:
         For each cluster's name what was done, or the error that came of it: one does not stop the others.
     """
-    clusters = [cluster for cluster in api.list(RAY_CLUSTER, namespace)[0] if _has_limit(cluster)]
+    clusters = [cluster for cluster in api.list(RAY_CLUSTER, namespace)[0] if has_limits(cluster)]
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sp-ray-agent") as pool:
         runs = {
             cluster["metadata"]["name"]: pool.submit(look_after, api, cluster, clock=clock, direct=direct)
             for cluster in clusters
         }
         return {name: run.exception() or run.result() for name, run in runs.items()}
-
-
-def _has_limit(cluster: Body) -> bool:
-    try:
-        return Lifetime.of(cluster).limited
-    except ClusterError:
-        return True  # what is wrong with it is said when its turn comes
 
 
 def look_after(api: Api, cluster: Body, *, clock: Clock = _utc_now, direct: bool | None = None) -> str:

@@ -186,8 +186,16 @@ class RayCluster:
             nodes=self._nodes() if ask_ray else None,
             ray_version=versions.get("ray"),
             python_version=versions.get("python"),
-            notes=[*self.notes, *lifetime_lines(self._body)],
+            notes=[*self.notes, *lifetime_lines(self._body), *(self._not_looked_after() if ask_ray else ())],
         )
+
+    def _not_looked_after(self) -> list[str]:
+        """Why nobody suspends it or deletes it when its time is over, where that is so."""
+        from sp_ray_ml.cluster._agent_manifest import agent_problem
+        from sp_ray_ml.cluster._lifetime import has_limits
+
+        problem = agent_problem(self._api, self.namespace) if has_limits(self._body) else None
+        return [f"not looked after: {problem}"] if problem else []
 
     def explain(self) -> Cause | None:
         """Why it is not usable; None where nothing is wrong."""

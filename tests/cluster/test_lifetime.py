@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sp_ray_ml.cluster._lifetime import lifetime_annotations, lifetime_lines, resumed_annotations
+from sp_ray_ml.cluster._lifetime import (
+    lifetime_annotations,
+    lifetime_lines,
+    lifetime_notes,
+    resumed_annotations,
+)
 from sp_ray_ml.cluster._lifetime_rules import (
     ACTIVITY,
     EXTENDED_UNTIL,
@@ -314,3 +319,36 @@ def test_where_a_home_lies():
     assert home_of(cluster({"name": "home", "persistentVolumeClaim": {"claimName": "a-home"}})) == "volume"
     assert home_of(cluster({"name": "home", "emptyDir": {}})) == "pod"
     assert home_of(cluster({"name": "data", "emptyDir": {}})) == "none"
+
+
+def notes_of(volumes=True, **options):
+    class Nothing:
+        """No question is asked of Kubernetes."""
+
+        namespace = "play"
+
+    return lifetime_notes(Nothing(), ClusterSettings(name="mine", **options), volumes=volumes)
+
+
+def test_whoever_creates_a_cluster_is_told_when_it_goes_and_what_is_kept():
+    ends, home, box = notes_of(tutorials=True)
+    assert ends == (
+        "suspended when idle for 2 h (warned 24 min before); suspended when it is 3 d old (warned 12 h before) "
+        "and deleted 1 d later; longer: sp-ray extend cluster mine -n play --by 1d"
+    )
+    assert (
+        home
+        == "the head's home is on the volume mine-home: it outlives a suspension, and goes with the cluster"
+    )
+    assert "ConfigMap mine-black-box" in box
+
+
+def test_without_a_storage_class_it_is_said_where_the_home_goes():
+    note = notes_of(tutorials=True, volumes=False, black_box="gs://boxes")[1]
+    assert note.startswith(
+        "no storage class for the head's home: before a suspension it is saved to gs://boxes;"
+    )
+
+
+def test_without_limits_there_is_nothing_to_say():
+    assert notes_of() == []
