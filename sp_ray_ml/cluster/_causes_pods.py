@@ -40,18 +40,27 @@ _TAKEN = {
 def pod_causes(snapshot: Snapshot, states: Sequence[GroupState], state: GroupState) -> list[Cause]:
     """Causes in the pods that a component has, those that are permanent first, then those of most pods."""
     head_ready = bool(states[0].ready)
-    waiting = [pod for pod in state.pods if not is_ready(pod)]
+    waiting = sorted(
+        (pod for pod in state.pods if not is_ready(pod)),
+        key=lambda pod: str(pod["metadata"].get("creationTimestamp")),
+    )
     # An autoscaler may have more pods than wanted for a moment; a full group is well.
     if state.ready >= state.wanted:
         return []
     unplaced = [pod for pod in waiting if not pod["spec"].get("nodeName")]
     found: dict[tuple[str, str], tuple[Cause, int]] = {}
+    alike: dict[str, Cause | None] = {}
     for pod in waiting:
-        cause = _failed(state.component, pod) or (
-            container_cause(snapshot, state.component, pod, head_ready)
-            if pod["spec"].get("nodeName")
-            else scheduling_cause(snapshot, state.component, pod, len(unplaced) - 1)
-        )
+        if not pod["spec"].get("nodeName"):
+            # Pods that ask for the same wait for the same: a thousand are held against the nodes once.
+            asks = _asks(snapshot, pod)
+            if asks not in alike:
+                alike[asks] = scheduling_cause(snapshot, state.component, pod, len(unplaced) - 1)
+            cause = _failed(state.component, pod) or alike[asks]
+        else:
+            cause = _failed(state.component, pod) or container_cause(
+                snapshot, state.component, pod, head_ready
+            )
         if cause is not None:
             key = cause.kind, _without_name(cause.message, pod)
             first, count = found.get(key, (cause, 0))
@@ -59,6 +68,17 @@ def pod_causes(snapshot: Snapshot, states: Sequence[GroupState], state: GroupSta
             found[key] = (cause if cause.permanent and not first.permanent else first, count + 1)
     ordered = sorted(found.values(), key=lambda pair: (not pair[0].permanent, -pair[1]))
     return [_of_many(cause, count) for cause, count in ordered]
+
+
+def _asks(snapshot: Snapshot, pod: Body) -> str:
+    """What decides where a pod may go, and what was said of it."""
+    spec = pod["spec"]
+    said = (condition(pod, "PodScheduled") or {}).get("message")
+    told = [event.get("reason") for event in events_about(snapshot, pod)]
+    containers = [each.get("resources") for each in spec["containers"]]
+    return repr(
+        (said, told, containers, *(spec.get(key) for key in ("nodeSelector", "affinity", "tolerations")))
+    )
 
 
 def _of_many(cause: Cause, count: int) -> Cause:

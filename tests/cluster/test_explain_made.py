@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from sp_ray_ml.cluster import _causes_pods
+from sp_ray_ml.cluster._causes_nodes import scheduling_cause
 from sp_ray_ml.cluster._explain import causes, explain, refusal
 from sp_ray_ml.cluster._explain_text import render
 from sp_ray_ml.cluster._snapshot import Cause, Snapshot
@@ -700,3 +702,26 @@ def test_an_admitted_cluster_is_explained_by_its_pods() -> None:
         explain(Snapshot(running_, [ready(), ready("demo-worker-worker-a")], workloads=[mine], now=NOW))
         is None
     )
+
+
+def test_a_thousand_pods_that_ask_for_the_same_are_held_against_the_nodes_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def counted(*args: Any) -> Cause | None:
+        asked.append(args)
+        return scheduling_cause(*args)
+
+    monkeypatch.setattr(_causes_pods, "scheduling_cause", counted)
+    pods = []
+    for number in range(1000):
+        each = unplaced(
+            "0/20 nodes are available: 20 Insufficient nvidia.com/gpu.", **{"nvidia.com/gpu": "8"}
+        )
+        each["metadata"] |= {"name": f"demo-worker-worker-{number}", "uid": f"u{number}"}
+        pods.append(each)
+    nodes = [node(f"n{number}", gpu=4) for number in range(20)]
+    cause = the_cause(Snapshot(cluster(1000), [ready(), *pods], nodes=nodes, now=NOW))
+    assert cause.message == "1000 pods wait: no node has 8 GPUs: the largest has 4 GPUs"
+    assert len(asked) == 1
