@@ -4,7 +4,8 @@
 
 A block between `<!-- explain: RECORDING @ SECONDS -->` and `<!-- end -->` becomes the explanation of a recording of the
 real operator at that time, one between `<!-- explain: NAME -->` and `<!-- end -->` that of a situation of
-tests/cluster/made.py.
+tests/cluster/made.py, and one between `<!-- printed: NAME -->` and `<!-- end -->` what a command of
+tests/cluster/planned.py prints.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ GUIDE = ROOT / "docs" / "clusters.md"
 NAMESPACE = "ray-playground"
 WIDTH = 100
 _BLOCK = re.compile(r"(<!-- explain: (.*?) -->\n).*?(<!-- end -->)", re.S)
+_PRINTED = re.compile(r"(<!-- printed: (.*?) -->\n).*?(<!-- end -->)", re.S)
 
 
 def _tests(name: str) -> ModuleType:
@@ -69,6 +71,13 @@ def transcript(words: str) -> str:
 
 def filled(text: str) -> str:
     """A guide with its blocks as they are to be."""
+    shown = _tests("planned").situations()
+
+    def printed(block: re.Match[str]) -> str:
+        command, lines = shown[block[2]]
+        return "\n".join([f"{block[1]}```text", command, *lines, "```", block[3]])
+
+    text = _PRINTED.sub(printed, text)
     return _BLOCK.sub(lambda block: f"{block[1]}{transcript(block[2])}{block[3]}", text)
 
 

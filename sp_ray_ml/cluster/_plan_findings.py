@@ -21,7 +21,7 @@ _CHECK, _STATE = 13, 8
 _SHOWN = ("cpu", "memory", "nvidia.com/gpu")
 _HEADLINES = {
     "fits": "fits now",
-    "fits_after_scaling": "does not fit now; it will once there is more room",
+    "fits_after_scaling": "does not fit now; it may once there is more room",
     "never_fits": "can never fit as it is asked for",
 }
 

@@ -70,8 +70,11 @@ def node_findings(
         yield _short(group, now[group.name], later[group.name], able[group.name], known)
     if not short and not failed:
         count = sum(group.replicas for group in wanted)
+        taking = len({id(room) for group in wanted for room in able[group.name]})
         if known.seen_pods:
-            yield Finding("nodes", "ok", f"there is room for {_pods(count)} on {_nodes(len(nodes))}")
+            yield Finding(
+                "nodes", "ok", f"there is room for {_pods(count)} on the {_nodes(taking)} that may take them"
+            )
         else:
             yield Finding(
                 "nodes", "unknown", f"empty, the nodes take {_pods(count)}; what runs on them may not be read",

@@ -193,7 +193,10 @@ def _hint(client: Versions, server: Versions, pins: list[str], for_what: Purpose
     other_python = bool(python_here and python_there) and not _agree(python_here, python_there, depth)
     if other_python:
         number = ".".join(python_there.split(".")[:depth])
-        pins = pins or [f"ray=={server['ray']}"] if server.get("ray") else pins
+        # Another Python is another environment: that needs Ray, too.
+        ray_there = server.get("ray") or client.get("ray")
+        if ray_there and not any(pin.startswith("ray==") for pin in pins):
+            pins = [f"ray=={ray_there}", *pins]
         with_pins = f", with: pip install {' '.join(map(repr, pins))}" if pins else ""
         parts.append(f"Use Python {number} here{with_pins}")
     elif pins:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import pydantic
 
+from sp_ray_ml.cluster._gpu_types import gpu_terms
 from sp_ray_ml.cluster._network_policy import check_endpoint
 from sp_ray_ml.cluster._quantity import parse_quantity
 from sp_ray_ml.config import Duration, Settings
@@ -101,6 +102,11 @@ Limit = Annotated[
 """A duration, or `never`."""
 
 
+def _gpu_type(value: str) -> str:
+    gpu_terms(value)
+    return value
+
+
 class Group(Settings):
     """Pods that are alike: what each gets, and where it may run."""
 
@@ -110,7 +116,7 @@ class Group(Settings):
     """Memory of each pod's Ray container, likewise."""
     gpus: Annotated[int, pydantic.Field(ge=0)] = 0
     """GPUs of each pod."""
-    gpu_type: str | None = None
+    gpu_type: Annotated[str, pydantic.AfterValidator(_gpu_type)] | None = None
     """Their type, `t4`, `a100`, `l4`, `h100` or as the nodes' label has it; any without."""
     cpu_request: CpuQuantity | None = None
     """What must fit on a node, where it is to be less than `cpus`: the pod may then be slowed by its neighbours."""
@@ -235,7 +241,9 @@ class ClusterSettings(Settings):
     """Folder, any fsspec URL, that keeps logs and Events of clusters when they are deleted."""
     insecure: bool = False
     """Without Ray's token authentication, NetworkPolicy and the pods' security settings."""
-    egress: list[Annotated[str, pydantic.AfterValidator(check_endpoint)]] = pydantic.Field(default_factory=list)
+    egress: list[Annotated[str, pydantic.AfterValidator(check_endpoint)]] = pydantic.Field(
+        default_factory=list
+    )
     """What the pods may reach beside DNS, the API server and each other: `host:port` (opens the port to any address, as
     Kubernetes' NetworkPolicy knows no names), `10.0.0.0/8:443`, `*:443`, `workload-identity`."""
     operator_namespace: str | None = None

@@ -12,94 +12,15 @@ from typing import Any
 import pytest
 
 from sp_ray_ml.cluster._features import Features
-from sp_ray_ml.cluster._gpu_types import SPOT_TERMS, SPOT_TOLERATIONS, gpu_terms
+from sp_ray_ml.cluster._gpu_types import SPOT_TERMS, SPOT_TOLERATIONS
 from sp_ray_ml.cluster._kinds import RAY_CLUSTER, SECRET, SERVICE_ACCOUNT
 from sp_ray_ml.cluster._plan import Plan, plan_from
 from sp_ray_ml.cluster._plan_facts import PRIORITY_CLASS, PlanFacts, needs, references
 from sp_ray_ml.cluster._requests import cluster_request
 
+from .planned import KNOWN, affinity, made, manifest, node, pod, quota
+
 RECORDINGS = Path(__file__).parents[1] / "kubernetes" / "recordings"
-KNOWN = Features("1.7")
-
-
-def template(
-    name: str, cpu: str, memory: str, *, gpus: int = 0, gpu_type: str = "", **spec: Any
-) -> dict[str, Any]:
-    limits = {"cpu": cpu, "memory": memory}
-    if gpus:
-        limits["nvidia.com/gpu"] = str(gpus)
-        spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
-    if gpu_type:
-        terms = [{"matchExpressions": expressions} for expressions in gpu_terms(gpu_type)]
-        spec["affinity"] = affinity(terms)
-    return {"spec": {"containers": [{"name": name, "image": "ray", "resources": {"limits": limits}}], **spec}}
-
-
-def affinity(terms: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
-
-
-def manifest(replicas: int = 2, most: int = 2, **worker: Any) -> dict[str, Any]:
-    wanted = {"cpu": "4", "memory": "8Gi", **worker}
-    return {
-        "apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "mine", "namespace": "lab"},
-        "spec": {
-            "rayVersion": "2.60.0", "headGroupSpec": {"template": template("ray-head", "2", "4Gi")},
-            "workerGroupSpecs": [
-                {"groupName": "w", "replicas": replicas, "minReplicas": 0, "maxReplicas": most,
-                 "template": template("ray-worker", **wanted)},
-            ],
-        },
-    }  # fmt: skip
-
-
-def node(name: str, cpu: str = "16", memory: str = "64Gi", *, gpus: int = 0, **more: Any) -> dict[str, Any]:
-    given = {"cpu": cpu, "memory": memory, "pods": "110"}
-    if gpus:
-        given["nvidia.com/gpu"] = str(gpus)
-    return {
-        "metadata": {"name": name, "labels": more.get("labels", {})},
-        "spec": {key: more[key] for key in ("taints", "unschedulable") if key in more},
-        "status": {
-            "allocatable": given,
-            "conditions": [{"type": "Ready", "status": more.get("ready", "True")}],
-        },
-    }
-
-
-def pod(
-    where: str,
-    cpu: str,
-    memory: str = "1Gi",
-    *,
-    namespace: str = "other",
-    cluster: str = "",
-    daemon: bool = False,
-) -> dict[str, Any]:
-    meta: dict[str, Any] = {"name": "p", "namespace": namespace}
-    if cluster:
-        meta["labels"] = {"ray.io/cluster": cluster}
-    if daemon:
-        meta["ownerReferences"] = [{"kind": "DaemonSet", "name": "d"}]
-    container = {"name": "c", "resources": {"requests": {"cpu": cpu, "memory": memory}}}
-    return {
-        "metadata": meta,
-        "spec": {"nodeName": where, "containers": [container]},
-        "status": {"phase": "Running"},
-    }
-
-
-def quota(hard: dict[str, str], used: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
-    return {
-        "metadata": {"name": "team"},
-        "spec": {"hard": hard, **spec},
-        "status": {"hard": hard, "used": used or {}},
-    }
-
-
-def made(wanted: dict[str, Any], nodes: list[dict[str, Any]] | None = None, **facts: Any) -> Plan:
-    shown = nodes if nodes is not None else [node("a"), node("b")]
-    return plan_from(PlanFacts(features=KNOWN, nodes=shown, **facts), wanted)
 
 
 def said(found: Plan, check: str) -> str:
@@ -113,7 +34,7 @@ def said(found: Plan, check: str) -> str:
 def test_what_there_is_room_for_fits() -> None:
     found = made(manifest())
     assert found.verdict == "fits"
-    assert said(found, "nodes") == "ok: there is room for 3 pods on 2 nodes"
+    assert said(found, "nodes") == "ok: there is room for 3 pods on the 2 nodes that may take them"
     assert found.lines()[0] == "cluster mine in namespace lab: fits now"
     assert found.lines()[1].split() == ["asks", "for", "3", "pods,", "10", "CPUs,", "20Gi", "of", "memory"]
 
