@@ -200,6 +200,7 @@ moves = st.lists(
     ),
     max_size=60,
 )
+SAID = {"idle": "nothing has run", "ttl": "is suspended", "deletion": "is deleted"}
 limits = st.sampled_from(["1m", "20m", "2h", "1d", "3d", "never"])
 
 
@@ -227,6 +228,9 @@ def test_nothing_is_deleted_unsuspended_or_unwarned_and_nothing_busy_is_idle(idl
             assert before.warned_at is not None
             assert before.due_at <= world.now
             assert world.now - before.warned_at >= lead(limit) / 2
+            told, _, warning = [each for each in world.did if each[1] == "warn"][-1]
+            assert SAID[before.warned_of] in warning
+            assert world.now - told >= lead(limit) / 2
         if action == "suspend":
             over = before.ends is not None and world.now >= before.ends
             if value.state in {"active", "unknown"}:
