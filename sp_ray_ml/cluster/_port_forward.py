@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import errno
 import random
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -147,17 +149,17 @@ class PortForward:
         try:
             connection = await self._open(remote)
             clean = await self._relay(connection, remote, reader, writer)
-        except OSError:
-            pass  # the local side has gone, or the connection broke: both ends are closed below
         except ClusterError as error:
             self._tell(remote, error.message)
+        except OSError:
+            pass  # the local side has gone, or the connection broke: both ends are closed below
         finally:
             if connection:
                 await connection.close()
             if clean:
                 writer.close()
             else:
-                writer.transport.abort()  # a reset: an ending that nobody takes for a complete answer
+                _reset(writer)
 
     async def _open(self, remote: int) -> WebSocket:
         """A WebSocket to the pod that is there; while there is none, or it does not answer, look for another."""
@@ -234,6 +236,13 @@ class PortForward:
     def _tell(self, remote: int, message: str) -> None:
         if self._on_problem:
             self._on_problem(f"port {remote}: {message}")
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection in a way that nobody takes for the end of a complete answer."""
+    # Linger on and for no time: the kernel sends RST where it else sends FIN.
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def _listen(

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sp_ray_ml.errors import KubernetesError
+from sp_ray_ml.errors import ClusterError, KubernetesError
 
 if TYPE_CHECKING:
     import socket
@@ -71,6 +71,8 @@ class WebSocket:
         try:
             async with asyncio.timeout(_OPEN_S):
                 return await cls._open(api, url, headers, subprotocols, path)
+        except ClusterError:  # refused credentials are an OSError, too
+            raise
         except (OSError, EOFError, asyncio.LimitOverrunError) as error:
             said = "it does not answer" if isinstance(error, TimeoutError) else str(error)
             raise KubernetesError(

@@ -10,9 +10,13 @@ notebook() {
         echo "this image has no JupyterLab" >"$logs/notebook.missing"
         return 1
     fi
-    JUPYTER_TOKEN="$SP_RAY_WORKBENCH_TOKEN" jupyter lab --no-browser --allow-root --ServerApp.ip=0.0.0.0 \
-        --ServerApp.port=8081 --ServerApp.port_retries=0 --ServerApp.root_dir="$HOME" --LabApp.news_url=None \
-        --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+    # Beside the user's own settings: no question whether to fetch news.
+    mkdir -p "$logs/jupyter/labconfig"
+    echo '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}' \
+        >"$logs/jupyter/labconfig/page_config.json"
+    JUPYTER_TOKEN="$SP_RAY_WORKBENCH_TOKEN" JUPYTER_CONFIG_PATH="$logs/jupyter:${JUPYTER_CONFIG_PATH:-}" jupyter lab \
+        --no-browser --allow-root --ServerApp.ip=0.0.0.0 --ServerApp.port=8081 --ServerApp.port_retries=0 \
+        --ServerApp.root_dir="$HOME" --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 }
 
 vscode() {
