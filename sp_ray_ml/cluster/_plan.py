@@ -72,7 +72,7 @@ def _findings(
     yield from limits
     if all(finding.state == "ok" for finding in limits):
         yield from _pods(facts, request)
-    yield from quota_findings(request, facts.quotas or (), facts.namespace_pods)
+    yield from quota_findings(request, facts.quotas or (), facts.namespace_pods, exists=bool(facts.exists))
     if facts.quotas is not None and not facts.quotas:
         yield Finding("quota", "ok", "the namespace has no quota")
     if facts.nodes is not None:

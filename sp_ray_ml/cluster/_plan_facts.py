@@ -91,6 +91,7 @@ class PlanFacts:
     Attributes:
         features: What the installed KubeRay knows.
         namespace: Whether the namespace is there.
+        exists: Whether the cluster is there: it is then counted by quotas already.
         quotas: ResourceQuotas of the namespace.
         limit_ranges: LimitRanges of the namespace.
         nodes: All nodes.
@@ -105,6 +106,7 @@ class PlanFacts:
 
     features: Features
     namespace: bool | None = True
+    exists: bool | None = False
     quotas: Sequence[Body] | None = ()
     limit_ranges: Sequence[Body] | None = ()
     nodes: Sequence[Body] | None = ()
@@ -138,6 +140,7 @@ def gather_plan_facts(api: Api, manifest: Body, companions: Sequence[Body] = ())
         nodes = pool.submit(_may, lambda: api.list(NODE, None)[0])
         schema = pool.submit(features, api)
         there = pool.submit(_exists, api, NAMESPACE, None, namespace)
+        exists = pool.submit(_exists, api, RAY_CLUSTER, namespace, request.name)
         refused = pool.submit(_refusal, api, manifest)
         own = pool.submit(_may, lambda: api.list(POD, namespace, fields=_RUNNING)[0])
         quotas = pool.submit(_may, lambda: api.list(QUOTA, namespace)[0])
@@ -164,6 +167,7 @@ def gather_plan_facts(api: Api, manifest: Body, companions: Sequence[Body] = ())
         return PlanFacts(
             features=schema.result(),
             namespace=there.result(),
+            exists=exists.result(),
             quotas=quotas.result(),
             limit_ranges=ranges.result(),
             nodes=nodes.result(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -54,7 +54,11 @@ def node_findings(
     failed = False
     for group in request.groups:
         found = _able(group, known)
-        if isinstance(found, Finding):
+        if isinstance(found, Finding) and not group.replicas:
+            # The cluster comes up all the same; what the group may be scaled to does not.
+            if group.most != 0:
+                yield replace(found, state="short", sentence=f"{found.sentence}; it begins without workers")
+        elif isinstance(found, Finding):
             failed = True
             yield found
         else:

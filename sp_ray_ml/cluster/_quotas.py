@@ -23,7 +23,11 @@ _MOST_USERS = 3
 
 
 def quota_findings(
-    request: ClusterRequest, quotas: Sequence[Body], pods: Sequence[Body] | None = None
+    request: ClusterRequest,
+    quotas: Sequence[Body],
+    pods: Sequence[Body] | None = None,
+    *,
+    exists: bool = False,
 ) -> Iterator[Finding]:
     """What ResourceQuotas say of a request.
 
@@ -31,16 +35,17 @@ def quota_findings(
         request: The request.
         quotas: ResourceQuotas of its namespace.
         pods: Pods of its namespace, to name who uses a quota; those of a cluster of the request's name are its own.
+        exists: Whether the cluster is there, so that its objects beside pods are counted already.
     """
     for quota in quotas:
-        found = list(_of_quota(request, quota, pods or ()))
+        found = list(_of_quota(request, quota, pods or (), exists))
         if found:
             yield from found
         else:
             yield Finding("quota", "ok", f"quota {quota['metadata']['name']} has room for it")
 
 
-def _of_quota(request: ClusterRequest, quota: Body, pods: Sequence[Body]) -> Iterator[Finding]:
+def _of_quota(request: ClusterRequest, quota: Body, pods: Sequence[Body], exists: bool) -> Iterator[Finding]:
     name, namespace = quota["metadata"]["name"], request.namespace
     groups = [group for group in request.groups if _in_scope(quota, group.spec)]
     scoped = bool(quota["spec"].get("scopes") or quota["spec"].get("scopeSelector"))
@@ -56,6 +61,8 @@ def _of_quota(request: ClusterRequest, quota: Body, pods: Sequence[Body]) -> Ite
             continue
         hard, used = parse_quantity(text), parse_quantity(used_now.get(resource, 0))
         used = max(Decimal(0), used - sum((quota_use(pod, resource) for pod in mine), Decimal(0)))
+        if exists and resource in request.objects:
+            continue
         asked, most = _asked(resource, request, groups, scoped)
         what = f"quota {name} allows {_amount(resource, hard)} ({resource})"
         raise_it = f"have it raised: kubectl edit quota {name} -n {namespace}"

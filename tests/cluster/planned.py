@@ -170,7 +170,9 @@ def situations() -> dict[str, tuple[str, list[str]]]:
     weak = {need: need.kind.name == "RayCluster" for need in needs(())}
     found["little permission"] = (
         f"$ sp-ray plan cluster mine -n lab {small}",
-        plan_from(PlanFacts(KNOWN, None, None, None, None, None, None, permissions=weak), manifest()).lines(),
+        plan_from(
+            PlanFacts(KNOWN, None, None, None, None, None, None, None, permissions=weak), manifest()
+        ).lines(),
     )
 
     wrong = copy.deepcopy(manifest())

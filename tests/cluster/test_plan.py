@@ -194,6 +194,17 @@ def test_cordoned_and_broken_nodes_take_nothing_yet_are_no_reason_for_never() ->
         assert "not ready or cordoned" in said(found, "nodes")
 
 
+def test_group_that_begins_without_workers_does_not_keep_the_cluster_from_coming_up() -> None:
+    wanted = manifest(replicas=0, most=4, gpus=1, gpu_type="l4")
+    wanted["spec"]["enableInTreeAutoscaling"] = True
+    found = made(wanted)
+    assert found.verdict == "fits_after_scaling"
+    assert "no node has a GPU of type l4" in said(found, "nodes")
+    assert "it begins without workers" in said(found, "nodes")
+    assert "room for 1 pod on the 2 nodes" in said(found, "nodes")
+    assert made(manifest(replicas=0, most=0, gpus=1, gpu_type="l4")).verdict == "fits"
+
+
 def test_number_of_pods_a_node_takes_counts() -> None:
     small = node("a", "64")
     small["status"]["allocatable"]["pods"] = "2"
@@ -260,6 +271,12 @@ def test_own_pods_do_not_count_against_their_own_quota() -> None:
         manifest(), quotas=[quota({"requests.cpu": "12"}, {"requests.cpu": "4"})], namespace_pods=own
     )
     assert found.verdict == "fits"
+
+
+def test_cluster_that_is_there_is_counted_already() -> None:
+    full = quota({"count/rayclusters.ray.io": "1"}, {"count/rayclusters.ray.io": "1"})
+    assert made(manifest(), quotas=[full], exists=True).verdict == "fits"
+    assert made(manifest(), quotas=[full]).verdict == "fits_after_scaling"
 
 
 def test_sidecar_of_autoscaling_counts_and_its_most_is_told() -> None:
