@@ -165,6 +165,17 @@ def test_a_misleading_case_is_ready_from_when_to_when(name: str) -> None:
     assert spans(name, by_pods) == MISLEADING[name]
 
 
+def test_pods_of_a_former_cluster_of_the_name_are_not_its_own() -> None:
+    recording = Recording.load("12d-recreate-same-name")
+    former = recording.snapshot_at(9.49)  # deleted, and its pods do not know it yet
+    anew = recording.snapshot_at(10.05).cluster
+    assert former.cluster is None
+    assert anew
+    assert anew["status"]["state"] == "ready"
+    assert [pod["metadata"].get("deletionTimestamp") for pod in former.pods] == [None] * 3
+    assert lacks(Snapshot(anew, former.pods), TARGET) == "head: not created yet"
+
+
 @pytest.mark.parametrize("name", NEVER)
 def test_what_the_operator_or_the_api_server_refuses_is_never_ready(name: str) -> None:
     assert spans(name, by_pods) == []

@@ -447,30 +447,31 @@ def test_ray_is_not_asked_before_the_pods_are_ready_nor_for_pods_alone(pool: Thr
         assert len(ray.asked) == count
 
 
-def test_pods_that_go_while_ray_is_asked_count_no_more(pool: ThreadPoolExecutor) -> None:
-    with RecordedServer("13-head-pod-deleted", at=7) as server:
-        ray = Ray(server, server.recording.snapshot_at(7))
-        asked, go = threading.Event(), threading.Event()
+def test_what_ray_said_before_a_worker_crashed_counts_no_more(pool: ThreadPoolExecutor) -> None:
+    """The same pod at the same address: only when Ray was asked tells the two apart."""
+    with RecordedServer("08-worker-oom-crashloop", at=3) as server:
+        ray = Ray(server, server.recording.snapshot_at(3))
+        asked, go, crashed = threading.Event(), threading.Event(), threading.Event()
 
         def more(_: Ray) -> None:
             asked.set()
             assert go.wait(20)
 
         ray.more = more
-        waiting = pool.submit(wait, server, "ready", ask_ray=ray)
-        assert asked.wait(20)
-        server.step_to(10)  # the head's pod terminates; Ray's answer is of before
-        end = time.monotonic() + 20
-        while not any(each.sent for each in server.watchers if "/pods" in each.asked.path):
-            assert time.monotonic() < end
-            with server._changed:
-                server._changed.wait(0.02)
-        go.set()
+
+        def on_change(states: Sequence[Progress], _: Cause | None) -> None:
+            if states[1].ready == 1:
+                crashed.set()
+
+        waiting = pool.submit(wait, server, "ready", ask_ray=ray, on_change=on_change)
         server.await_watches(2)
-        assert not waiting.done()
-        ray.nodes = Ray(server, server.recording.snapshot_at(20)).nodes
-        server.step_to(20)
-        assert version(waiting.result(20)) >= version_at(server, 16.959)
+        assert asked.wait(20)
+        server.step_to(10)  # the worker has crashed; Ray has not answered yet
+        assert crashed.wait(20)
+        server.step_to(17)
+        go.set()
+        assert version(waiting.result(20)) >= version_at(server, 14.651)
+        assert len(ray.asked) == 2
 
 
 def test_the_dashboard_is_asked_through_the_api_servers_proxy() -> None:

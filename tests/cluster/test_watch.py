@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sp_ray_ml.cluster import _watch
 from sp_ray_ml.cluster._kinds import POD, RAY_CLUSTER, Kind
 from sp_ray_ml.cluster._watch import Change, Feed, Watch
 from sp_ray_ml.errors import KubernetesAccessError, KubernetesError
@@ -271,11 +272,27 @@ def test_a_server_that_has_just_started_and_refuses_for_a_moment_is_not_believed
     one, feed = watch(server)
     with one:
         told(feed, synced)
+        server.await_watches(1)
         server.refuse(r"/pods", 403, "Forbidden", times=3)
         server.drop()
         server.step_to(3)
         seen = told(feed, lambda _: have(one) == now(server))
+        assert server._refused == [], "it was refused, three times"
         assert not [change for change in seen if change.type == "FAILED"]
+
+
+def test_a_server_that_goes_on_refusing_is_believed(
+    server: RecordedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_watch, "_BELIEVED_S", 0.2)
+    one, feed = watch(server)
+    with one:
+        told(feed, synced)
+        server.await_watches(1)
+        server.refuse(r"/pods", 403, "Forbidden")
+        server.drop()
+        seen = told(feed, lambda seen: any(change.type == "FAILED" for change in seen))
+        assert isinstance(seen[-1].error, KubernetesAccessError)
 
 
 @pytest.mark.parametrize("state", ["open", "half-open", "away", "never started"])
