@@ -20,6 +20,7 @@ from sp_ray_ml.cluster._black_box_store import (
     save_to_config_map,
     save_to_url,
 )
+from sp_ray_ml.cluster._black_box_text import event_line, job_line, pod_end, summary
 from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, EVENT, NODE_TYPE_LABEL, POD, RAY_CLUSTER
 from sp_ray_ml.cluster._lifetime_rules import BLACK_BOX, WARNING, home_of
 from sp_ray_ml.cluster._lifetime_text import write_time
@@ -252,8 +253,6 @@ class _Collector:
             self.missing.append(f"the head's home: {self.redactor.text(error.message)}")
 
     def _manifest(self, pods: list[Body], events: list[Body], jobs: list[Body] | None) -> Body:
-        from sp_ray_ml.cluster._events import event_message, event_subject, event_time
-
         notes = self.meta.get("annotations") or {}
         text = self.redactor.text
         manifest: Body = {
@@ -267,13 +266,9 @@ class _Collector:
             "reason": text(self.reason),
             "warning": text(notes.get(WARNING, "")),
             "home": self.home,
-            "pods": [_pod_end(pod) for pod in pods],
-            "events": [
-                f"{event_time(event):%Y-%m-%d %H:%M:%SZ} {event.get('type', '')} {event.get('reason', '')} "
-                f"{event_subject(event).get('kind')}/{event_subject(event).get('name')}: {text(event_message(event))}"
-                for event in events[-_EVENTS_SHOWN:]
-            ],
-            "jobs": [_job_line(self.redactor, job) for job in (jobs or [])[-_JOBS_SHOWN:]],
+            "pods": [pod_end(pod) for pod in pods],
+            "events": [event_line(self.redactor, event) for event in events[-_EVENTS_SHOWN:]],
+            "jobs": [job_line(self.redactor, job) for job in (jobs or [])[-_JOBS_SHOWN:]],
             "missing": self.missing,
             "earlier": "",
         }
@@ -287,28 +282,6 @@ class _Collector:
         return manifest
 
 
-def summary(manifest: Body) -> str:
-    """The box's first page, in Markdown."""
-    lines = [
-        f"# {manifest['namespace']}/{manifest['name']}",
-        "",
-        f"Made {manifest['created']}, saved {manifest['saved']}: {manifest['reason']}.",
-    ]
-    if manifest["warning"]:
-        lines.append(f"Its last warning: {manifest['warning']}")
-    lines.append(f"Home: {manifest['home'] or 'unknown'}")
-    if manifest["earlier"]:
-        lines.append(f"Logs from before it was suspended: {manifest['earlier']}")
-    for title, key in (
-        ("Pods", "pods"),
-        ("Jobs", "jobs"),
-        ("Last Events", "events"),
-        ("Missing here", "missing"),
-    ):
-        lines += ["", f"## {title}", *([f"- {each}" for each in manifest[key]] or ["none"])]
-    return "\n".join(lines) + "\n"
-
-
 def _is_head(pod: Body) -> bool:
     return bool(pod["metadata"].get("labels", {}).get(NODE_TYPE_LABEL) == "head")
 
@@ -318,27 +291,6 @@ def _ended_well(pod: Body) -> bool:
     return all(state.get("ready") and not state.get("restartCount") for state in states)
 
 
-def _pod_end(pod: Body) -> str:
-    """How a pod is, or how it ended, in one line."""
-    status = pod.get("status") or {}
-    said = [
-        f"{status.get('phase', 'Unknown')}{' (' + status['reason'] + ')' if status.get('reason') else ''}"
-    ]
-    for state in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
-        for when, part in (("", state.get("state") or {}), ("before: ", state.get("lastState") or {})):
-            ended, waits = part.get("terminated"), part.get("waiting")
-            if ended and (ended.get("exitCode") or when):
-                said.append(
-                    f"{state['name']} {when}{ended.get('reason') or 'ended'} (exit code {ended.get('exitCode')}, "
-                    f"{ended.get('finishedAt') or 'time unknown'})"
-                )
-            elif waits and waits.get("reason") != "PodInitializing":
-                said.append(f"{state['name']} {waits.get('reason') or 'waits'}")
-        if state.get("restartCount"):
-            said.append(f"{state['name']} restarted {state['restartCount']} times")
-    return f"{pod['metadata']['name']}: {', '.join(said)}"
-
-
 def _jobs(head: Head) -> list[Body]:
     from sp_ray_ml.cluster._activity import read_json
 
@@ -346,14 +298,6 @@ def _jobs(head: Head) -> list[Body]:
     if not isinstance(found, list):
         raise ClusterError("the list of jobs has another form than expected")
     return sorted(found, key=lambda job: job.get("start_time") or 0)
-
-
-def _job_line(redactor: Redactor, job: Body) -> str:
-    id = job.get("submission_id") or job.get("job_id")
-    message = (
-        f" - {job['message'].strip().splitlines()[-1][:200]}" if (job.get("message") or "").strip() else ""
-    )
-    return redactor.text(f"{id} {job.get('status')}: {str(job.get('entrypoint'))[:120]}{message}")
 
 
 def _end_of(text: str) -> str:

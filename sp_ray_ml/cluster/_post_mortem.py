@@ -41,6 +41,10 @@ class PostMortem:
         """One screen of text: when and why it ended, how its pods ended, the last Events, jobs, where the logs lie."""
         return list(self._lines())
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {"place": self.place, "unread": list(self.unread), **self.manifest}
+
     def _lines(self) -> Iterator[str]:
         box = self.manifest
         yield f"{box['namespace']}/{box['name']}: {box['reason']}"
@@ -95,7 +99,7 @@ def read_post_mortem(api: Api | None, namespace: str, name: str, where: str | No
         raise ClusterNotFoundError(
             f"there is no black box of this name (looked at {', '.join(looked)}{tried})",
             where=f"{namespace}/{name}",
-            hint="Where it was saved to a URL, name it: --black-box URL",
+            hint="Where it was saved to a URL, name it: --black-box-at URL",
         )
     place, manifest = max(found, key=lambda box: read_time(box[1]["saved"]))
     return PostMortem(place, manifest, tuple(unread))

@@ -70,7 +70,7 @@ def ray_cluster(name: str, image: str, *, idle: str = "never", ttl: str = "never
     container: Body = {
         "name": "ray-head",
         "image": image,
-        "resources": {"requests": {"cpu": "300m", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "2Gi"}},
+        "resources": {"requests": {"cpu": "600m", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}},
         **more.pop("container", {}),
     }
     pod = {"terminationGracePeriodSeconds": 1, "containers": [container], **more.pop("pod", {})}
