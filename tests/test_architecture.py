@@ -33,7 +33,9 @@ MAY_IMPORT = {
     "graph": BOTTOM | {"data", "tracking", "metrics", "graph"},
     "train": BOTTOM | {"data", "tracking", "metrics", "graph", "train"},
     "inference": BOTTOM | {"data", "tracking", "metrics", "graph", "train", "inference"},
-    **dict.fromkeys(TOP, BOTTOM | TOP | {"data", "tracking", "cluster", "metrics", "graph", "train", "inference"}),
+    **dict.fromkeys(
+        TOP, BOTTOM | TOP | {"data", "tracking", "cluster", "metrics", "graph", "train", "inference"}
+    ),
 }
 MAY_IMPORT["cli"] = MAY_IMPORT["pipeline"] | {"cli"}
 MAY_IMPORT["testing"] = MAY_IMPORT["cli"] | {"testing"}
@@ -41,6 +43,10 @@ MAY_IMPORT["testing"] = MAY_IMPORT["cli"] | {"testing"}
 PUBLIC = {
     "sp_ray_ml": [
         "Pipeline", "Predictor", "PyGTrainer", "Recommender", "RunResult", "SpRayError", "__version__", "run",
+    ],
+    "sp_ray_ml.cluster": [
+        "Cause", "ClusterOptions", "ClusterSettings", "HeadGroup", "RayCluster", "Reporter", "WorkerGroup",
+        "list_clusters", "plan_cluster",
     ],
     "sp_ray_ml.data": [
         "Bucketize", "Categorical", "Fitted", "FittedFeatures", "HashText", "LastNSplit", "MinMax",
@@ -74,6 +80,10 @@ PUBLIC = {
 
 def modules() -> list[Path]:
     return sorted(ROOT.rglob("*.py"))
+
+
+def modules_of(package: str) -> list[Path]:
+    return sorted((ROOT / package).glob("*.py"))
 
 
 def name_of(file: Path) -> str:
@@ -150,6 +160,12 @@ def test_loading_and_checking_a_config_loads_nothing_heavy():
         " 'split': {'kind': 'time', 'test': '14d'}, 'predict': {'output': {'warehouse': 'duckdb:///o.duckdb'}}}"
     )
     code = f"from sp_ray_ml.pipeline import load_config\nload_config({config}, ['train.epochs=3'])"
+    assert loaded_by(code) == set()
+
+
+def test_clusters_are_looked_at_without_any_library_of_machine_learning():
+    modules = ", ".join(name_of(file) for file in modules_of("cluster") if file.name != "__main__.py")
+    code = f"import {modules}\nfrom sp_ray_ml.cli.__main__ import main\nmain(['get', 'cluster', '--kubeconfig', 'none'])"
     assert loaded_by(code) == set()
 
 

@@ -15,12 +15,16 @@ from sp_ray_ml.cli import __main__ as cli
 from sp_ray_ml.errors import ConfigError, SpRayError, StorageError
 
 COMMANDS = ["demo", "init", "schema", "run", "validate", "recommend", "get", "ui", "sync"]
+CLUSTER_VERBS = [
+    "create", "describe", "explain", "plan", "connect", "ssh", "submit", "logs", "scale", "wait", "suspend", "resume",
+    "extend", "delete",
+]  # fmt: skip
 
 
 def test_help_groups_the_commands(sp_ray):
     ran = sp_ray("--help")
     assert ran.code == 0
-    for words in ("Start", "Run a pipeline", "Look at runs", *COMMANDS):
+    for words in ("Start", "Run a pipeline", "Look at runs", "Ray clusters", *COMMANDS, *CLUSTER_VERBS):
         assert words in ran.out
 
 
@@ -29,11 +33,25 @@ def test_without_a_command_there_is_help(sp_ray):
     assert "runs" in sp_ray("get").out
 
 
-@pytest.mark.parametrize("command", [[c] for c in COMMANDS] + [["get", "runs"]])
+@pytest.mark.parametrize(
+    "command",
+    [[c] for c in COMMANDS] + [["get", "runs"]] + [[verb, "cluster"] for verb in ("get", *CLUSTER_VERBS)],
+)
 def test_every_command_explains_itself_in_80_columns(command, sp_ray):
     ran = sp_ray(*command, "--help")
     assert ran.code == 0
     assert max(map(len, ran.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("verb", CLUSTER_VERBS)
+def test_a_verbs_line_in_the_help_is_its_own(verb, sp_ray):
+    from sp_ray_ml.cli.__main__ import app
+
+    later = app.info.cls.later[verb]
+    own = sp_ray(verb, "cluster", "--help").out
+    words = " ".join(own.replace("│", " ").split())
+    assert later.help.rstrip(".").split(",")[0].split()[0] in words
+    assert "cluster" in sp_ray(verb, "--help").out
 
 
 def test_the_version_is_printed(sp_ray):
@@ -129,6 +147,15 @@ def test_shell_completion_knows_the_commands(sp_ray):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.stdout.split() == ["validate"]
+
+
+def test_shell_completion_knows_the_verbs_on_clusters():
+    run = subprocess.run(
+        [sys.executable, "-c", "from sp_ray_ml.cli.__main__ import app\napp(prog_name='sp-ray')"],
+        env={**os.environ, "_SP_RAY_COMPLETE": "complete_bash", "COMP_WORDS": "sp-ray describe c", "COMP_CWORD": "2"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.stdout.split() == ["cluster"]
 
 
 def test_the_installed_command_is_this_one():

@@ -308,7 +308,6 @@ def test_mistakes_on_the_command_line_are_one_line_with_the_remedy(sp_ray, tmp_p
         (("create", "cluster", "My.Cluster"), "did you mean my-cluster?"),
         (("create", "cluster", "mine", "--memory-per-worker", "48GB"), "did you mean 48Gi"),
         (("create", "cluster", "mine", "--worker-replicas", "-1"), "worker_replicas"),
-        (("create", "cluster", "mine", "--gpus-per-worker", "1", "--worker-gpu-type", "t44"), "t4"),
         (("create", "cluster", "mine", "--file", two), "two"),
         (("create", "cluster", "mine", "--file", other), "Pod"),
         (("create", "cluster", "mine", "--file", tmp_path / "none.yaml"), "no such file"),
@@ -322,6 +321,14 @@ def test_mistakes_on_the_command_line_are_one_line_with_the_remedy(sp_ray, tmp_p
         assert printed.err.startswith("error: ")
         assert words in printed.err, printed.err
         assert "Traceback" not in printed.err
+
+
+def test_an_unknown_gpu_type_is_named_with_a_near_one(sp_ray):
+    printed = sp_ray(
+        "create", "cluster", "mine", "--gpus-per-worker", "1", "--worker-gpu-type", "t44", "--cpus-in-head", "1", code=1
+    )
+    assert "no node has a GPU of type t44" in printed.err
+    assert "did you mean t4?" in printed.err
 
 
 def test_credentials_that_do_not_do_are_named(tmp_path, monkeypatch, capsys):
