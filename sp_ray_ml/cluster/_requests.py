@@ -119,8 +119,9 @@ def cluster_request(
     head = spec["headGroupSpec"]
     sidecar = None
     if spec.get("enableInTreeAutoscaling"):
-        given = (spec.get("autoscalerOptions") or {}).get("resources")
-        sidecar = {**_AUTOSCALER, "resources": given} if given else _AUTOSCALER
+        given = spec.get("autoscalerOptions") or {}
+        named = ("resources", "securityContext", "image", "env", "envFrom", "volumeMounts")
+        sidecar = {**_AUTOSCALER, **{key: given[key] for key in named if given.get(key)}}
     groups = [_group(meta["name"], "", head["template"], 1, 1, defaults, sidecar=sidecar)]
     for group in spec.get("workerGroupSpecs") or ():
         hosts = int(group.get("numOfHosts") or 1)
@@ -149,10 +150,13 @@ def _group(
     sidecar: Body | None = None,
 ) -> GroupRequest:
     pod = copy.deepcopy(dict(template["spec"]))
+    first = pod["containers"][0]
     if name:
-        pod["initContainers"] = [*(pod.get("initContainers") or ()), copy.deepcopy(_WAIT)]
+        like = {key: first[key] for key in ("image", "securityContext") if first.get(key)}
+        pod["initContainers"] = [*(pod.get("initContainers") or ()), copy.deepcopy({**_WAIT, **like})]
     if sidecar is not None:
-        pod["containers"] = [*pod["containers"], copy.deepcopy(dict(sidecar))]
+        image = {"image": first["image"]} if first.get("image") else {}
+        pod["containers"] = [*pod["containers"], copy.deepcopy({**image, **sidecar})]
     for container in all_containers(pod):
         _fill(container, defaults)
     meta = template.get("metadata") or {}
@@ -198,13 +202,6 @@ def _fill(container: dict[str, Any], defaults: Mapping[str, Mapping[str, str]]) 
 
 def pod_body(request: ClusterRequest, group: GroupRequest) -> dict[str, Any]:
     """A pod much as the operator will make it, for the API server to check without keeping it."""
-    spec = {**group.spec, "enableServiceLinks": False}
-    images = [container.get("image") for container in spec["containers"]]
-    spec["initContainers"] = [{"image": images[0], **each} for each in spec.get("initContainers") or ()]
-    spec["containers"] = [
-        {**each, "image": each.get("image") or images[0]} if each.get("name") == "autoscaler" else each
-        for each in spec["containers"]
-    ]
     kind = f"{group.name}-worker" if group.name else "head"
     return {
         "apiVersion": "v1",
@@ -215,7 +212,7 @@ def pod_body(request: ClusterRequest, group: GroupRequest) -> dict[str, Any]:
             "labels": dict(group.labels),
             "annotations": dict(group.annotations),
         },
-        "spec": {key: value for key, value in spec.items() if value not in ([], {})},
+        "spec": dict(group.spec),
     }
 
 

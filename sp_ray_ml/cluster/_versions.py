@@ -129,8 +129,9 @@ def image_versions(image: str) -> tuple[str, str | None] | None:
     match = _TAG.search(tag)
     if match is None:
         return None
-    words = re.split(r"[-_.]", repository.rpartition("/")[2])
-    if "ray" not in words and not tag[match.start() :].startswith("ray"):
+    # `ray` and `ray-ml` are versioned as Ray is; `our-ray-tools` has versions of its own.
+    first = re.split(r"[-_.]", repository.rpartition("/")[2])[0]
+    if first != "ray" and not tag[match.start() :].startswith("ray"):
         return None
     ray, major, minor = match.groups()
     return ray, f"{major}.{minor}" if major else None

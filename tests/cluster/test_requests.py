@@ -169,3 +169,14 @@ def test_manifest_is_not_changed() -> None:
     assert json.dumps(given) == before
     assert pod["spec"]["initContainers"][-1]["image"] == "ray"
     assert pod["metadata"]["generateName"] == "c-w-worker-"
+
+
+def test_containers_that_the_operator_adds_are_as_safe_as_the_first_one() -> None:
+    secured = {"allowPrivilegeEscalation": False}
+    given = manifest(group(), enableInTreeAutoscaling=True, autoscalerOptions={"securityContext": secured})
+    given["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["securityContext"] = secured
+    request = cluster_request(given)
+    head, worker = (pod_body(request, each)["spec"] for each in request.groups)
+    assert head["containers"][1]["securityContext"] == secured
+    assert head["containers"][1]["image"] == "ray"
+    assert worker["initContainers"][0]["securityContext"] == secured

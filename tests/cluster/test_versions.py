@@ -96,7 +96,8 @@ def test_local_part_of_a_version_is_not_in_the_images_tag(monkeypatch: pytest.Mo
         ("rayproject/ray", None),
         ("registry.example:5000/ray", None),
         ("team/xray:1.2.3", None),
-        ("localhost/sp-ray-test:1", None),
+        ("localhost/sp-ray-test:0.1.0", None),
+        ("team/my-ray-app:1.2.3-py311", None),
     ],
 )
 def test_versions_are_read_off_a_tag(image: str, versions: tuple[str, str | None] | None) -> None:

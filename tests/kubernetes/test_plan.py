@@ -26,6 +26,7 @@ from sp_ray_ml.cluster._kinds import (
     SERVICE_ACCOUNT,
     Kind,
 )
+from sp_ray_ml.cluster._manifest import Facts, secure
 from sp_ray_ml.cluster._plan import Plan, plan
 from sp_ray_ml.cluster._snapshot import condition, group_states
 from sp_ray_ml.cluster._watch import Feed, Watch
@@ -224,6 +225,15 @@ def test_what_admission_says_of_the_pods_is_known_before(api: Api, namespace: st
     assert found.verdict == "never_fits"
     assert "head: the API server refuses its pod" in said(found, "pods")
     assert "PodSecurity" in said(found, "pods")
+    # With our defaults it keeps to the strictest standard, and so do the containers that the operator adds.
+    facts = Facts(namespace, "unused", "unused", "2.60.0")
+    wanted = manifest("c", namespace, pool=pool)
+    wanted["spec"]["enableInTreeAutoscaling"] = True
+    secured = secure(wanted, facts)
+    found = plan(api, secured)
+    assert found.verdict == "fits", "\n".join(found.lines())
+    cluster = api.create(RAY_CLUSTER, namespace, secured)
+    until(api, POD, namespace, lambda pods: all(s.ready >= s.wanted for s in group_states(cluster, pods)))
 
 
 def test_what_the_pods_name_and_is_missing_is_known_before(api: Api, namespace: str, pool: str) -> None:
