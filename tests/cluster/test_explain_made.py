@@ -25,6 +25,7 @@ from .made import (
     Body,
     ago,
     cluster,
+    container,
     crashed,
     event,
     failing,
@@ -725,3 +726,35 @@ def test_a_thousand_pods_that_ask_for_the_same_are_held_against_the_nodes_once(
     cause = the_cause(Snapshot(cluster(1000), [ready(), *pods], nodes=nodes, now=NOW))
     assert cause.message == "1000 pods wait: no node has 8 GPUs: the largest has 4 GPUs"
     assert len(asked) == 1
+
+
+def test_a_cluster_that_was_just_told_to_resume_is_not_called_suspended() -> None:
+    status = {"observedGeneration": 1, "conditions": [{"type": "RayClusterSuspended", "status": "True"}]}
+    told = Snapshot(cluster(age_s=3, status=status, suspend=False), now=NOW)
+    assert explain(told) is None
+    assert the_cause(Snapshot(cluster(age_s=3, status=status), now=NOW)).kind == "suspended"
+
+
+def test_a_pod_too_many_that_fails_is_no_cause() -> None:
+    pods = [ready(), ready("demo-worker-worker-a"), crashed(5)]
+    assert explain(Snapshot(cluster(1), pods, now=NOW)) is None
+    assert the_cause(Snapshot(cluster(2), pods, now=NOW)).kind == "crash_loop"
+
+
+def test_a_container_that_is_well_again_is_not_blamed_for_the_pod() -> None:
+    head = waiting("ContainerCreating", name="demo-head-aaaaa")
+    head["spec"]["containers"].append(container("autoscaler"))
+    well = {
+        "name": "ray-head", "ready": True, "restartCount": 1, "state": {"running": {"startedAt": ago(5)}},
+        "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}},
+    }  # fmt: skip
+    starting = {
+        "name": "autoscaler",
+        "ready": False,
+        "restartCount": 0,
+        "state": {"waiting": {"reason": "ContainerCreating"}},
+    }
+    head["status"]["containerStatuses"] = [well, starting]
+    assert explain(Snapshot(cluster(0), [head], now=NOW)) is None
+    well["ready"] = False
+    assert the_cause(Snapshot(cluster(0), [head], now=NOW)).kind == "crash_loop"
