@@ -20,7 +20,7 @@ from sp_ray_ml.cluster._kinds import (
     SERVICE_ACCOUNT,
     kind_of,
 )
-from sp_ray_ml.errors import KubernetesAccessError
+from sp_ray_ml.errors import KubernetesAccessError, KubernetesError
 
 if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
@@ -34,6 +34,7 @@ _LABELS = {f"{ANNOTATION}agent": "true"}
 _VERSION, _ASKED = f"{ANNOTATION}version", f"{ANNOTATION}asked-at"
 _EVERY = "*/5 * * * *"
 _DEADLINE_S = 540
+_TRIES = 5
 _LATE = datetime.timedelta(minutes=20)
 
 
@@ -124,7 +125,7 @@ def install_agent(
             image, version = pod["containers"][0]["image"], installed
             pull_secrets = [each["name"] for each in pod.get("imagePullSecrets") or ()]
     job, *others = agent_objects(namespace, image, version=version, pull_secrets=pull_secrets)
-    made = api.apply(CRON_JOB, namespace, job, force=True)
+    made = _apply(api, namespace, job)
     owner = {
         "apiVersion": CRON_JOB.api_version,
         "kind": CRON_JOB.name,
@@ -133,13 +134,24 @@ def install_agent(
     }
     for each in others:
         each["metadata"]["ownerReferences"] = [owner]
-        api.apply(kind_of(each), namespace, each, force=True)
+        _apply(api, namespace, each)
     for each in cluster_objects(cluster) if cluster else ():
-        api.apply(kind_of(each), namespace, each, force=True)
+        _apply(api, namespace, each)
     from sp_ray_ml.cluster._black_box_store import forget_old
 
     if api.allowed("list", CONFIG_MAP, namespace) and api.allowed("delete", CONFIG_MAP, namespace):
         forget_old(api, namespace)
+
+
+def _apply(api: Api, namespace: str, body: Body) -> Body:
+    """Server-side apply; of two that make an object at once, one is refused and has to come again."""
+    for _ in range(_TRIES):
+        try:
+            return api.apply(kind_of(body), namespace, body, force=True)
+        except KubernetesError as error:
+            if error.status != 409:
+                raise
+    return api.apply(kind_of(body), namespace, body, force=True)
 
 
 def retire_agent(api: Api, namespace: str) -> Callable[[], bool]:

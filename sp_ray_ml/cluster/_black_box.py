@@ -184,7 +184,9 @@ class _Collector:
 
         found, _ = self.api.list(EVENT, namespace)
         uids = {self.meta["uid"], *(pod["metadata"]["uid"] for pod in pods)}
-        pod_names = (f"{self.meta['name']}-head-", f"{self.meta['name']}-")
+        groups = [group["groupName"] for group in self.cluster["spec"].get("workerGroupSpecs") or ()]
+        name = self.meta["name"]
+        pod_names = (f"{name}-head-", *(f"{name}-{group}-worker-" for group in groups))
         mine = [
             event
             for event in found

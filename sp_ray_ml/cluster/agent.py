@@ -44,7 +44,7 @@ __all__ = ["look_after", "main", "run_pass"]
 Body = dict[str, Any]
 Clock = Callable[[], datetime.datetime]
 
-_AT_ONCE = 8
+_AT_ONCE = 16
 _TRIES = 3
 _NEWS = datetime.timedelta(minutes=1)
 """A later last activity than this is written down: each write wakes the operator, too."""

@@ -376,7 +376,7 @@ def test_a_home_on_a_volume_outlives_a_suspension(api, namespace, image, request
         "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
         "spec": {
             "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": volume,
-            "persistentVolumeReclaimPolicy": "Retain", "emptyDir": None,
+            "persistentVolumeReclaimPolicy": "Retain",
             "hostPath": {"path": f"/tmp/{volume}", "type": "DirectoryOrCreate"},
         },
     })  # fmt: skip
@@ -478,6 +478,18 @@ def test_its_rights_end_at_what_it_looks_after(api, namespace, image):
         ("patch", "roles", NAME, {"group": "rbac.authorization.k8s.io"}),
     ):  # fmt: skip
         assert not may(api, namespace, verb, resource, name, **more), f"{verb} {resource} {name} {more}"
+
+
+def test_many_clusters_at_once_install_one_agent(api, namespace, image):
+    bodies = [ray_cluster(f"c{number}", image, ttl="1d", suspend=True) for number in range(12)]
+
+    def make(body: Body) -> None:
+        install_agent(api, namespace, image, cluster=api.create(RAY_CLUSTER, namespace, body))
+
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        list(pool.map(make, bodies))
+    assert len(api.list(CRON_JOB, namespace)[0]) == 1
+    assert len(api.list(ROLE, namespace)[0]) == 1 + len(bodies)
 
 
 def test_its_rights_for_a_cluster_go_with_it(api, namespace, image):
