@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sp_ray_ml.cluster._causes_queue import QUEUE_LABEL, queue_cause
-from sp_ray_ml.cluster._causes_refused import nudge_command
+from sp_ray_ml.cluster._causes_refused import missing_account, nudge_command
 from sp_ray_ml.cluster._events import (
     age_s,
     event_message,
@@ -117,15 +117,7 @@ def _refused_by_operator(snapshot: Snapshot, cluster: Body) -> list[Cause]:
     if event["reason"] == "AutoscalerServiceAccountNotFound":
         match = re.search(r"ServiceAccount (\S+) is not found", message)
         account = match[1] if match else "of the head"
-        return [
-            Cause(
-                "service_account",
-                "head",
-                f"there is no service account {account} in namespace {namespace}: with autoscaling the head needs it",
-                f"Create it: kubectl create serviceaccount {account} -n {namespace}; then: {nudge_command(cluster)}",
-                permanent=True,
-            )
-        ]
+        return [missing_account(snapshot, "head", account, ": with autoscaling the head needs it")]
     why = message.partition(f"{namespace}/{name}: ")[2] or message
     why = re.sub(r" \(e\.g\. .*?regex used for validation is '.*?'\)", "", why)
     why = why.replace("[a DNS-1035 label must", "it must").rstrip("].")

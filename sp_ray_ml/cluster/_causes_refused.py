@@ -10,7 +10,7 @@ from sp_ray_ml.cluster._causes_quota import quota_cause
 from sp_ray_ml.cluster._snapshot import Cause, GroupState, Snapshot, condition
 from sp_ray_ml.errors import KubernetesAccessError, KubernetesError
 
-__all__ = ["group_of_pod", "nudge_command", "refusal", "refused_pods"]
+__all__ = ["group_of_pod", "missing_account", "nudge_command", "refusal", "refused_pods"]
 
 Body = Mapping[str, Any]
 _WEBHOOK = re.compile(r'admission webhook "(?P<name>[^"]+)" denied the request: ?(?P<why>.*)', re.S)
@@ -74,14 +74,7 @@ def _pod_refusal(snapshot: Snapshot, state: GroupState, message: str) -> Cause:
     if match := _INVALID.search(message):
         return _invalid_pod(cluster, state, match["why"])
     if match := _ACCOUNT.search(message):
-        namespace = cluster["metadata"]["namespace"]
-        return Cause(
-            "service_account",
-            state.component,
-            f"there is no service account {match['name']} in namespace {namespace}",
-            f"Create it: kubectl create serviceaccount {match['name']} -n {namespace}; then: {again}",
-            permanent=True,
-        )
+        return missing_account(snapshot, state.component, match["name"], "")
     if match := _PRIORITY.search(message):
         return Cause(
             "priority_class",
@@ -92,6 +85,27 @@ def _pod_refusal(snapshot: Snapshot, state: GroupState, message: str) -> Cause:
             permanent=True,
         )
     return _admission(snapshot, state.component, pods, message, again)
+
+
+def missing_account(snapshot: Snapshot, component: str, name: str, why: str) -> Cause:
+    """The cause for a service account that was missing when the operator looked last."""
+    assert snapshot.cluster is not None
+    namespace, again = snapshot.cluster["metadata"]["namespace"], nudge_command(snapshot.cluster)
+    if any(account["metadata"]["name"] == name for account in snapshot.service_accounts or ()):
+        return Cause(
+            "retry",
+            component,
+            f"service account {name} is there by now, but KubeRay has not noticed: after each failure it waits "
+            "longer, up to 17 minutes, before it tries again",
+            f"Make it try now: {again}",
+        )
+    return Cause(
+        "service_account",
+        component,
+        f"there is no service account {name} in namespace {namespace}{why}",
+        f"Create it: kubectl create serviceaccount {name} -n {namespace}; then: {again}",
+        permanent=True,
+    )
 
 
 def _admission(snapshot: Snapshot, component: str, what: str, message: str, again: str) -> Cause:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 from sp_ray_ml._secrets import redact
 from sp_ray_ml.cluster._causes_queue import QUEUE_LABEL
 from sp_ray_ml.cluster._containers import Container, containers
-from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, EVENT, LIMIT_RANGE, NODE, POD, QUOTA, RAY_CLUSTER, Kind
+from sp_ray_ml.cluster._kinds import (
+    CLUSTER_LABEL,
+    EVENT,
+    LIMIT_RANGE,
+    NODE,
+    POD,
+    QUOTA,
+    RAY_CLUSTER,
+    SERVICE_ACCOUNT,
+    Kind,
+)
 from sp_ray_ml.cluster._snapshot import Snapshot, condition, is_ready, own_pods
 from sp_ray_ml.errors import ClusterNotFoundError, KubernetesAccessError, KubernetesError
 
@@ -83,6 +93,9 @@ def supplement(api: Api, snapshot: Snapshot) -> Snapshot:
             wanted["neighbours"] = pool.submit(_may_list, api, POD, namespace, labels=own, fields=ended)
         if any((condition(pod, "PodScheduled") or {}).get("reason") == "Unschedulable" for pod in waiting):
             wanted["nodes"] = pool.submit(_may_list, api, NODE, None)
+        account = any(event.get("reason") == "AutoscalerServiceAccountNotFound" for event in snapshot.events)
+        if account or "service account" in refused:
+            wanted["service_accounts"] = pool.submit(_may_list, api, SERVICE_ACCOUNT, namespace)
         if queued:
             wanted["workloads"] = pool.submit(_workloads, api, namespace)
         logs = {

@@ -49,6 +49,7 @@ class Snapshot:
         nodes: Nodes; None where they may not be read.
         workloads: Kueue's Workloads of the namespace; None where there is no Kueue.
         neighbours: The namespace's other pods that have not ended; None where they were not read.
+        service_accounts: ServiceAccounts of the namespace, likewise.
         logs: The last lines of containers, by pod's name and container's name.
         now: When it was taken.
     """
@@ -61,6 +62,7 @@ class Snapshot:
     nodes: Sequence[Body] | None = None
     workloads: Sequence[Body] | None = None
     neighbours: Sequence[Body] | None = None
+    service_accounts: Sequence[Body] | None = None
     logs: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
     now: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
 

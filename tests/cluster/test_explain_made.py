@@ -758,3 +758,11 @@ def test_a_container_that_is_well_again_is_not_blamed_for_the_pod() -> None:
     assert explain(Snapshot(cluster(0), [head], now=NOW)) is None
     well["ready"] = False
     assert the_cause(Snapshot(cluster(0), [head], now=NOW)).kind == "crash_loop"
+
+
+def test_a_service_account_that_is_there_by_now_is_not_called_missing() -> None:
+    message = 'pods "demo-worker-worker-x" is forbidden: error looking up service account lab/nope: serviceaccount "nope" not found'
+    assert refused_by(message, service_accounts=[{"metadata": {"name": "default"}}]).kind == "service_account"
+    cause = refused_by(message, service_accounts=[{"metadata": {"name": "nope"}}])
+    assert (cause.kind, cause.permanent) == ("retry", False)
+    assert cause.message.startswith("service account nope is there by now")

@@ -11,7 +11,7 @@ import pytest
 
 from sp_ray_ml.cluster._explain import explain
 from sp_ray_ml.cluster._gather import gather
-from sp_ray_ml.cluster._kinds import EVENT, LIMIT_RANGE, POD, QUOTA, RAY_CLUSTER
+from sp_ray_ml.cluster._kinds import EVENT, LIMIT_RANGE, POD, QUOTA, RAY_CLUSTER, SERVICE_ACCOUNT
 from sp_ray_ml.cluster._nudge import nudge
 from sp_ray_ml.cluster._snapshot import Cause
 from sp_ray_ml.cluster._watch import Feed, Watch
@@ -261,6 +261,11 @@ def test_a_service_account_that_is_not_there(api, namespace):
     cause = explained(api, namespace, "service_account")
     assert cause.message == f"there is no service account nobody in namespace {namespace}"
     assert f"kubectl create serviceaccount nobody -n {namespace}" in cause.remedy
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "nobody"}}
+    api.create(SERVICE_ACCOUNT, namespace, account)
+    later = explain(gather(api, namespace, "demo"))
+    # It is not said once it is not so, whether or not the operator has looked again.
+    assert later is None or later.kind == "retry"
 
 
 def test_a_pod_that_the_api_server_refuses(api, namespace):
