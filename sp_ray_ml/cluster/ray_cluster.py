@@ -225,11 +225,10 @@ class RayCluster:
         from sp_ray_ml.cluster._wait import wait_until
 
         told = reporter or Reporter()
-        with self.dashboard() as dashboard:
-            wait_until(
-                self._api, self.namespace, self.name, target, timeout_s,
-                uid=self.uid, on_change=told.progress, ask_ray=dashboard.get,
-            )  # fmt: skip
+        # It makes its own connection to the dashboard once the pods are ready: a new cluster has no token before.
+        wait_until(
+            self._api, self.namespace, self.name, target, timeout_s, uid=self.uid, on_change=told.progress
+        )
         if target != "deleted":
             self.refresh()
         return self

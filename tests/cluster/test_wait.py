@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import json
 import os
 import signal
@@ -485,6 +487,26 @@ def test_the_dashboard_is_asked_through_the_api_servers_proxy() -> None:
         assert asked == [
             f"/api/v1/namespaces/{server.namespace}/pods/{head['metadata']['name']}:8265/proxy/api/v0/nodes"
         ]
+
+
+def test_the_token_is_read_once_the_operator_has_made_it() -> None:
+    recording = copy.deepcopy(Recording.load("17-auth-token"))
+    for change in recording.changes:
+        if change.object["kind"] == "Secret":
+            change.object["data"]["auth_token"] = base64.b64encode(b"the-token").decode()
+    with RecordedServer(recording=recording, at=2) as server:
+        ray = Ray(server, recording.snapshot_at(2))
+        tokens: list[str | None] = []
+
+        def proxied(method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+            tokens.append(headers.get("X-Ray-Authorization"))
+            return ray.proxied(method, path, headers)
+
+        server.proxy = proxied
+        server.refuse(r"/secrets/", 404, "NotFound", times=2)
+        wait(server, "ready")
+        assert server._refused == []
+        assert tokens == ["Bearer the-token"]
 
 
 def test_ray_is_asked_over_one_kept_connection() -> None:
