@@ -8,6 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples on every machine, however slow it is. To look for others: --hypothesis-profile=default
+settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
 
 # Test worlds are tiny: threads of BLAS and OpenMP cost more than they give, above all where tests share cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
