@@ -10,6 +10,7 @@ from sp_ray_ml.cluster._causes_images import IMAGE_REASONS, image_cause
 from sp_ray_ml.cluster._containers import Container, containers
 from sp_ray_ml.cluster._events import age_s, event_message, event_time, events_about, parse_time
 from sp_ray_ml.cluster._quantity import format_bytes, parse_quantity
+from sp_ray_ml.cluster._redactor import Redactor
 from sp_ray_ml.cluster._snapshot import Cause, Snapshot, is_ready
 
 __all__ = ["container_cause"]
@@ -20,6 +21,7 @@ _PERMANENT_RESTARTS = 3
 _OBJECT_S = 30.0
 """Somebody else may make a Secret just after the cluster."""
 _UNREADY_S = 60.0
+_LINES = 20
 _MOUNTS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 _EXITS = {
     126: "its command cannot be run",
@@ -129,14 +131,14 @@ def _ended(snapshot: Snapshot, component: str, pod: Body, container: Container) 
         else f"container {container.name}"
     )
     again = "keeps ending" if container.reason == "CrashLoopBackOff" or container.restarts else "has ended"
-    said = str(ended.get("message") or "").strip()
+    said = Redactor().text(str(ended.get("message") or "")).strip()
     return Cause(
         "crash_loop" if container.reason == "CrashLoopBackOff" or container.restarts else "exited",
         component,
         f"{what} {again} with exit code {code}{times}{f': {meaning}' if meaning else ''}",
         f"Read its {'whole log' if lines else 'log'}: {log}",
         permanent=permanent,
-        details=(*((said,) if said and not lines else ()), *lines),
+        details=lines or tuple(said.splitlines()[-_LINES:]),
     )
 
 

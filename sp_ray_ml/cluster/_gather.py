@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sp_ray_ml._secrets import redact
 from sp_ray_ml.cluster._causes_queue import QUEUE_LABEL
 from sp_ray_ml.cluster._containers import Container, containers
 from sp_ray_ml.cluster._kinds import (
@@ -22,6 +21,7 @@ from sp_ray_ml.cluster._kinds import (
     SERVICE_ACCOUNT,
     Kind,
 )
+from sp_ray_ml.cluster._redactor import Redactor
 from sp_ray_ml.cluster._snapshot import Snapshot, condition, is_ready, own_pods
 from sp_ray_ml.errors import ClusterNotFoundError, KubernetesAccessError, KubernetesError
 
@@ -154,4 +154,6 @@ def _log(api: Api, namespace: str, pod: Body, container: Container) -> Sequence[
     except (KubernetesError, ClusterNotFoundError):
         # The pod has gone, or its logs may not be read: the cause is known without them.
         return ()
-    return [str(redact(line)) for line in text.splitlines()]
+    redactor = Redactor()
+    redactor.learn(pod["spec"])
+    return redactor.text(text).splitlines()

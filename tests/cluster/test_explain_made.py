@@ -766,3 +766,8 @@ def test_a_service_account_that_is_there_by_now_is_not_called_missing() -> None:
     cause = refused_by(message, service_accounts=[{"metadata": {"name": "nope"}}])
     assert (cause.kind, cause.permanent) == ("retry", False)
     assert cause.message.startswith("service account nope is there by now")
+
+
+def test_the_containers_last_words_stand_in_for_a_log_and_keep_secrets() -> None:
+    cause = of_workers(crashed(1, message="connecting\npassword=hunter2222 is refused\n"))
+    assert cause.details == ("connecting", "password=*** is refused")

@@ -276,12 +276,16 @@ def test_a_pod_that_the_api_server_refuses(api, namespace):
 
 
 def test_a_crash_loop_has_the_end_of_its_log(api, namespace):
-    script = "for i in $(seq 30); do echo line $i; done; echo the database is gone; exit 3"
-    create(api, namespace, manifest(template("ray-head", script)))
+    script = (
+        "for i in $(seq 30); do echo line $i; done; echo as $DB_PASSWORD with api_key=abcdef123456; "
+        "echo the database is gone; exit 3"
+    )
+    env = [{"name": "DB_PASSWORD", "value": "open-sesame"}]
+    create(api, namespace, manifest(template("ray-head", script, env=env)))
     cause = explained(api, namespace, "crash_loop")
     assert cause.component == "head"
     assert "with exit code 3" in cause.message
-    assert cause.details[-1] == "the database is gone"
+    assert cause.details[-2:] == ("as *** with api_key=***", "the database is gone")
     assert len(cause.details) == 20
 
 
