@@ -58,10 +58,14 @@ if ! is_made_of "$CACHE/venv.made" "$made_of"; then
     echo "$made_of" >"$CACHE/venv.made"
 fi
 
-# The image starts in /root, where user 1000 may not be, and Python's multiprocessing goes back to where it began.
+# The image starts in /root, where user 1000 may not be, and Python's multiprocessing goes back to where it began. It
+# holds no bytecode either, nor may this user write it beside the sources: without a place for it, each of Ray's two
+# dozen processes compiles all that it imports.
 cat >"$CACHE/sitecustomize.py" <<'END'
 import os
+import sys
 
+sys.pycache_prefix = "/tmp/pycache"
 if not os.access(".", os.X_OK):
     os.chdir("/tmp")
 END
