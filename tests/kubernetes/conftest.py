@@ -12,11 +12,15 @@ from pathlib import Path
 import pytest
 
 from sp_ray_ml import __version__
+from sp_ray_ml.cluster import RayCluster
 from sp_ray_ml.cluster._api import Api
 from sp_ray_ml.cluster._kinds import NAMESPACE, NODE
+from sp_ray_ml.cluster.settings import ClusterSettings, HeadGroup, WorkerGroup
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = Path(os.environ.get("SP_RAY_KUBERNETES_TOOL", ROOT.parent / "shared/kubernetes/cluster"))
+PINNED_RAY = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+"""Version of Ray in the test image."""
 
 
 def kubeconfig() -> str:
@@ -90,3 +94,20 @@ def fake_node(api: Api) -> Iterator[Callable[..., str]]:
     yield make
     for name in made:
         api.delete(NODE, None, name)
+
+
+@pytest.fixture(scope="session")
+def workbench(api: Api, image: str) -> Iterator[RayCluster]:
+    """A cluster that people work on, ready: JupyterLab, VS Code and the tutorials on its head; shared, so leave it up."""
+    for namespace in new_namespace(api, "test_workbench"):
+        settings = ClusterSettings(
+            name="bench",
+            namespace=namespace,
+            image=image,
+            ray_version=PINNED_RAY,
+            tutorials=True,
+            vscode_server=True,
+            head=HeadGroup(cpus="2", memory="3Gi", cpu_request="300m", memory_request="1Gi"),
+            workers=[WorkerGroup(replicas=0)],
+        )
+        yield RayCluster.create_cluster(settings=settings, plan=False, kubeconfig=kubeconfig())
