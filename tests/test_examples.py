@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,21 @@ def test_the_readme_shows_the_example_as_it_is() -> None:
     assert shown is not None
     lines = (EXAMPLES / "movielens.yaml").read_text().splitlines(keepends=True)
     assert shown[1] == "".join(line for line in lines if not line.startswith("#"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_readmes_python_runs_as_it_stands() -> None:
+    shown = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert shown is not None
+    assert len([line for line in shown[1].splitlines() if line]) == 5
+    write_demo("demo/warehouse")
+    Path("examples").symlink_to(EXAMPLES)
+    names: dict[str, Any] = {}
+    exec(shown[1], names)
+    table = names["predictor"].recommend(["u000123"], k=5)
+    assert table.column_names == ["user_id", "rank", "show_id", "title", "score"]
+    assert table.num_rows == 5
 
 
 @pytest.mark.slow
