@@ -142,7 +142,8 @@ class RankingMetrics:
             self._users[group] += other._users[group]
             self._sums[group] = self._sums[group] + other._sums[group]
         for group, best in other._best_rank.items():
-            np.minimum(self._best_rank[group], best, out=self._best_rank[group])
+            # Not in place: what comes out of Ray's object store is read-only.
+            self._best_rank[group] = np.minimum(self._best_rank[group], best)
 
     def finish(self) -> dict[str, float]:
         """The means: `recall@20`, `ndcg@20/cold_items`, …, `coverage@20` and `users`.

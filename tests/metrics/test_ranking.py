@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Sequence
 
 import numpy as np
@@ -258,3 +259,20 @@ def test_bad_input_is_named() -> None:
         metrics.merge(RankingMetrics([1], 3))
     with pytest.raises(DataError, match="cannot be merged"):
         metrics.merge(RankingMetrics([2], 3, np.ones(3, bool)))
+
+
+def test_accumulator_from_shared_memory_takes_others():
+    """As Ray hands them out: their arrays are read-only."""
+    recommended, truth = np.array([[0, 1], [2, 3]], np.int32), csr_array(np.eye(2, 4))
+    parts = []
+    for row in (slice(0, 1), slice(1, 2)):
+        part = RankingMetrics([1, 2], 4)
+        part.update(recommended[row], truth[row])
+        buffers: list[pickle.PickleBuffer] = []
+        data = pickle.dumps(part, protocol=5, buffer_callback=buffers.append)
+        parts.append(pickle.loads(data, buffers=[bytes(buffer) for buffer in buffers]))
+    assert not parts[0]._best_rank[""].flags.writeable
+    whole = RankingMetrics([1, 2], 4)
+    whole.update(recommended, truth)
+    parts[0].merge(parts[1])
+    assert parts[0].finish() == whole.finish()
