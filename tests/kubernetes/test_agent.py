@@ -373,14 +373,14 @@ def test_an_idle_cluster_is_suspended_with_its_home_in_the_black_box(api, real):
 
 
 @pytest.mark.slow
-def test_a_home_on_a_volume_outlives_a_suspension(api, namespace, image, request, tmp_path_factory):
+def test_a_home_on_a_volume_outlives_a_suspension(api, namespace, image, request):
     volume = f"{namespace}-home"
     api.create(PERSISTENT_VOLUME, None, {
         "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
         "spec": {
             "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": volume,
             "persistentVolumeReclaimPolicy": "Retain",
-            "hostPath": {"path": f"/tmp/{volume}", "type": "DirectoryOrCreate"},
+            "hostPath": {"path": "/tmp", "type": "Directory"},  # one that is there: nothing is left behind
         },
     })  # fmt: skip
     request.addfinalizer(lambda: api.delete(PERSISTENT_VOLUME, None, volume))
@@ -390,15 +390,19 @@ def test_a_home_on_a_volume_outlives_a_suspension(api, namespace, image, request
                  "resources": {"requests": {"storage": "1Gi"}}},
     })  # fmt: skip
     container = {
-        "volumeMounts": [{"name": "home", "mountPath": "/home/workbench"}],
-        "env": [{"name": "HOME", "value": "/tmp"}, PYTHON_CACHE],
-        "securityContext": {"runAsUser": 0},
-    }
-    pod = {"volumes": [{"name": "home", "persistentVolumeClaim": {"claimName": "lasting-home"}}]}
+        "volumeMounts": [
+            {"name": "home", "mountPath": "/home/workbench"}, {"name": "cache", "mountPath": "/cache"},
+        ],
+        "env": [{"name": "PYTHONPYCACHEPREFIX", "value": "/cache"}],
+    }  # fmt: skip
+    claim = {"claimName": "lasting-home"}
+    volumes = [{"name": "home", "persistentVolumeClaim": claim}, {"name": "cache", "emptyDir": {}}]
+    pod = {"volumes": volumes}
+    work = f"/home/workbench/{namespace}.txt"
     api.create(RAY_CLUSTER, namespace, ray_cluster("lasting", image, idle="2h", container=container, pod=pod))
     await_objects(api, POD, namespace, lambda pods: any(is_ready(each) for each in pods))
     cluster = api.get(RAY_CLUSTER, namespace, "lasting")
-    in_head(api, cluster, "python", "-c", "open('/home/workbench/work.txt', 'w').write('a day of work')")
+    in_head(api, cluster, "python", "-c", f"open({work!r}, 'w').write('a day of work')")
     now = datetime.datetime.now(datetime.UTC)
     assert look(api, namespace, now)["lasting"].startswith("idle since")
     assert look(api, namespace, now + 3 * HOUR)["lasting"].startswith("warned")
@@ -408,9 +412,9 @@ def test_a_home_on_a_volume_outlives_a_suspension(api, namespace, image, request
     api.patch(RAY_CLUSTER, namespace, "lasting", {"spec": {"suspend": False}})
     await_objects(api, POD, namespace, lambda pods: any(is_ready(each) for each in pods))
     try:
-        assert in_head(api, cluster, "cat", "/home/workbench/work.txt") == "a day of work"
+        assert in_head(api, cluster, "cat", work) == "a day of work"
     finally:
-        in_head(api, cluster, "rm", "/home/workbench/work.txt")
+        in_head(api, cluster, "rm", work)
 
 
 # --- the CronJob and its rights -----------------------------------------------------------------------------------
