@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from sp_ray_ml.cluster._kinds import POD
-from sp_ray_ml.cluster._websocket import WebSocket, run_apart
+from sp_ray_ml.cluster._loop import run_apart
+from sp_ray_ml.cluster._websocket import WebSocket
 from sp_ray_ml.errors import ClusterError, ClusterTimeoutError, KubernetesError
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from sp_ray_ml.cluster._kinds import POD
-from sp_ray_ml.cluster._websocket import WebSocket, in_thread
+from sp_ray_ml.cluster._loop import in_thread
+from sp_ray_ml.cluster._websocket import WebSocket
 from sp_ray_ml.errors import ClusterError, KubernetesAccessError
 
 if TYPE_CHECKING:

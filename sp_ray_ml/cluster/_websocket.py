@@ -10,10 +10,10 @@ import base64
 import contextlib
 import hashlib
 import os
-import threading
-from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from sp_ray_ml.cluster._loop import in_thread
 from sp_ray_ml.errors import ClusterError, KubernetesError
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.cluster._api import Api
 
-__all__ = ["WebSocket", "in_thread", "run_apart"]
-
-_Result = TypeVar("_Result")
+__all__ = ["WebSocket"]
 
 _OPEN_S = 15.0
 _PING_S = 20.0
@@ -283,63 +281,3 @@ def _tune(connection: socket.socket) -> None:
         connection.setsockopt(level, name, value)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_S * 1000)
-
-
-# --- threads ------------------------------------------------------------------------------------------------------
-
-
-async def in_thread(function: Callable[[], _Result]) -> _Result:
-    """What a function that blocks returns; unlike asyncio's own, it holds up nobody who no longer waits for it."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[_Result] = loop.create_future()
-
-    def settle(value: _Result | None, error: BaseException | None) -> None:
-        if not result.done():
-            if error is None:
-                result.set_result(value)  # type: ignore[arg-type]
-            else:
-                result.set_exception(error)
-
-    def work() -> None:
-        value, error = None, None
-        try:
-            value = function()
-        except Exception as problem:  # noqa: BLE001 - raised where it is awaited
-            error = problem
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, value, error)
-
-    threading.Thread(target=work, name="sp-ray-blocking", daemon=True).start()
-    return await result
-
-
-def run_apart(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run a coroutine in a thread of its own: a notebook has a loop in this one already. Ctrl-C cancels it."""
-    loops: list[asyncio.AbstractEventLoop] = []
-    tasks: list[asyncio.Task[_Result]] = []
-    results: list[_Result] = []
-    errors: list[BaseException] = []
-
-    async def main() -> None:
-        loops.append(asyncio.get_running_loop())
-        tasks.append(asyncio.ensure_future(coroutine))
-        results.append(await tasks[0])
-
-    def work() -> None:
-        try:
-            asyncio.run(main())
-        except BaseException as error:  # noqa: BLE001 - raised by the one who waits
-            errors.append(error)
-
-    thread = threading.Thread(target=work, name="sp-ray-websocket")
-    thread.start()
-    try:
-        thread.join()
-    except BaseException:
-        if tasks:
-            loops[0].call_soon_threadsafe(tasks[0].cancel)
-        thread.join()
-        raise
-    if errors:
-        raise errors[0]
-    return results[0]

@@ -162,6 +162,12 @@ printf '#!/bin/sh\nLD_LIBRARY_PATH=%s/lib exec %s/usr/bin/ssh-keygen "$@"\n' "$s
 install -C -m 755 "$CACHE/ssh-keygen" "$VENV/bin/ssh-keygen"
 add+=(--add "$ssh")
 
+# --- the browser, which is no part of the image -------------------------------------------------------------------------
+if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
+    say "installing chromium, in which the tests open the pages"
+    apt-get install -y -qq chromium >"$CACHE/chromium.log" 2>&1 || say "chromium does not install; log: $CACHE/chromium.log"
+fi
+
 # --- the image ---------------------------------------------------------------------------------------------------------
 # The name of user 1000, as Ray's own images have it: sshd and VS Code ask for it.
 cat >"$CACHE/passwd" <<'END'
