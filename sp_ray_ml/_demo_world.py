@@ -249,6 +249,8 @@ class Day:
         share = np.concatenate([[0.0], np.cumsum(hours / hours.sum())])
         drawn = np.sort((part + random.random(n)) / parts)
         of_day = np.interp(drawn, share, np.arange(25) * 3_600e6).astype(np.int64)
-        since = int((START + self.day - np.datetime64("1970-01-01", "D")).astype(np.int64))
+        since = int(
+            (START + np.timedelta64(self.day, "D") - np.datetime64("1970-01-01", "D")).astype(np.int64)
+        )
         times: NDArray[np.int64] = since * 86_400_000_000 + np.minimum(of_day, 86_400_000_000 - 1)
         return times

@@ -88,7 +88,7 @@ def _dates(days: NDArray[Any]) -> pa.Array:
 
     from sp_ray_ml._demo_world import START
 
-    return pa.array((START + days.astype(np.int64)).astype("datetime64[D]"))
+    return pa.array((START + days.astype("timedelta64[D]")).astype("datetime64[D]"))
 
 
 def _shows(world: World) -> pa.Table:
