@@ -46,7 +46,7 @@ def situation(words: str) -> Snapshot:
     """What a block's words name, in the namespace of the examples."""
     name, at, seconds = (part.strip() for part in words.partition("@"))
     if at:
-        found: Snapshot = _tests("recorded").snapshot_at(name, float(seconds))
+        found: Snapshot = _tests("recordings").snapshot_at(name, float(seconds))
     else:
         found = _tests("made").situations()[name]
     assert found.cluster is not None

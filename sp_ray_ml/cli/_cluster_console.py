@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -56,16 +56,15 @@ class ClusterConsole(Reporter):
 
     def progress(self, states: Sequence[Any], cause: Cause | None) -> None:
         """The groups and what they wait for."""
-        lines = [
-            f"{state.component:<28} {min(state.ready, state.wanted)} of {state.wanted} ready"
-            for state in states
-        ]
+        from sp_ray_ml.cluster._explain_text import cause_lines
+
+        width = max(len(state.component) for state in states)
+        lines = []
+        for state in states:
+            waits = f", {state.waits_for}" if state.waits_for else ""
+            lines.append(f"  {state.component:<{width}}  {state.ready} of {state.wanted} ready{waits}")
         if cause is not None:
-            lines += [
-                *_wrapped(f"{cause.component}: {cause.message}"),
-                *cause.details,
-                *_wrapped(f"→ {cause.remedy}"),
-            ]
+            lines += ["", *cause_lines(cause, width=self._width())]
         if self._terminal:
             self._draw(lines)
         elif lines != self._said and time.monotonic() - self._said_at >= _PLAIN_EVERY_S:
@@ -86,6 +85,10 @@ class ClusterConsole(Reporter):
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    @staticmethod
+    def _width() -> int:
+        return min(shutil.get_terminal_size((100, 24)).columns, 100)
+
     def _draw(self, lines: Sequence[str]) -> None:
         if not self._terminal:
             return
@@ -98,7 +101,3 @@ class ClusterConsole(Reporter):
             self._live = Live(text, console=Console(stderr=True), transient=True, auto_refresh=False)
             self._live.start()
         self._live.update(text, refresh=True)
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 96, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

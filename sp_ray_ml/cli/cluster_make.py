@@ -212,7 +212,9 @@ def _print_manifests(
 
 
 def plan(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="The cluster's name.")] = "planned",
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The cluster's name.", show_default=False)
+    ] = None,
     namespace: Namespace = None,
     file: File = None,
     cpus_in_head: CpusInHead = None,

@@ -210,7 +210,10 @@ def _check_token_support(cluster: Body) -> None:
 
 def _notes(api: Api, settings: ClusterSettings, facts: Facts) -> Iterator[str]:
     from sp_ray_ml.cluster._lifetime import lifetime_notes
+    from sp_ray_ml.cluster._versions import image_note
 
+    if not settings.image and (note := image_note()):
+        yield note
     if settings.insecure:
         yield (
             "insecure: whoever reaches the pods can run code in them; no token, no NetworkPolicy, "
@@ -306,9 +309,16 @@ def _make_companion(api: Api, namespace: str, body: Body, made: list[tuple[Kind,
 
 def _apply(api: Api, request: Request, existing: Body | None, *, force: bool) -> Body:
     """Server-side apply; a conflict says who set what. Our own scaling is no conflict."""
+    from sp_ray_ml.cluster._explain import refusal
+
     try:
         return api.apply(RAY_CLUSTER, request.namespace, request.cluster, force=force)
     except KubernetesError as error:
+        if cause := refusal(error):
+            raise KubernetesError(
+                "\n".join([cause.message, *cause.details]), where=f"{request.namespace}/{request.name}",
+                hint=cause.remedy, status=error.status, reason=error.reason, details=error.details,
+            ) from None  # fmt: skip
         if error.status != 409 or existing is None:
             raise
         causes = error.details.get("causes") or []

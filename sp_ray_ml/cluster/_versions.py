@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sp_ray_ml.errors import ConfigError, MissingDependencyError, VersionMismatchError
+from sp_ray_ml.errors import ClusterError, ConfigError, MissingDependencyError, VersionMismatchError
+
+if TYPE_CHECKING:
+    from sp_ray_ml.cluster._api import Api
 
 __all__ = [
     "PACKAGES",
@@ -17,6 +21,7 @@ __all__ = [
     "default_image",
     "image_note",
     "image_versions",
+    "server_packages",
 ]
 
 Versions = Mapping[str, Any]
@@ -44,6 +49,17 @@ _BREAKS_AT: dict[str, int] = {"numpy": 1, "pandas": 1, "torch": 1, "sp_ray_ml": 
 """How many leading numbers of a version must agree for its pickles to be read; other packages' are merely noted.
 numpy 1 cannot read arrays of numpy 2 (`numpy._core`)."""
 
+_ASK_PACKAGES = """
+import importlib.metadata, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
 _RELEASE = re.compile(r"\d+\.\d+\.\d+")
 _DEVELOPMENT = re.compile(r"\.dev\d*")
 _TAG = re.compile(
@@ -66,6 +82,32 @@ def client_versions() -> dict[str, Any]:
     python = ".".join(map(str, sys.version_info[:3]))
     found = {name: _installed(name) for name in PACKAGES}
     return {"ray": ray, "python": python, "packages": {name: v for name, v in found.items() if v}}
+
+
+def server_packages(api: Api, namespace: str, pod: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of the packages that travel, as the Python of a head has them. Its own Python is asked: no file is read.
+
+    Args:
+        api: The API server.
+        namespace: The head's namespace.
+        pod: The head's pod.
+
+    Raises:
+        ClusterError: It cannot be asked.
+        KubernetesAccessError: Nothing may be run there.
+    """
+    from sp_ray_ml.cluster._exec import run_in_pod
+
+    container = pod["spec"]["containers"][0]["name"]
+    command = ["python", "-c", _ASK_PACKAGES, *PACKAGES]
+    answer = run_in_pod(api, namespace, pod["metadata"]["name"], container, command)
+    if answer.code:
+        raise ClusterError(
+            f"its Python does not say what is installed: {answer.stderr.decode(errors='replace').strip()[-300:]}",
+            where=f"{namespace}/{pod['metadata']['name']}",
+        )
+    found = json.loads(answer.stdout)
+    return {str(name): str(version) for name, version in found.items()}
 
 
 def _installed(name: str) -> str | None:

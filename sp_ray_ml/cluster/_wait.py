@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sp_ray_ml.cluster._asked import Asked
@@ -24,6 +25,7 @@ from sp_ray_ml.errors import (
     ClusterNotFoundError,
     ClusterTimeoutError,
     ClusterUnhealthyError,
+    KubernetesAccessError,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +72,8 @@ def wait_until(
         on_change: Gets the head and the worker groups, with what each waits for, and the cause that matters where one
             is found, whenever one of them changes.
         ask_ray: Asks Ray's dashboard for a path; without it a connection of its own is made.
-        explain: Finds the cause that matters (api, namespace, name); `_explain.explain` of `_gather.gather` without.
+        explain: Finds the cause that matters (api, namespace, name); `_explain.explain` of `_gather.gather`
+            without, which also has the operator try again where it only waits.
 
     Returns:
         The cluster and its pods as they then were.
@@ -82,7 +85,7 @@ def wait_until(
         KubernetesError: The API server refuses.
     """
     wanted = parse_target(target) if isinstance(target, str) else target
-    options = (api, namespace, name, wanted, timeout_s, uid, on_change, explain or _explain)
+    options = (api, namespace, name, wanted, timeout_s, uid, on_change, explain or _Explainer())
     if ask_ray is not None or not wanted.asks_ray:
         return _Wait(*options, ask_ray).run()
     from sp_ray_ml.cluster._dashboard import ClusterDashboard, ray_token
@@ -103,11 +106,23 @@ def wait_until(
             each.close()
 
 
-def _explain(api: Api, namespace: str, name: str) -> Cause | None:
-    from sp_ray_ml.cluster._explain import explain
-    from sp_ray_ml.cluster._gather import gather
+class _Explainer:
+    """Finds the cause that matters. Where the operator has only not noticed that it may go on, it is told, once."""
 
-    return explain(gather(api, namespace, name))
+    def __init__(self) -> None:
+        self._nudged = False
+
+    def __call__(self, api: Api, namespace: str, name: str) -> Cause | None:
+        from sp_ray_ml.cluster._explain import explain
+        from sp_ray_ml.cluster._gather import gather
+        from sp_ray_ml.cluster._nudge import nudge
+
+        cause = explain(gather(api, namespace, name))
+        if cause and cause.kind == "retry" and not self._nudged:
+            self._nudged = True
+            with suppress(KubernetesAccessError):  # who may not do it is told the command by the remedy
+                nudge(api, namespace, name)
+        return cause
 
 
 class _Wait:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NODE, POD, RAY_CLUSTER
-from sp_ray_ml.errors import ClusterError, ClusterNotFoundError, KubernetesAccessError
+from sp_ray_ml.errors import ClusterError, ClusterNotFoundError, ConfigError, KubernetesAccessError
+from sp_ray_ml.logger import LOGGER
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["RayCluster", "Reporter", "list_clusters", "manifests", "plan_cluster"]
 
 _TIMEOUT_S = 900.0
+_BESIDE_A_MANIFEST = {"idle_timeout", "ttl", "black_box", "insecure", "egress"}
+"""What may be said of a cluster beside its full manifest."""
 
 
 class RayCluster:
@@ -477,8 +480,22 @@ class RayCluster:
         from sp_ray_ml.cluster._ray_state import versions
         from sp_ray_ml.cluster._versions import check_versions, client_versions
 
-        with self.dashboard() as dashboard:
-            check_versions(client_versions(), versions(dashboard.get), for_what=for_what)
+        there: dict[str, Any] = dict(versions(self._kept_dashboard().get))
+        if for_what != "job":
+            there["packages"] = self._packages()
+        for note in check_versions(client_versions(), there, for_what=for_what):
+            LOGGER.warning("%s/%s: %s", self.namespace, self.name, note)
+
+    def _packages(self) -> dict[str, str]:
+        """Versions of the packages whose objects travel, asked from the head's Python; none where that may not be."""
+        from sp_ray_ml.cluster._dashboard import head_pod
+        from sp_ray_ml.cluster._versions import server_packages
+
+        pod = head_pod(self._api, self.namespace, self.name)
+        try:
+            return server_packages(self._api, self.namespace, pod)
+        except KubernetesAccessError:
+            return {}
 
 
 class Reporter:
@@ -567,12 +584,17 @@ def _request(
     from sp_ray_ml.cluster._create import prepare
     from sp_ray_ml.cluster.options import settings_of
 
-    manifest = None
+    manifest, path = None, settings
     if isinstance(settings, str | os.PathLike):
         from sp_ray_ml.cluster._validate import read_file
 
         settings, manifest = read_file(settings, name, namespace)
-    wanted = settings_of(name, namespace, options, settings)
+    if manifest is not None and (inside := [key for key in options if key not in _BESIDE_A_MANIFEST]):
+        raise ConfigError(
+            f"{', '.join(inside)}: a full RayCluster manifest says that itself", where=str(path),
+            hint="Change it there, or write our short form: docs/clusters.md",
+        )  # fmt: skip
+    wanted = settings_of(name or (None if settings else "planned"), namespace, options, settings)
     return prepare(api, wanted, manifest)
 
 
