@@ -83,7 +83,6 @@ def _ids(prefix: str, count: int, digits: int) -> pa.Array:
 
 
 def _dates(days: NDArray[Any]) -> pa.Array:
-    import numpy as np
     import pyarrow as pa
 
     from sp_ray_ml._demo_world import START
