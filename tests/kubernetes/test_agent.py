@@ -18,7 +18,7 @@ from sp_ray_ml.cluster import agent
 from sp_ray_ml.cluster._activity import ask_activity
 from sp_ray_ml.cluster._agent_manifest import NAME, agent_problem, install_agent, retire_agent
 from sp_ray_ml.cluster._api import Api
-from sp_ray_ml.cluster._events import events_about
+from sp_ray_ml.cluster._events import event_subject, event_time
 from sp_ray_ml.cluster._exec import run_in_pod
 from sp_ray_ml.cluster._kinds import (
     CLUSTER_LABEL,
@@ -120,11 +120,11 @@ def look(api: Api, namespace: str, now: datetime.datetime) -> dict[str, Any]:
 
 
 def reasons(api: Api, namespace: str, cluster: Body) -> list[str]:
-    return [
-        event["reason"]
-        for event in events_about(api.list(EVENT, namespace)[0], cluster)
-        if event["reason"].startswith("SpRay")
+    """Of the agent's Events about a cluster, in their order."""
+    mine = [
+        e for e in api.list(EVENT, namespace)[0] if event_subject(e).get("uid") == cluster["metadata"]["uid"]
     ]
+    return [e["reason"] for e in sorted(mine, key=event_time) if e["reason"].startswith("SpRay")]
 
 
 # --- clusters on fake nodes ---------------------------------------------------------------------------------------
