@@ -106,8 +106,12 @@ def test_ray_client_and_jobs_work_from_outside(api, workbench, tmp_path):
     )
     words = [sys.executable, script, workbench.name, workbench.namespace, kubeconfig()]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert not done.returncode, done.stderr
-    assert f"node {running_head(api, workbench.namespace, workbench.name)}" in done.stdout
+    head = running_head(api, workbench.namespace, workbench.name)
+    if done.returncode:
+        script = "cd /tmp/ray/session_latest/logs && tail -n 20 ray_client_server*"
+        logs = run_in_pod(api, workbench.namespace, head, "ray-head", ["sh", "-c", script])
+        pytest.fail(f"{done.stderr}\n{logs.stdout.decode()}")
+    assert f"node {head}" in done.stdout
     assert "address ray://127.0.0.1:" in done.stdout
 
 
