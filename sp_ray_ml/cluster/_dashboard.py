@@ -20,6 +20,8 @@ __all__ = ["DASHBOARD_PORT", "ClusterDashboard", "head_pod", "ray_token"]
 
 DASHBOARD_PORT = 8265
 _ANSWER_S = 30.0
+_FIRST_ANSWER_S = 3.0
+"""How long the proxy is given before it is taken for shut: a NetworkPolicy lets requests vanish."""
 
 
 def head_pod(api: Api, namespace: str, name: str) -> dict[str, Any]:
@@ -67,6 +69,7 @@ class ClusterDashboard:
         self._api, self._namespace, self._name = api, namespace, name
         self._headers = {"X-Ray-Authorization": f"Bearer {token}"} if token else {}
         self._pod: str | None = None
+        self._proxy_works = False
         self._forward: PortForward | None = None
         self._choosing = threading.Lock()
 
@@ -88,21 +91,31 @@ class ClusterDashboard:
         """
         headers = {**self._headers, **({"Content-Type": content_type} if body is not None else {})}
         if self._forward is None:
-            pod = self._head()
-            url = f"{POD.path(self._namespace, pod)}:{DASHBOARD_PORT}/proxy{path}"
-            try:
-                status, data = self._api.exchange(
-                    method, url, body=body, headers=headers, timeout_s=timeout_s
-                )
-            except KubernetesError:
-                self._pod = None
-                raise
-            if not _from_kubernetes(status, data):
-                return self._checked(status, data, method, path)
+            answer = self._proxied(method, path, body, headers, timeout_s)
+            if answer is not None:
+                return self._checked(*answer, method, path)
             # The proxy is not allowed, or a NetworkPolicy keeps it out: a forwarded port comes through the kubelet.
-            self._pod = None
             self._open_forward()
         return self._forwarded(method, path, body, headers, timeout_s)
+
+    def _proxied(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
+    ) -> tuple[int, bytes] | None:
+        """What the dashboard answers through the API server's proxy; None where that does not get through."""
+        url = f"{POD.path(self._namespace, self._head())}:{DASHBOARD_PORT}/proxy{path}"
+        limit_s = timeout_s if self._proxy_works else min(timeout_s, _FIRST_ANSWER_S)
+        try:
+            status, data = self._api.exchange(method, url, body=body, headers=headers, timeout_s=limit_s)
+        except KubernetesError:
+            self._pod = None
+            if self._proxy_works:
+                raise
+            return None
+        if _from_kubernetes(status, data):
+            self._pod = None
+            return None
+        self._proxy_works = True
+        return status, data
 
     def get(self, path: str) -> bytes:
         """`request` with GET."""

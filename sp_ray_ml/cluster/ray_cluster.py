@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["RayCluster", "Reporter", "list_clusters", "manifests", "plan_cluster"]
 
 _TIMEOUT_S = 900.0
+_DESCRIBE_S = 4.0
+"""How long a description waits for the cluster itself to say its versions."""
 _BESIDE_A_MANIFEST = {"idle_timeout", "ttl", "black_box", "insecure", "egress"}
 """What may be said of a cluster beside its full manifest."""
 
@@ -466,7 +468,7 @@ class RayCluster:
 
         try:
             with self.dashboard() as dashboard:
-                return versions(dashboard.get)
+                return versions(lambda path: dashboard.request("GET", path, timeout_s=_DESCRIBE_S))
         except ClusterError:
             return {}
 
