@@ -318,7 +318,6 @@ def _run_steps(pipeline: Pipeline, folder: RunFolder, tracked: Run) -> RunResult
             keep=False,
         )
         outputs = dict.fromkeys(written.summary["tables"], redact(predict.output.warehouse))
-    tracked.log_metrics({f"time/{step.name}": step.seconds for step in folder.steps if not step.kept})
     return RunResult(
         table["model"],
         {k: v for k, v in table.items() if k != "model"},
@@ -496,11 +495,15 @@ def _tracked(p: Pipeline, folder: RunFolder) -> Iterator[Run]:
         status = "KILLED"
         raise
     finally:
-        if p.tracking.enabled:
-            folder.reporter.progress(0, 0, "MLflow takes the rest")
-        outcome = tracked.finish(status, wait_s=None if status == "FINISHED" else 3.0)
-        if outcome.pending and p.tracking.enabled:
-            folder.reporter.note(str(outcome))
+        try:
+            # Also of a run that is stopped: the next start keeps these steps and measures them no more.
+            tracked.log_metrics({f"time/{step.name}": step.seconds for step in folder.steps if not step.kept})
+        finally:
+            if p.tracking.enabled:
+                folder.reporter.progress(0, 0, "MLflow takes the rest")
+            outcome = tracked.finish(status, wait_s=None if status == "FINISHED" else 3.0)
+            if outcome.pending and p.tracking.enabled:
+                folder.reporter.note(str(outcome))
 
 
 def _track_results(
