@@ -30,6 +30,16 @@ def test_every_example_is_a_valid_config_except_that_of_mistakes(
     assert len(caught.value.problems) == 3
 
 
+@pytest.mark.parametrize("file", sorted((EXAMPLES / "clusters").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_cluster_of_the_examples_is_valid_and_becomes_a_manifest(file: Path) -> None:
+    from sp_ray_ml.cluster._manifest import Facts, build
+    from sp_ray_ml.cluster._validate import check_manifest, read_file
+
+    settings, manifest = read_file(file)
+    assert manifest is None
+    check_manifest(build(settings, Facts("ns", "i", "i", "2.60.0")))
+
+
 def test_the_readme_shows_the_example_as_it_is() -> None:
     shown = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert shown is not None

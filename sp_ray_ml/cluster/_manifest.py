@@ -35,6 +35,11 @@ _POD_SECURITY = {
 _CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
+_CLIENT_SERVER = [{"name": "GRPC_ENABLE_FORK_SUPPORT", "value": "false"}]
+"""Ray's client server forks while gRPC's threads run; without this the first `ray://` connection to a new head fails
+after 30 s (seen with Ray 2.60)."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the manifests depend on beside the settings.
@@ -71,6 +76,7 @@ class Manifests:
 def build(settings: ClusterSettings, facts: Facts) -> Body:
     """The RayCluster of these settings."""
     head = _template(settings, settings.head, "ray-head", facts)
+    _set_environment(head["spec"]["containers"][0], _CLIENT_SERVER)
     _add_home(settings, head, facts)
     spec: Body = {
         "rayVersion": settings.ray_version or facts.ray_version,
