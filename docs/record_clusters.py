@@ -2,7 +2,7 @@
 
     KUBECONFIG=… SP_RAY_IMAGE=… python docs/record_clusters.py
 
-A block between `<!-- recorded: COMMAND && COMMAND -->` and `<!-- end -->` in docs/clusters.md becomes the session. The
+A block between `<!-- recorded: COMMAND && COMMAND -->` and `<!-- end -->` in docs/clusters.md or the README becomes the session. The
 namespace `ray-playground` is made for it and deleted after it; tokens are struck out.
 """
 
@@ -19,8 +19,19 @@ from sp_ray_ml.cluster._api import Api
 from sp_ray_ml.cluster._kinds import NAMESPACE
 
 ROOT = Path(__file__).parents[1]
-GUIDE = ROOT / "docs" / "clusters.md"
+PAGES = (ROOT / "docs" / "clusters.md", ROOT / "README.md")
 SPACE = "ray-playground"
+CLEAN = [
+    sys.executable,
+    "-m",
+    "sp_ray_ml.cli",
+    "delete",
+    "cluster",
+    "my-cluster",
+    "-n",
+    SPACE,
+    "--missing-ok",
+]
 _BLOCK = re.compile(r"(<!-- recorded: (.*?) -->\n).*?(<!-- end -->)", re.S)
 _TOKEN = re.compile(r"(token=|tkn=|its token +)\S+")
 
@@ -37,7 +48,11 @@ def session(commands: str) -> str:
             text=True, check=False,
         )  # fmt: skip
         # What is told while one waits is not what is left on a terminal.
-        lines = [line for line in done.stdout.splitlines() if not re.match(r"^  (head|worker group \S+) +\d+ of", line)]
+        lines = [
+            line
+            for line in done.stdout.splitlines()
+            if not re.match(r"^  (head|worker group \S+) +\d+ of", line)
+        ]
         shown += [f"$ {command}", *(_TOKEN.sub(r"\1…", line).rstrip() for line in lines), ""]
         if done.returncode:
             raise SystemExit(f"{command} failed:\n{done.stdout}")
@@ -45,14 +60,16 @@ def session(commands: str) -> str:
 
 
 def main() -> None:
-    """Make the namespace, run the sessions in their order, and rewrite the guide."""
+    """Make the namespace, run the sessions in their order, and rewrite the pages."""
     with Api() as api:
         api.create(NAMESPACE, None, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}})
         try:
-            text = _BLOCK.sub(lambda match: match[1] + session(match[2]) + match[3], GUIDE.read_text())
+            for page in PAGES:
+                text = page.read_text()
+                page.write_text(_BLOCK.sub(lambda match: match[1] + session(match[2]) + match[3], text))
+                subprocess.run(CLEAN, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         finally:
             api.delete(NAMESPACE, None, SPACE)
-    GUIDE.write_text(text)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
@@ -82,6 +82,9 @@ class Pipeline(Settings):
     """Where the run is recorded."""
     runs: str = "runs"
     """Folder of the runs' folders."""
+    cluster: Literal["auto", "local"] = "auto"
+    """Where Ray is, for a step that uses it: `auto` attaches to the cluster that this runs in (on its head, say, or where
+    `RAY_ADDRESS` is set) and elsewhere starts it on this machine; `local` always does the latter."""
 
     # Validators of one field: those of the whole model would be silent as long as any other field is wrong.
     @pydantic.field_validator("name")
@@ -220,6 +223,11 @@ def run(
         show_result(result, examples=False)
         return result
     began = time.perf_counter()
+    with _ray_of(pipeline.cluster):
+        return _run(pipeline, began, fresh=fresh, reporter=reporter, verbose=verbose)
+
+
+def _run(pipeline: Pipeline, began: float, *, fresh: bool, reporter: Reporter, verbose: bool) -> RunResult:
     _preflight(pipeline)
     with RunFolder(pipeline.folder, reporter, fresh=fresh) as folder:
         write_text(folder.path / "config.yaml", to_yaml(pipeline))
@@ -228,6 +236,26 @@ def run(
             tracked.log_metrics({"time/total": time.perf_counter() - began})
         folder.save(metrics=dict(result.metrics), mlflow_run_id=tracked.mlflow_run_id)
     return dataclasses.replace(result, mlflow_run_id=tracked.mlflow_run_id)
+
+
+@contextlib.contextmanager
+def _ray_of(cluster: Literal["auto", "local"]) -> Iterator[None]:
+    """Have Ray's own variable name the cluster that is meant, while the block lasts."""
+    from sp_ray_ml.cluster._connect import inside_cluster_address
+
+    before = os.environ.get("RAY_ADDRESS")
+    address = inside_cluster_address() if cluster == "auto" else None
+    try:
+        if address:
+            os.environ["RAY_ADDRESS"] = address
+        else:
+            os.environ.pop("RAY_ADDRESS", None)
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("RAY_ADDRESS", None)
+        else:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def _run_steps(pipeline: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:

@@ -83,7 +83,7 @@ def test_dashboard_takes_its_token_in_a_browser(connection, browser, screenshots
         "[...document.querySelectorAll('[role=dialog] button')].find((b) => /submit/i.test(b.innerText)).click()"
     )
     browser.wait_for(
-        "document.querySelector('[role=dialog]') === null && document.body.innerText.includes('Cluster status')"
+        "document.body && document.querySelector('[role=dialog]') === null && document.body.innerText.includes('Cluster status')"
     )
     browser.open(f"{connection.dashboard}/#/cluster")
     browser.wait_for("document.body.innerText.includes('ALIVE')")

@@ -1,0 +1,69 @@
+"""`cluster: auto` attaches to the Ray that a run is in; `cluster: local` never does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sp_ray_ml import pipeline
+from sp_ray_ml.errors import ConfigError
+from sp_ray_ml.pipeline import load_config
+
+RAY = """
+import ray, sys
+print(ray.init(num_cpus=7, include_dashboard=False).address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("cluster", ["auto", "local"])
+@pytest.mark.parametrize("address", [None, "ray://10.0.0.1:10001"])
+def test_rays_address_is_the_surrounding_clusters_or_none_and_put_back(cluster, address, monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    before = os.environ.get("RAY_ADDRESS")
+    with pipeline._ray_of(cluster):
+        assert os.environ.get("RAY_ADDRESS") == (address if cluster == "auto" else None)
+    assert os.environ.get("RAY_ADDRESS") == before
+
+
+def test_another_word_for_the_cluster_is_refused():
+    with pytest.raises(ConfigError, match="expected one of auto, local"):
+        load_config({"name": "a", "warehouse": "w", "cluster": "autp"})
+
+
+@pytest.mark.slow
+def test_a_run_within_a_cluster_is_held_against_its_resources(tmp_path):
+    """What cannot be given is refused before anything starts: by this the run tells which Ray it looks at."""
+    from .world import make_world
+
+    make_world().write(tmp_path / "house")
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"name: there\nwarehouse: {tmp_path / 'house'}\n"
+        "events: {table: events, user: user_id, item: item_id, time: seconds}\n"
+        "nodes: {user: {table: users, id: user_id}, item: {table: items, id: item_id}}\n"
+        "train: {kind: pyg, scaling: {workers: 99}}\ntracking: {enabled: false}\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", RAY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as head:
+        environment = {**os.environ, "RAY_ADDRESS": head.stdout.readline().strip()}
+        said = {}
+        for cluster in ("auto", "local"):
+            run = [sys.executable, "-m", "sp_ray_ml.cli", "run", config, "--set", f"cluster={cluster}"]
+            done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 2, done.stderr
+            said[cluster] = done.stderr
+        head.stdin.close()  # ends it
+    assert "99 workers × 1 CPU = 99, but the Ray cluster has 7" in said["auto"]
+    assert "but this machine has" in said["local"]
