@@ -257,10 +257,11 @@ def create(
                 "a cluster of this name is being deleted", where=f"{namespace}/{name}",
                 hint=f"Wait for it to go: sp-ray delete cluster {name} -n {namespace}",
             )  # fmt: skip
-        if not found:
-            return Created(existing, True, None, notes)
-        if not update:
+        if found and not update:
             raise _exists(namespace, name, found)
+        if not found:
+            # What stands beside it is seen to all the same: the first time may have been cut off.
+            return _complete(api, request, existing, None, notes)
     plan = None
     if with_plan:
         from sp_ray_ml.cluster._plan import plan as make_plan
@@ -273,16 +274,30 @@ def create(
                 hint="Change the request, or make it all the same with --no-plan",
             )  # fmt: skip
     on_step("creating")
+    return _complete(api, request, existing, plan, notes, apply=True, force=force)
+
+
+def _complete(
+    api: Api,
+    request: Request,
+    existing: Body | None,
+    plan: Plan | None,
+    notes: list[str],
+    *,
+    apply: bool = False,
+    force: bool = False,
+) -> Created:
+    """Make all that is missing of a request, and have it go with the cluster."""
     made: list[tuple[Kind, str]] = []
     try:
         for each in request.companions:
-            _make_companion(api, namespace, each, made)
-        cluster = _apply(api, request, existing, force=force)
+            _make_companion(api, request.namespace, each, made)
+        cluster = _apply(api, request, existing, force=force) if apply or existing is None else existing
     except KubernetesError:
         for kind, companion in reversed(made):
-            api.delete(kind, namespace, companion)
+            api.delete(kind, request.namespace, companion)
         raise
-    _own(api, namespace, cluster, request.companions)
+    _own(api, request.namespace, cluster, request.companions)
     if problem := _look_after(api, request, cluster):
         notes.append(problem)
     return Created(cluster, existing is not None, plan, notes)

@@ -123,6 +123,14 @@ def test_the_same_request_twice_is_one_cluster(new, namespace):
     assert new(worker_replicas=2).uid == first.uid  # it was asked for like this; it was scaled since
 
 
+def test_the_same_request_again_makes_what_is_missing_beside_the_cluster(new, namespace, api):
+    first = new()
+    api.delete(NETWORK_POLICY, namespace, "mine")
+    assert new().uid == first.uid
+    policy = api.get(NETWORK_POLICY, namespace, "mine")
+    assert policy["metadata"]["ownerReferences"][0]["uid"] == first.uid
+
+
 def test_another_request_for_the_name_is_a_clear_difference(new):
     new(worker_replicas=1)
     with pytest.raises(ClusterExistsError) as raised:
