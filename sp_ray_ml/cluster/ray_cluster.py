@@ -191,7 +191,7 @@ class RayCluster:
             nodes=self._nodes() if ask_ray else None,
             ray_version=versions.get("ray"),
             python_version=versions.get("python"),
-            notes=[*self.notes, *lifetime_lines(self._body), *(self._not_looked_after() if ask_ray else ())],
+            notes=[*lifetime_lines(self._body), *(self._not_looked_after() if ask_ray else ())],
         )
 
     def _not_looked_after(self) -> list[str]:
