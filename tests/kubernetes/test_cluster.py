@@ -333,7 +333,16 @@ def test_mistakes_on_the_command_line_are_one_line_with_the_remedy(sp_ray, tmp_p
 
 def test_an_unknown_gpu_type_is_named_with_a_near_one(sp_ray):
     printed = sp_ray(
-        "create", "cluster", "mine", "--gpus-per-worker", "1", "--worker-gpu-type", "t44", "--cpus-in-head", "1", code=1
+        "create",
+        "cluster",
+        "mine",
+        "--gpus-per-worker",
+        "1",
+        "--worker-gpu-type",
+        "t44",
+        "--cpus-in-head",
+        "1",
+        code=1,
     )
     assert "no node has a GPU of type t44" in printed.err
     assert "did you mean t4?" in printed.err
