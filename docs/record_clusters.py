@@ -48,10 +48,9 @@ def session(commands: str) -> str:
             text=True, check=False,
         )  # fmt: skip
         # What is told while one waits is not what is left on a terminal.
+        plain = re.sub("\x1b\\[[0-9;]*m", "", done.stdout)
         lines = [
-            line
-            for line in done.stdout.splitlines()
-            if not re.match(r"^  (head|worker group \S+) +\d+ of", line)
+            line for line in plain.splitlines() if not re.match(r"^  (head|worker group \S+) +\d+ of", line)
         ]
         shown += [f"$ {command}", *(_TOKEN.sub(r"\1…", line).rstrip() for line in lines), ""]
         if done.returncode:
