@@ -46,7 +46,7 @@ PUBLIC = {
     ],
     "sp_ray_ml.cluster": [
         "Cause", "ClusterOptions", "ClusterSettings", "HeadGroup", "RayCluster", "Reporter", "WorkerGroup",
-        "list_clusters", "plan_cluster",
+        "list_clusters", "manifests", "plan_cluster",
     ],
     "sp_ray_ml.data": [
         "Bucketize", "Categorical", "Fitted", "FittedFeatures", "HashText", "LastNSplit", "MinMax",

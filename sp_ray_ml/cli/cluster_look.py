@@ -117,11 +117,9 @@ def _describe_post_mortem(
     kubeconfig: Path | None,
     context: str | None,
 ) -> None:
-    from sp_ray_ml.cluster._api import Api
-    from sp_ray_ml.cluster._post_mortem import read_post_mortem
+    from sp_ray_ml.cluster import RayCluster
 
-    with Api(kubeconfig, context) as api:
-        found = read_post_mortem(api, namespace or api.namespace, name, where)
+    found = RayCluster.post_mortem(name, namespace, where=where, kubeconfig=kubeconfig, context=context)
     if output in (Form.json, Form.yaml):
         print_object(found.as_dict(), output)
     else:

@@ -65,7 +65,7 @@ def ssh(
     if config:
         print_data(_ssh.ssh_config(cluster.name, cluster.namespace, kubeconfig=kubeconfig, context=context))
         return
-    code = _ssh.proxy(cluster) if proxy else _ssh.shell(cluster, command or [])
+    code = _ssh.proxy(cluster) if proxy else cluster.ssh(command or [])
     raise typer.Exit(code)
 
 

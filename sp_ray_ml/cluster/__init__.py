@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.cluster._snapshot import Cause
     from sp_ray_ml.cluster.options import ClusterOptions
-    from sp_ray_ml.cluster.ray_cluster import RayCluster, Reporter, list_clusters, plan_cluster
+    from sp_ray_ml.cluster.ray_cluster import RayCluster, Reporter, list_clusters, manifests, plan_cluster
     from sp_ray_ml.cluster.settings import ClusterSettings, HeadGroup, WorkerGroup
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Reporter",
     "WorkerGroup",
     "list_clusters",
+    "manifests",
     "plan_cluster",
 ]
 
@@ -34,7 +35,7 @@ def __getattr__(name: str) -> Any:
         {
             "_snapshot": ["Cause"],
             "options": ["ClusterOptions"],
-            "ray_cluster": ["RayCluster", "Reporter", "list_clusters", "plan_cluster"],
+            "ray_cluster": ["RayCluster", "Reporter", "list_clusters", "manifests", "plan_cluster"],
             "settings": ["ClusterSettings", "HeadGroup", "WorkerGroup"],
         },
     )

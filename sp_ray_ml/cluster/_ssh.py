@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
     from sp_ray_ml.cluster.ray_cluster import RayCluster
 
-__all__ = ["proxy", "run_proxy", "run_shell", "shell", "ssh_config"]
+__all__ = ["proxy", "run_proxy", "run_shell", "ssh_config"]
 
 _USER = "ray"
 """User 1000 of Ray's own images and of ours. Another cannot be logged in as: the server is no root."""
@@ -27,11 +27,6 @@ _NO_SERVER = 127
 _SHELL = 'cd "$HOME" 2>/dev/null; if command -v bash >/dev/null; then exec bash; else exec sh; fi'
 _COMMAND = 'cd "$HOME" 2>/dev/null; exec "$@"'
 _SERVER = Path(__file__).with_name("_ssh_server.sh")
-
-
-def shell(cluster: RayCluster, command: Sequence[str] = ()) -> int:
-    """`run_shell` on a cluster's head."""
-    return run_shell(cluster._api, cluster.namespace, cluster.name, command)
 
 
 def proxy(cluster: RayCluster) -> int:

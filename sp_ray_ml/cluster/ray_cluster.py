@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.cluster._describe import ClusterDescription
     from sp_ray_ml.cluster._jobs import Job
     from sp_ray_ml.cluster._plan import Plan
+    from sp_ray_ml.cluster._post_mortem import PostMortem
     from sp_ray_ml.cluster._snapshot import Cause
     from sp_ray_ml.cluster._versions import Purpose
     from sp_ray_ml.cluster.options import ClusterOptions
@@ -136,6 +137,32 @@ class RayCluster:
         """
         api = _api(kubeconfig, context)
         return cls(api, _get(api, namespace or api.namespace, name))
+
+    @staticmethod
+    def post_mortem(
+        name: str,
+        namespace: str | None = None,
+        *,
+        where: str | None = None,
+        kubeconfig: str | os.PathLike[str] | None = None,
+        context: str | None = None,
+    ) -> PostMortem:
+        """What is known of a cluster that is gone, from its latest black box.
+
+        Args:
+            name: Its name.
+            namespace: Its namespace; the context's without.
+            where: Where its black boxes lie, a folder or any fsspec URL, if they are not found.
+            kubeconfig: Path of a kubeconfig.
+            context: Its context.
+
+        Raises:
+            ClusterNotFoundError: There is no black box of it.
+        """
+        from sp_ray_ml.cluster._post_mortem import read_post_mortem
+
+        api = _api(kubeconfig, context)
+        return read_post_mortem(api, namespace or api.namespace, name, where)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -412,6 +439,19 @@ class RayCluster:
                     container = pod["spec"]["containers"][0]["name"]
                     name = pod["metadata"]["name"]
                     yield name, self._api.logs(self.namespace, name, container, tail=tail)
+
+    def ssh(self, command: Sequence[str] = ()) -> int:
+        """Open a shell on its head in this terminal, or run a command there; returns the exit code.
+
+        Args:
+            command: The command and its arguments, no shell in between; a login shell without.
+
+        Raises:
+            ClusterError: Its head does not run.
+        """
+        from sp_ray_ml.cluster._ssh import run_shell
+
+        return run_shell(self._api, self.namespace, self.name, command)
 
     def upload_tutorials(self) -> list[str]:
         """Put the tutorials into the head's home, what the user has changed there stays; returns their names."""

@@ -40,6 +40,12 @@ def image_name() -> str:
     return os.environ.get("SP_RAY_TEST_IMAGE") or f"localhost/sp-ray-test:{__version__}"
 
 
+@pytest.fixture(autouse=True)
+def _own_black_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved of deleted clusters goes with the test, not to the user's own."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
 @pytest.fixture(scope="session")
 def api() -> Iterator[Api]:
     """The API server."""

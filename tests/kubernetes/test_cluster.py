@@ -93,6 +93,9 @@ def test_a_cluster_is_created_found_scaled_and_deleted(new, namespace, api):
     assert [each.name for each in list_clusters(namespace, kubeconfig=kubeconfig())] == ["mine"]
     cluster.delete()
     assert api.list(POD, namespace)[0] == []
+    found = RayCluster.post_mortem("mine", namespace, kubeconfig=kubeconfig())
+    assert found.as_dict()["name"] == "mine"
+    assert found.lines()[0].startswith(f"{namespace}/mine")
     with pytest.raises(ClusterNotFoundError):
         cluster.delete()
     cluster.delete(missing_ok=True)
