@@ -291,8 +291,9 @@ def _start_ray() -> None:
 
     import ray
 
+    # Without an address Ray would go by what some `ray start` has left on this machine, and wait for it if it is gone.
     ray.init(
-        address=os.environ.get("RAY_ADDRESS"),
+        address=os.environ.get("RAY_ADDRESS") or "local",
         include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
         log_to_driver=False,
         configure_logging=True,

@@ -135,7 +135,7 @@ def test_ray_datasets_keep_their_order_and_come_back(tmp_path: Path) -> None:
     import ray
     import ray.data
 
-    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
     try:
         numbers = pa.table({"n": range(20_000), "x": [str(i) for i in range(20_000)]})
         dataset = as_source(numbers).to_ray().repartition(4).map_batches(_slow_first, batch_format="pyarrow")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,7 @@ from sp_ray_ml.pipeline import load_config
 
 RAY = """
 import ray, sys
-print(ray.init(num_cpus=7, include_dashboard=False).address_info["gcs_address"], flush=True)
+print(ray.init("local", num_cpus=7, include_dashboard=False).address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
 
@@ -67,3 +69,18 @@ def test_a_run_within_a_cluster_is_held_against_its_resources(tmp_path):
         head.stdin.close()  # ends it
     assert "99 workers × 1 CPU = 99, but the Ray cluster has 7" in said["auto"]
     assert "but this machine has" in said["local"]
+
+
+@pytest.mark.slow
+def test_what_another_ray_has_left_on_this_machine_holds_nothing_up():
+    """Ray goes by a file of the last `ray start`, also when that was killed."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # sockets need a short path
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("192.0.2.2:6379")
+        code = "from sp_ray_ml.train.context import _start_ray\n_start_ray()\nimport ray\nprint(len(ray.nodes()))"
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**environment, "RAY_TMPDIR": folder}, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+    assert done.stdout.strip() == "1", done.stderr
