@@ -72,6 +72,8 @@ class TrainContext(ABC):
         return slice(self.rank * size, count if self.rank == self.world_size - 1 else (self.rank + 1) * size)
 
 
+_REACH_S = 10.0
+
 TrainLoop = Callable[[TrainContext, Any], None]
 
 
@@ -292,12 +294,38 @@ def _start_ray() -> None:
     import ray
 
     # Without an address Ray would go by what some `ray start` has left on this machine, and wait for it if it is gone.
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS") or "local",
-        include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
-        log_to_driver=False,
-        configure_logging=True,
-        logging_level=logging.ERROR,
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(address)
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level=logging.ERROR,
+        )
+    except ConnectionError as error:
+        raise _unreachable(address, str(error)) from None
+
+
+def _check_reachable(address: str) -> None:
+    """Ray would try an address at which nobody listens for minutes."""
+    import socket
+
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+    except OSError as error:
+        raise _unreachable(address, error.strerror or str(error)) from None
+
+
+def _unreachable(address: str, why: str) -> ResourceError:
+    return ResourceError(
+        f"the Ray cluster does not answer, or refuses the token: {why}",
+        where=f"RAY_ADDRESS={address}",
+        hint="Set RAY_ADDRESS and RAY_AUTH_TOKEN anew, or use Ray on this machine: --set cluster=local",
     )
 
 

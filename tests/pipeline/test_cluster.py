@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from sp_ray_ml import pipeline
-from sp_ray_ml.errors import ConfigError
+from sp_ray_ml.errors import ConfigError, ResourceError
 from sp_ray_ml.pipeline import load_config
+from sp_ray_ml.train.context import _start_ray
 
 RAY = """
 import ray, sys
@@ -39,6 +41,14 @@ def test_another_word_for_the_cluster_is_refused():
         load_config({"name": "a", "warehouse": "w", "cluster": "autp"})
 
 
+def test_a_cluster_that_is_gone_is_named_at_once(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(ResourceError, match=r"does not answer.*cluster=local"):
+        _start_ray()
+
+
 @pytest.mark.slow
 def test_a_run_within_a_cluster_is_held_against_its_resources(tmp_path):
     """What cannot be given is refused before anything starts: by this the run tells which Ray it looks at."""
@@ -52,14 +62,17 @@ def test_a_run_within_a_cluster_is_held_against_its_resources(tmp_path):
         "nodes: {user: {table: users, id: user_id}, item: {table: items, id: item_id}}\n"
         "train: {kind: pyg, scaling: {workers: 99}}\ntracking: {enabled: false}\n"
     )
+    # A Ray of this machine would ask for a token of its own.
+    without_token = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     with subprocess.Popen(
         [sys.executable, "-c", RAY],
+        env=without_token,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     ) as head:
-        environment = {**os.environ, "RAY_ADDRESS": head.stdout.readline().strip()}
+        environment = {**without_token, "RAY_ADDRESS": head.stdout.readline().strip()}
         said = {}
         for cluster in ("auto", "local"):
             run = [sys.executable, "-m", "sp_ray_ml.cli", "run", config, "--set", f"cluster={cluster}"]
