@@ -183,7 +183,13 @@ def _print_cluster(cluster: Any, output: Form) -> None:
     if output is Form.name:
         print_data(f"raycluster/{cluster.name}")
         return
-    description = cluster.describe()
+    from sp_ray_ml.errors import KubernetesAccessError
+
+    try:
+        description = cluster.describe()
+    except KubernetesAccessError as error:  # the cluster is made all the same
+        tell_notes([f"it cannot be described: {error.message}"])
+        return
     if output in (Form.json, Form.yaml):
         print_object(description.as_dict(), output)
     else:

@@ -429,16 +429,28 @@ class RayCluster:
         Args:
             worker_group: Of this group's workers; of the head without.
             tail: Only so many lines of each.
+
+        Raises:
+            ClusterNotFoundError: There is no such group; near names are in the message.
         """
         from sp_ray_ml.cluster._snapshot import group_states
+        from sp_ray_ml.cluster._validate import find_worker_group
 
+        cluster = self.refresh().manifest
+        if worker_group is not None:
+            find_worker_group(cluster, worker_group, where=f"{self.namespace}/{self.name}")
         pods, _ = self._api.list(POD, self.namespace, labels=f"{CLUSTER_LABEL}={self.name}")
-        for state in group_states(self.refresh().manifest, pods):
-            if state.name == (worker_group or ""):
-                for pod in state.pods:
-                    container = pod["spec"]["containers"][0]["name"]
-                    name = pod["metadata"]["name"]
-                    yield name, self._api.logs(self.namespace, name, container, tail=tail)
+        found = [
+            pod
+            for state in group_states(cluster, pods)
+            if state.name == (worker_group or "")
+            for pod in state.pods
+        ]
+        return ((pod["metadata"]["name"], self._log_of(pod, tail)) for pod in found)
+
+    def _log_of(self, pod: Mapping[str, Any], tail: int | None) -> str:
+        container = pod["spec"]["containers"][0]["name"]
+        return self._api.logs(self.namespace, pod["metadata"]["name"], container, tail=tail)
 
     def ssh(self, command: Sequence[str] = ()) -> int:
         """Open a shell on its head in this terminal, or run a command there; returns the exit code.

@@ -188,6 +188,8 @@ def test_an_unknown_worker_group_is_named_with_a_near_one(new):
     cluster = new()
     with pytest.raises(ClusterNotFoundError, match="no worker group wroker; did you mean worker"):
         cluster.scale_worker_group("wroker", 2)
+    with pytest.raises(ClusterNotFoundError, match="no worker group wroker; did you mean worker"):
+        cluster.logs(worker_group="wroker")
     with pytest.raises(ConfigError, match="negative"):
         cluster.scale_worker_group("worker", -1)
 
