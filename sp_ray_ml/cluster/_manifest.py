@@ -16,7 +16,7 @@ from sp_ray_ml.cluster._network_policy import network_policy
 from sp_ray_ml.cluster._workbench import workbench_patch
 from sp_ray_ml.cluster.settings import ClusterSettings, Group, WorkerGroup
 
-__all__ = ["Facts", "Manifests", "build", "companions", "home_claim", "secure", "token_secret"]
+__all__ = ["Facts", "build", "companions", "home_claim", "secure", "token_secret"]
 
 Body = dict[str, Any]
 
@@ -63,14 +63,6 @@ class Facts:
     operator_namespaces: tuple[str, ...] = ()
     api_server: tuple[tuple[str, int], ...] = ()
     volumes: bool = True
-
-
-@dataclass(frozen=True)
-class Manifests:
-    """A RayCluster and what stands beside it, in the order in which they are made."""
-
-    cluster: Body
-    companions: tuple[Body, ...] = ()
 
 
 def build(settings: ClusterSettings, facts: Facts) -> Body:
