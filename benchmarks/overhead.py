@@ -40,7 +40,7 @@ def main(quick: bool) -> dict[str, object]:
     """
     from sp_ray_ml.demo import write_demo
 
-    users, events, seconds, repeats = (500, 10_000, 0.0, 1) if quick else (10_000, 300_000, 180.0, 2)
+    users, events, seconds, repeats = (500, 10_000, 0.0, 1) if quick else (10_000, 300_000, 180.0, 3)
     plain: list[float] = []
     ours: list[float] = []
     recall: dict[str, float] = {}

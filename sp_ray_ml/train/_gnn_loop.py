@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import os
 import time
@@ -21,7 +22,6 @@ from sp_ray_ml.errors import ConfigError, TrainingError
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.metrics.ranking import RankingMetrics
 from sp_ray_ml.metrics.topk import top_k
-from sp_ray_ml.storage import write_json
 from sp_ray_ml.train._gnn_data import TrainingEdges, hash_seed
 from sp_ray_ml.train._losses import Scores, loss_of
 from sp_ray_ml.train.context import TrainContext, read_state, run_loop
@@ -200,7 +200,7 @@ class _Phase:
                 if number == self.epochs
                 else 1e9 + number
             )
-            self.context.report({**metrics, "epochs": self.epochs}, self._write, score=score)
+            self.context.report({**metrics, "epochs": self.epochs}, self._files, score=score)
         return self.state
 
     def _train(self, number: int) -> float:
@@ -259,16 +259,16 @@ class _Phase:
             return False
         return bool(self.state["epoch"] - self.state["best_epoch"] >= stopping.patience)
 
-    def _write(self, folder: Path) -> None:
+    def _files(self) -> dict[str, bytes]:
         from safetensors.torch import save
 
-        # Made in memory first: on a full disk both libraries' own writers say anything but that.
-        weights = save({k: v.contiguous() for k, v in self.ranker.state_dict().items()})
-        (folder / "model.safetensors").write_bytes(weights)
         optimizer = io.BytesIO()
         torch.save(self.optimizer.state_dict(), optimizer)
-        (folder / "optimizer.pt").write_bytes(optimizer.getbuffer())
-        write_json(folder / "state.json", self.state)
+        return {
+            "model.safetensors": save({k: v.contiguous() for k, v in self.ranker.state_dict().items()}),
+            "optimizer.pt": optimizer.getvalue(),
+            "state.json": json.dumps(self.state).encode(),
+        }
 
 
 def _load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:

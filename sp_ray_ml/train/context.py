@@ -1,8 +1,9 @@
 """`TrainContext`: what a training loop may ask of where it runs, with two backends: this process, and Ray Train.
 
-A loop is `loop(context, job)`. It calls `context.report` once an epoch on every worker, with a function that writes
-a checkpoint; it begins with `context.resume()`. Both backends keep the last and the best checkpoint and go on from
-the last one when they are started again in the same folder.
+A loop is `loop(context, job)`. It calls `context.report` once an epoch on every worker, with the files of a
+checkpoint as bytes, taken at that moment: they reach the disk while the next epoch trains. It begins with
+`context.resume()`. Both backends keep the last and the best checkpoint and go on from the last one when they are
+started again in the same folder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoints", "LoopResult", "TrainContext", "TrainLoop", "check_resources", "run_loop"]
 
 Metrics = Mapping[str, float]
-WriteCheckpoint = Callable[[Path], None]
+CheckpointFiles = Mapping[str, bytes]
 
 
 class TrainContext(ABC):
@@ -49,12 +51,12 @@ class TrainContext(ABC):
         """Move a model to the device, and wrap it so that gradients are averaged over the workers."""
 
     @abstractmethod
-    def report(self, metrics: Metrics, write: WriteCheckpoint, *, score: float) -> None:
+    def report(self, metrics: Metrics, files: Callable[[], CheckpointFiles], *, score: float) -> None:
         """End an epoch: called by every worker; the checkpoint of rank 0 is kept if it is the last or the best.
 
         Args:
             metrics: Numbers about the epoch, shown and tracked.
-            write: Writes the checkpoint into the folder it is given.
+            files: Gives the checkpoint's files by name; called on rank 0 before this returns.
             score: What makes a checkpoint the best; larger is better.
         """
 
@@ -107,14 +109,14 @@ class Checkpoints:
         """The one of the largest score."""
         return self._path("best")
 
-    def add(self, write: WriteCheckpoint, score: float) -> None:
+    def add(self, files: CheckpointFiles, score: float) -> None:
         """Write the next one; those that are then neither last nor best go."""
         number = int(self._state.get("count", 0)) + 1
         name = f"checkpoint-{number:06d}"
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with new_folder(self.folder / name) as scratch:
-            write(scratch)
+            _write(scratch, files)
         before = float(self._state.get("score", float("nan")))
         best = math.isnan(before) or score > before
         state = {
@@ -140,6 +142,11 @@ class Checkpoints:
         return LoopResult(self.last, self.best)
 
 
+def _write(folder: Path, files: CheckpointFiles) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
 class _LocalContext(TrainContext):
     """This process: one worker, on the GPU when there is one."""
 
@@ -151,12 +158,27 @@ class _LocalContext(TrainContext):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._checkpoints = Checkpoints(folder)
         self._on_report = on_report
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="sp_ray_ml-checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> _LocalContext:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._disk.shutdown()
+        if kind is None:
+            self._written()
+
+    def _written(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.to(self.device)
 
-    def report(self, metrics: Metrics, write: WriteCheckpoint, *, score: float) -> None:
-        self._checkpoints.add(write, score)
+    def report(self, metrics: Metrics, files: Callable[[], CheckpointFiles], *, score: float) -> None:
+        self._written()
+        self._writing = self._disk.submit(self._checkpoints.add, files(), score)
         self._on_report(metrics)
 
     def resume(self) -> Path | None:
@@ -189,7 +211,7 @@ class _RayContext(TrainContext):
         torch.distributed.all_reduce(total)
         return total / self.world_size
 
-    def report(self, metrics: Metrics, write: WriteCheckpoint, *, score: float) -> None:
+    def report(self, metrics: Metrics, files: Callable[[], CheckpointFiles], *, score: float) -> None:
         import tempfile
 
         import ray.train
@@ -199,7 +221,7 @@ class _RayContext(TrainContext):
             ray.train.report(values)
             return
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
+            _write(Path(folder), files())
             ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder))
         with self._progress.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(metrics)) + "\n")
@@ -283,7 +305,8 @@ def run_loop(
     """
     check_resources(scaling)
     if scaling.workers == 0:
-        loop(_LocalContext(folder, on_report), job)
+        with _LocalContext(folder, on_report) as context:
+            loop(context, job)
         return Checkpoints(folder).result()
     return _run_on_ray(loop, job, scaling, folder, on_report)
 

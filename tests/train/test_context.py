@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,20 @@ from sp_ray_ml.train import Scaling, TrainContext, run_loop
 from sp_ray_ml.train.context import Checkpoints, check_resources, read_state
 
 
-def save(text: str) -> Any:
-    return lambda folder: (folder / "state.json").write_text(text)
+def save(text: str) -> dict[str, bytes]:
+    return {"state.json": text.encode()}
+
+
+class Broken(dict[str, bytes]):
+    """Files of which the second cannot be had."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.error = error
+
+    def items(self) -> Any:
+        yield "state.json", b"half"
+        raise self.error
 
 
 def held(checkpoints: Checkpoints) -> list[str]:
@@ -66,13 +79,8 @@ def test_the_worst_score_of_all_still_leaves_a_best(tmp_path: Path) -> None:
 def test_failed_write_keeps_the_ones_before(tmp_path: Path, error: type[BaseException]) -> None:
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.add(save("a"), 1.0)
-
-    def fail(folder: Path) -> None:
-        (folder / "state.json").write_text("half")
-        raise error
-
     with pytest.raises(StorageError if error is OSError else error):
-        checkpoints.add(fail, 2.0)
+        checkpoints.add(Broken(error), 2.0)
     assert contents(checkpoints) == contents(Checkpoints(tmp_path / "c")) == ("a", "a")
     assert [path.name for path in checkpoints.folder.glob("checkpoint-*")] == ["checkpoint-000001"]
     checkpoints.add(save("b"), 2.0)
@@ -82,9 +90,13 @@ def test_failed_write_keeps_the_ones_before(tmp_path: Path, error: type[BaseExce
 def test_killed_while_writing_the_ones_before_are_there(tmp_path: Path) -> None:
     code = (
         "import os, sys, signal; from pathlib import Path; from sp_ray_ml.train.context import Checkpoints\n"
+        "class Killed(dict):\n"
+        "    def items(self):\n"
+        "        yield 'state.json', b'half'\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "c = Checkpoints(Path(sys.argv[1]))\n"
-        "c.add(lambda f: (f / 'state.json').write_text('a'), 1.0)\n"
-        "c.add(lambda f: ((f / 'state.json').write_text('half'), os.kill(os.getpid(), signal.SIGKILL)), 2.0)\n"
+        "c.add({'state.json': b'a'}, 1.0)\n"
+        "c.add(Killed(), 2.0)\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -138,7 +150,7 @@ def _count(context: TrainContext, job: dict[str, Any]) -> None:
     number = int((last / "state.json").read_text()) if last else 0
     while number < 3:
         number += 1
-        context.report({"number": number}, save(str(number)), score=-abs(number - 2))
+        context.report({"number": number}, partial(save, str(number)), score=-abs(number - 2))
         if number == job.get("stop"):
             raise KeyboardInterrupt
 
@@ -161,7 +173,7 @@ def test_shards_are_equal_and_cover_all() -> None:
         def prepare(self, model: Any) -> Any:
             return model
 
-        def report(self, metrics: Any, write: Any, *, score: float) -> None: ...
+        def report(self, metrics: Any, files: Any, *, score: float) -> None: ...
 
         def resume(self) -> None:
             return None
