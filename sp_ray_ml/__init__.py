@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.errors import SpRayError
     from sp_ray_ml.pipeline import Pipeline, RunResult, run
-    from sp_ray_ml.train.predictor import Predictor, Recommender
+    from sp_ray_ml.train.predictor import Predictor
+    from sp_ray_ml.train.recommender import Recommender
     from sp_ray_ml.train.pyg import PyGTrainer
 
 __version__ = "0.1.0"
@@ -45,7 +46,8 @@ def __getattr__(name: str) -> Any:
         {
             "errors": ["SpRayError"],
             "pipeline": ["Pipeline", "RunResult", "run"],
-            "train.predictor": ["Predictor", "Recommender"],
+            "train.predictor": ["Predictor"],
+            "train.recommender": ["Recommender"],
             "train.pyg": ["PyGTrainer"],
         },
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sp_ray_ml.pipeline import Pipeline, PlannedStep, RunResult
-    from sp_ray_ml.train.predictor import Recommender
+    from sp_ray_ml.train.recommender import Recommender
 
 __all__ = ["as_json", "recommendations", "show_plan", "show_recommendations", "show_result", "show_runs"]
 
@@ -71,7 +71,8 @@ def show_result(result: RunResult, *, examples: bool = True, file: TextIO | None
 
 
 def _examples_and_next(console: RichConsole, result: RunResult) -> None:
-    from sp_ray_ml.train.predictor import Predictor, Recommender
+    from sp_ray_ml.train.predictor import Predictor
+    from sp_ray_ml.train.recommender import Recommender
 
     predictor = Predictor.load(result.checkpoint_path)
     if isinstance(predictor, Recommender):
@@ -142,7 +143,8 @@ def recommendations(
         DataError: A user is not known.
         ConfigError: `k` is larger than the catalogue.
     """
-    from sp_ray_ml.train.predictor import Predictor, Recommender
+    from sp_ray_ml.train.predictor import Predictor
+    from sp_ray_ml.train.recommender import Recommender
 
     named = Path(runs) / run
     is_name = ":" not in run and not Path(run).exists() and (named.exists() or "/" not in run)

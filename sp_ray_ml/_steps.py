@@ -27,7 +27,8 @@ from sp_ray_ml.graph.construct import USER_ITEM, build_graph, canonical_order
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.inference.evaluate import evaluate_all
 from sp_ray_ml.storage import read_json, write_json
-from sp_ray_ml.train.predictor import Predictor, Recommender
+from sp_ray_ml.train.predictor import Predictor
+from sp_ray_ml.train.recommender import Recommender
 
 if TYPE_CHECKING:
     from sp_ray_ml._runs import StepContext

@@ -40,14 +40,15 @@ from sp_ray_ml.graph.settings import GraphSettings
 from sp_ray_ml.inference.settings import Evaluate, Predict
 from sp_ray_ml.storage import read_json, write_text
 from sp_ray_ml.tracking.settings import Tracking
-from sp_ray_ml.train.pyg import PyGTrainer, Trainer, TrainerField
+from sp_ray_ml.train.pyg import PyGTrainer
+from sp_ray_ml.train.trainer import Trainer, TrainerField
 
 if TYPE_CHECKING:
     import ray.train
 
     from sp_ray_ml.data.warehouse import Warehouse
     from sp_ray_ml.tracking.run import Run
-    from sp_ray_ml.train.predictor import Recommender
+    from sp_ray_ml.train.recommender import Recommender
 
 __all__ = ["Pipeline", "PlannedStep", "RunResult", "load_config", "plan", "run"]
 

@@ -72,8 +72,9 @@ PUBLIC = {
         "sync", "tracking_uri", "ui_command", "ui_environment",
     ],
     "sp_ray_ml.train": [
-        "BPR", "EarlyStopping", "Loss", "Predictor", "PyGTrainer", "Recommender", "RecommenderTraining",
-        "SampledSoftmax", "Scaling", "Schedule", "Supervision", "TrainContext", "Trainer", "run_loop",
+        "BPR", "EarlyStopping", "Learned", "Loss", "Predictor", "PyGTrainer", "Recommender", "RecommenderTraining",
+        "SampledSoftmax", "Scaling", "Schedule", "Supervision", "TableModel", "TablePredictor", "TableTrainer",
+        "TrainContext", "TrainResult", "Trainer", "XGBoostTrainer", "run_loop",
     ],
 }  # fmt: skip
 

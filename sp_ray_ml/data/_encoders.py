@@ -62,6 +62,15 @@ class Encoder(ABC):
     def encode(self, values: pa.Array, out: NDArray[np.float32]) -> None:
         """Write the features of a block into `out`, float32 [rows, features], which holds zeros."""
 
+    @property
+    def codes(self) -> int:
+        """How many categories the column has; 0 where it has none. They can be encoded as one column of codes."""
+        return 0
+
+    def encode_codes(self, values: pa.Array, out: NDArray[np.float32]) -> None:
+        """Write the codes of a block into `out`, float32 [rows]; for a column that has categories."""
+        raise NotImplementedError
+
     @abstractmethod
     def transform(self, values: pa.ChunkedArray) -> dict[str, Any]:
         """The column as it is after the preprocessor, and columns that it adds, by name."""
@@ -109,6 +118,29 @@ class Scaled(_Scalars):
         self.fill(values, out[:, 0])
 
 
+class AsIs(_Scalars):
+    """Numbers as they are, NaN where one is missing."""
+
+    dtype = np.float32
+
+    def __init__(self, column: Column, state: Mapping[str, Any]) -> None:
+        super().__init__(column, [column.name])
+        self._unit = state["unit"]
+
+    def check(self, kind: pa.DataType) -> None:
+        check_number(Column(self.column.name, kind), self._unit)
+
+    def fill(self, values: pa.Array, out: NDArray[np.float32]) -> None:
+        found = numbers(values)
+        if np.isinf(found).any():
+            raise _BadNumbers
+        with _fits_float32(self.column, found):
+            np.copyto(out, found, casting="same_kind")
+
+    def encode(self, values: pa.Array, out: NDArray[np.float32]) -> None:
+        self.fill(values, out[:, 0])
+
+
 @contextmanager
 def _fits_float32(column: Column, found: NDArray[np.float64]) -> Iterator[None]:
     try:
@@ -135,6 +167,15 @@ class _OneHot(_Scalars):
     """A code a row, encoded as one-hot."""
 
     dtype = np.int32
+
+    @property
+    def codes(self) -> int:
+        return len(self.feature_names)
+
+    def encode_codes(self, values: pa.Array, out: NDArray[np.float32]) -> None:
+        codes = np.empty(len(values), np.int32)
+        self.fill(values, codes)
+        out[:] = codes
 
     def encode(self, values: pa.Array, out: NDArray[np.float32]) -> None:
         codes = np.empty(len(values), np.int32)
@@ -302,21 +343,31 @@ def _explain(column: Column, values: pa.ChunkedArray) -> DataError:
     return bad_numbers(column, len(values), *count_bad(values))
 
 
-def encode(encoders: Sequence[Encoder], data: Any) -> NDArray[np.float32]:
+def width_of(encoder: Encoder, one_hot: bool) -> int:
+    """How many columns of the matrix an encoder fills."""
+    return 1 if encoder.codes and not one_hot else len(encoder.feature_names)
+
+
+def encode(encoders: Sequence[Encoder], data: Any, *, one_hot: bool = True) -> NDArray[np.float32]:
     """Features side by side, float32 [rows, width] (see `FittedFeatures.encode`)."""
     table = _table(data, encoders)
-    out = np.zeros((table.num_rows, sum(len(e.feature_names) for e in encoders)), np.float32)
+    widths = [width_of(encoder, one_hot) for encoder in encoders]
+    out = np.zeros((table.num_rows, sum(widths)), np.float32)
     row = 0
     names = list(dict.fromkeys(e.column.name for e in encoders))
     for batch in table.select(names).to_batches(max_chunksize=BLOCK_ROWS):
         at = 0
-        for encoder in encoders:
-            end = at + len(encoder.feature_names)
+        rows = slice(row, row + batch.num_rows)
+        for encoder, width in zip(encoders, widths, strict=True):
+            values = batch.column(encoder.column.name)
             try:
-                encoder.encode(batch.column(encoder.column.name), out[row : row + batch.num_rows, at:end])
+                if encoder.codes and not one_hot:
+                    encoder.encode_codes(values, out[rows, at])
+                else:
+                    encoder.encode(values, out[rows, at : at + width])
             except _BadNumbers:
                 raise _explain(encoder.column, table[encoder.column.name]) from None
-            at = end
+            at += width
         row += batch.num_rows
     return out
 

@@ -128,15 +128,35 @@ class FittedFeatures:
     def __repr__(self) -> str:
         return f"FittedFeatures({self.features!r})"
 
+    @property
+    def _encoders(self) -> list[Encoder]:
+        return [encoder for fitted in self.features for encoder in fitted.encoders]
+
     @cached_property
     def feature_names(self) -> list[str]:
         """Names of the columns of `encode`, each one once (`age`, `age#2`)."""
+        return self.names()
+
+    def names(self, *, one_hot: bool = True) -> list[str]:
+        """As `feature_names`; without `one_hot` a category has one column, of its own name."""
         seen: dict[str, int] = {}
         names = []
-        for name in (name for fitted in self.features for name in fitted.feature_names):
-            seen[name] = seen.get(name, 0) + 1
-            names.append(f"{name}#{seen[name]}" if seen[name] > 1 else name)
+        for encoder in self._encoders:
+            for name in [encoder.column.name] if encoder.codes and not one_hot else encoder.feature_names:
+                seen[name] = seen.get(name, 0) + 1
+                names.append(f"{name}#{seen[name]}" if seen[name] > 1 else name)
         return names
+
+    def cardinalities(self) -> dict[int, int]:
+        """By column of `encode(…, one_hot=False)`: how many codes it may have, for those that hold codes."""
+        from sp_ray_ml.data._encoders import width_of
+
+        found, at = {}, 0
+        for encoder in self._encoders:
+            if encoder.codes:
+                found[at] = encoder.codes
+            at += width_of(encoder, one_hot=False)
+        return found
 
     @property
     def width(self) -> int:
@@ -156,13 +176,16 @@ class FittedFeatures:
         """
         from sp_ray_ml.data._encoders import transform
 
-        return transform([encoder for fitted in self.features for encoder in fitted.encoders], table)
+        return transform(self._encoders, table)
 
-    def encode(self, table: Any) -> NDArray[np.float32]:
-        """As `Fitted.encode`, side by side: float32 [rows, width]."""
+    def encode(self, table: Any, *, one_hot: bool = True) -> NDArray[np.float32]:
+        """As `Fitted.encode`, side by side: float32 [rows, width].
+
+        Without `one_hot`, categories and buckets are one column each, with the code (0 for all other values).
+        """
         from sp_ray_ml.data._encoders import encode
 
-        return encode([encoder for fitted in self.features for encoder in fitted.encoders], table)
+        return encode(self._encoders, table, one_hot=one_hot)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data."""

@@ -35,6 +35,7 @@ __all__ = [
     "MinMax",
     "Missing",
     "MultiHot",
+    "Numeric",
     "Preprocessor",
     "PreprocessorField",
     "Standardize",
@@ -44,6 +45,7 @@ __all__ = [
 FAMILY: Final = Family(
     "preprocessor",
     {
+        "numeric": "sp_ray_ml.data.preprocessors:Numeric",
         "standardize": "sp_ray_ml.data.preprocessors:Standardize",
         "min_max": "sp_ray_ml.data.preprocessors:MinMax",
         "categorical": "sp_ray_ml.data.preprocessors:Categorical",
@@ -105,6 +107,23 @@ class Preprocessor(Settings):
         raise TypeError(f"{type(self).__name__} has no encoder for {column.name}: override `encoder`")
 
 
+class Numeric(Preprocessor):
+    """Numbers as they are, and missing ones (null or NaN) stay NaN: for models that know what to do with them.
+
+    Booleans count as 0 and 1, dates as days and timestamps as seconds since 1970 (UTC).
+    """
+
+    def accumulator(self, column: Column) -> Accumulator:
+        from sp_ray_ml.data._preprocessing import Moments
+
+        return Moments(column, "error")
+
+    def encoder(self, column: Column, state: Mapping[str, Any]) -> Encoder:
+        from sp_ray_ml.data._encoders import AsIs
+
+        return AsIs(column, state)
+
+
 class Standardize(Preprocessor):
     """Numbers to zero mean and unit (population) deviation; a constant column becomes 0.
 
@@ -151,9 +170,9 @@ class Categorical(Preprocessor):
     Takes text, whole numbers, booleans, dates and numbers. Codes from 1 are in the order of the values.
     """
 
-    min_count: int = pydantic.Field(1, ge=1)
+    min_count: int = pydantic.Field(default=1, ge=1)
     """Values of fewer rows than this are rare."""
-    max_values: int | None = pydantic.Field(None, ge=1)
+    max_values: int | None = pydantic.Field(default=None, ge=1)
     """Only this many values have a code, the most frequent ones (of equal counts the smaller value)."""
 
     def accumulator(self, column: Column) -> Accumulator:
@@ -210,9 +229,9 @@ class MultiHot(Preprocessor):
 
     separator: str = pydantic.Field(" ", min_length=1)
     """What stands between the values; white space around a value does not count."""
-    min_count: int = pydantic.Field(1, ge=1)
+    min_count: int = pydantic.Field(default=1, ge=1)
     """Values of fewer rows than this are rare."""
-    max_values: int | None = pydantic.Field(None, ge=1)
+    max_values: int | None = pydantic.Field(default=None, ge=1)
     """Only this many values have a feature, the most frequent ones (of equal counts the smaller value)."""
 
     def accumulator(self, column: Column) -> Accumulator:

@@ -9,13 +9,19 @@ from sp_ray_ml.optional import lazy_attributes
 if TYPE_CHECKING:
     from sp_ray_ml.train.context import TrainContext, run_loop
     from sp_ray_ml.train.losses import BPR, Loss, SampledSoftmax
-    from sp_ray_ml.train.predictor import Predictor, Recommender
-    from sp_ray_ml.train.pyg import PyGTrainer, RecommenderTraining, Supervision, Trainer
+    from sp_ray_ml.train.predictor import Predictor
+    from sp_ray_ml.train.pyg import PyGTrainer, RecommenderTraining, Supervision
+    from sp_ray_ml.train.recommender import Recommender
     from sp_ray_ml.train.settings import EarlyStopping, Scaling, Schedule
+    from sp_ray_ml.train.table import Learned, TableTrainer, TrainResult
+    from sp_ray_ml.train.table_predictor import TableModel, TablePredictor
+    from sp_ray_ml.train.trainer import Trainer
+    from sp_ray_ml.train.xgboost import XGBoostTrainer
 
 __all__ = [
     "BPR",
     "EarlyStopping",
+    "Learned",
     "Loss",
     "Predictor",
     "PyGTrainer",
@@ -25,8 +31,13 @@ __all__ = [
     "Scaling",
     "Schedule",
     "Supervision",
+    "TableModel",
+    "TablePredictor",
+    "TableTrainer",
     "TrainContext",
+    "TrainResult",
     "Trainer",
+    "XGBoostTrainer",
     "run_loop",
 ]
 
@@ -38,9 +49,14 @@ def __getattr__(name: str) -> Any:
         {
             "context": ["TrainContext", "run_loop"],
             "losses": ["BPR", "Loss", "SampledSoftmax"],
-            "predictor": ["Predictor", "Recommender"],
-            "pyg": ["PyGTrainer", "RecommenderTraining", "Supervision", "Trainer"],
+            "predictor": ["Predictor"],
+            "pyg": ["PyGTrainer", "RecommenderTraining", "Supervision"],
+            "recommender": ["Recommender"],
             "settings": ["EarlyStopping", "Scaling", "Schedule"],
+            "table": ["Learned", "TableTrainer", "TrainResult"],
+            "table_predictor": ["TableModel", "TablePredictor"],
+            "trainer": ["Trainer"],
+            "xgboost": ["XGBoostTrainer"],
         },
     )
 

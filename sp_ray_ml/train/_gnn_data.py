@@ -17,7 +17,8 @@ from sp_ray_ml.train._losses import Batch
 
 if TYPE_CHECKING:
     from sp_ray_ml.train.context import TrainContext
-    from sp_ray_ml.train.pyg import PyGTrainer, Supervision
+from sp_ray_ml.train._seeds import hash_seed
+from sp_ray_ml.train.pyg import PyGTrainer, Supervision
 
 __all__ = ["TrainingEdges", "to_data"]
 
@@ -162,11 +163,6 @@ class TrainingEdges:
             frequency=self.frequency,
             generator=generator,
         )
-
-
-def hash_seed(*parts: int) -> int:
-    """One seed out of several numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _draw(

@@ -22,8 +22,9 @@ from sp_ray_ml.errors import ConfigError, TrainingError
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.metrics.ranking import RankingMetrics
 from sp_ray_ml.metrics.topk import top_k
-from sp_ray_ml.train._gnn_data import TrainingEdges, hash_seed
+from sp_ray_ml.train._gnn_data import TrainingEdges
 from sp_ray_ml.train._losses import Scores, loss_of
+from sp_ray_ml.train._seeds import hash_seed
 from sp_ray_ml.train.context import TrainContext, read_state, run_loop
 from sp_ray_ml.train.pyg import PyGTrainer, RecommenderTraining
 
@@ -237,7 +238,7 @@ class _Phase:
     @property
     def _watched(self) -> str:
         stopping = self.trainer.early_stopping
-        return stopping.metric if stopping else "ndcg@20"
+        return stopping.metric if stopping and stopping.metric else "ndcg@20"
 
     def _remember(self, number: int, metrics: dict[str, Any]) -> None:
         history = [*self.state["history"], metrics]

@@ -16,8 +16,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sp_ray_ml.errors import CheckpointError, ResourceError, SpRayError, TrainingError
 from sp_ray_ml.storage import new_folder, read_json, remove, storage_errors, write_json
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoints", "LoopResult", "TrainContext", "TrainLoop", "check_resources", "run_loop"]
 
 Metrics = Mapping[str, float]
+Backend = Literal["torch", "tensorflow", "xgboost"]
 CheckpointFiles = Mapping[str, bytes]
 
 
@@ -39,12 +41,15 @@ class TrainContext(ABC):
     Attributes:
         rank: This worker's number, from 0.
         world_size: How many workers there are.
-        device: Where its tensors belong.
     """
 
     rank: int
     world_size: int
-    device: torch.device
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where its tensors belong."""
 
     @abstractmethod
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -59,6 +64,10 @@ class TrainContext(ABC):
             files: Gives the checkpoint's files by name; called on rank 0 before this returns.
             score: What makes a checkpoint the best; larger is better.
         """
+
+    @abstractmethod
+    def log(self, metrics: Metrics) -> None:
+        """Show and track numbers about an epoch that has no checkpoint of its own; what rank 0 says counts."""
 
     @abstractmethod
     def resume(self) -> Path | None:
@@ -153,9 +162,6 @@ class _LocalContext(TrainContext):
     rank, world_size = 0, 1
 
     def __init__(self, folder: Path, on_report: Callable[[Metrics], None]) -> None:
-        import torch
-
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._checkpoints = Checkpoints(folder)
         self._on_report = on_report
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="sp_ray_ml-checkpoint")
@@ -168,6 +174,15 @@ class _LocalContext(TrainContext):
         self._disk.shutdown()
         if kind is None:
             self._written()
+
+    @cached_property
+    def device(self) -> torch.device:
+        import torch
+
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def log(self, metrics: Metrics) -> None:
+        self._on_report(metrics)
 
     def _written(self) -> None:
         if self._writing is not None:
@@ -190,12 +205,16 @@ class _RayContext(TrainContext):
 
     def __init__(self, progress: Path) -> None:
         import ray.train
-        import ray.train.torch
 
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
         self._progress = progress
+
+    @cached_property
+    def device(self) -> torch.device:
+        import ray.train.torch
+
+        return ray.train.torch.get_device()  # type: ignore[no-any-return]
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
         import ray.train.torch
@@ -223,8 +242,12 @@ class _RayContext(TrainContext):
         with tempfile.TemporaryDirectory() as folder:
             _write(Path(folder), files())
             ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        with self._progress.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(metrics)) + "\n")
+        self.log(metrics)
+
+    def log(self, metrics: Metrics) -> None:
+        if self.rank == 0:
+            with self._progress.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(metrics)) + "\n")
 
     def resume(self) -> Path | None:
         import tempfile
@@ -289,6 +312,8 @@ def run_loop(
     scaling: Scaling,
     folder: Path,
     on_report: Callable[[Metrics], None],
+    *,
+    backend: Backend = "torch",
 ) -> LoopResult:
     """Run a training loop in the backend that `scaling` names, going on from what an earlier start left.
 
@@ -298,6 +323,7 @@ def run_loop(
         scaling: How many workers of which size; 0 is this process.
         folder: Outlives a crash; the same folder goes on.
         on_report: Called here with the metrics of each epoch.
+        backend: What the workers are connected by.
 
     Raises:
         ResourceError: More is asked for than there is.
@@ -308,7 +334,7 @@ def run_loop(
         with _LocalContext(folder, on_report) as context:
             loop(context, job)
         return Checkpoints(folder).result()
-    return _run_on_ray(loop, job, scaling, folder, on_report)
+    return _run_on_ray(loop, job, scaling, folder, on_report, backend)
 
 
 def _start_ray() -> None:
@@ -358,12 +384,31 @@ def _worker(config: dict[str, Any]) -> None:
     config["loop"](_RayContext(Path(config["progress"])), config["job"])
 
 
+def _ray_trainer(backend: Backend) -> Any:
+    """Ray Train's own trainer for what connects the workers."""
+    if backend == "xgboost":
+        import ray.train.xgboost
+
+        return ray.train.xgboost.XGBoostTrainer
+    if backend == "tensorflow":
+        import ray.train.tensorflow
+
+        return ray.train.tensorflow.TensorflowTrainer
+    import ray.train.torch
+
+    return ray.train.torch.TorchTrainer
+
+
 def _run_on_ray(
-    loop: TrainLoop, job: Any, scaling: Scaling, folder: Path, on_report: Callable[[Metrics], None]
+    loop: TrainLoop,
+    job: Any,
+    scaling: Scaling,
+    folder: Path,
+    on_report: Callable[[Metrics], None],
+    backend: Backend,
 ) -> LoopResult:
     import ray
     import ray.train
-    import ray.train.torch
 
     started_here = not ray.is_initialized()
     if started_here:
@@ -373,7 +418,7 @@ def _run_on_ray(
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         progress.unlink(missing_ok=True)
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _ray_trainer(backend)(
         _worker,
         train_loop_config={
             "loop": loop,

@@ -1,44 +1,38 @@
 """The sealed predictor: one folder with all that prediction needs, opened the same way everywhere.
 
     manifest.json            kind, versions, schema, metrics, and the SHA-256 of every other file
-    preprocessors.json       fitted state, by node type
-    model.safetensors        the weights, to train on from
-    vectors.safetensors      float32 [users, dim], [items, dim], the items' bias [items]
-    seen.safetensors         what each user has had, as CSR
-    users.arrow, items.arrow columns `id`, in the order of the vectors, and `title` of the items
+    preprocessors.json       fitted state
+    …                        the model
 
 Nothing in it is a pickle, so a folder from elsewhere is safe to open.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import numbers
 import os
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sp_ray_ml.config import near_match
-from sp_ray_ml.data.arrow_files import read_arrow, write_arrow
-from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, ConfigError, DataError
-from sp_ray_ml.storage import new_folder, storage_errors, write_json
+from sp_ray_ml._import_path import import_object
+from sp_ray_ml.errors import CheckpointError
+from sp_ray_ml.storage import storage_errors, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    import scipy.sparse
-    from numpy.typing import NDArray
 
-__all__ = ["Predictor", "Recommender"]
+__all__ = ["Predictor", "seal_folder"]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 _SEAL = "sha256"
+_KINDS = {
+    "recommender": "sp_ray_ml.train.recommender:Recommender",
+    "table": "sp_ray_ml.train.table_predictor:TablePredictor",
+}
 
 
 class Predictor(ABC):
@@ -66,18 +60,19 @@ class Predictor(ABC):
         """
         folder = _folder(source)
         manifest = _manifest(folder)
-        kinds = {cls.kind: cls for cls in (Recommender,)}
-        if manifest["kind"] not in kinds:
+        if manifest["kind"] not in _KINDS:
             raise CheckpointError(
-                f"holds a {manifest['kind']!r}, known are: {', '.join(kinds)}", where=str(folder)
+                f"holds a {manifest['kind']!r}, known are: {', '.join(_KINDS)}", where=str(folder)
             )
-        cls = kinds[manifest["kind"]]
+        cls: type[Predictor] = import_object(_KINDS[manifest["kind"]])
         _verify(folder, manifest, cls._files)
         from safetensors import SafetensorError
 
         try:
             return cls._open(folder, manifest)
-        except (KeyError, ValueError, OSError, SafetensorError) as error:
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"does not hold what a {manifest['kind']} needs: {error}", where=str(folder)
             ) from error
@@ -88,329 +83,12 @@ class Predictor(ABC):
         """Open a folder whose files are as they were written."""
 
     @abstractmethod
-    def predict(self, table: pa.Table) -> pa.Table:
-        """Predict for the rows of a table; columns that the model does not know are left out of it."""
-
-
-class Recommender(Predictor):
-    """Recommends items to users by the product of their vectors, plus the item's bias.
-
-    The score of item `i` for user `u` is `user_vectors[u] @ item_vectors[i] + item_bias[i]`.
-
-    Attributes:
-        user_ids: Original ids, in the order of the vectors.
-        item_ids: Likewise.
-        titles: Names of the items to show, or None.
-        user_vectors: float32 [users, dim].
-        item_vectors: float32 [items, dim].
-        item_bias: float32 [items].
-        embedding_dim: How many of the first entries of the vectors are the node's embedding, which `similar_items`
-            compares; what follows belongs to the score only.
-        seen: What each user has had, [users, items]; never recommended unless asked for.
-    """
-
-    kind = "recommender"
-    _files = ("vectors.safetensors", "seen.safetensors", "users.arrow", "items.arrow", "preprocessors.json")
-
-    def __init__(
-        self,
-        *,
-        users: pa.Array,
-        items: pa.Array,
-        user_vectors: NDArray[np.float32],
-        item_vectors: NDArray[np.float32],
-        item_bias: NDArray[np.float32],
-        seen: scipy.sparse.csr_array,
-        titles: pa.Array | None = None,
-        columns: tuple[str, str] = ("user", "item"),
-        embedding_dim: int | None = None,
-        manifest: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(manifest or {})
-        if (len(users), len(items)) != (len(user_vectors), len(item_vectors)):
-            raise CheckpointError(
-                f"{len(users)} users and {len(items)} items have {len(user_vectors)} and {len(item_vectors)} vectors"
-            )
-        self.user_ids, self.item_ids, self.titles = users, items, titles
-        self.user_vectors, self.item_vectors, self.item_bias = user_vectors, item_vectors, item_bias
-        self.seen = seen
-        self.embedding_dim = item_vectors.shape[1] if embedding_dim is None else embedding_dim
-        self.user_column, self.item_column = columns
-
-    @property
-    def num_users(self) -> int:
-        """How many users have a vector."""
-        return len(self.user_vectors)
-
-    @property
-    def num_items(self) -> int:
-        """How many items can be recommended."""
-        return len(self.item_vectors)
-
-    @property
-    def _show_titles(self) -> bool:
-        return self.titles is not None and "title" not in {self.user_column, self.item_column}
-
-    def __repr__(self) -> str:
-        return f"Recommender({self.num_users:,} users, {self.num_items:,} items, {self.embedding_dim} dimensions)"
-
-    def score(self, users: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """The scores of all items for users given by their index, float32 [users, items]."""
-        scores: NDArray[np.float32] = self.user_vectors[users] @ self.item_vectors.T
-        scores += self.item_bias
-        return scores
-
-    def recommend(
-        self, users: Sequence[Any] | pa.Array | None = None, k: int = 20, *, exclude_seen: bool = True
-    ) -> pa.Table:
-        """The best items for some users.
-
-        Args:
-            users: Their ids; all users without.
-            k: How many items each.
-            exclude_seen: Leave out what the user had in the training history.
-
-        Returns:
-            Columns user, rank (int32, from 1), item, title where there are titles, score (float32), the ids under
-            their original names; fewer than `k` rows for a user who has seen nearly all.
-
-        Raises:
-            DataError: A user is not known.
-            ConfigError: `k` is larger than the catalogue.
-        """
-        import numpy as np
-        import pyarrow as pa
-
-        index = np.arange(self.num_users) if users is None else self.user_index(users)
-        batches = [ranked for _, ranked in self.recommend_batches(index, k, exclude_seen=exclude_seen)]
-        table = pa.Table.from_batches(batches, schema=self.output_schema)
-        if self._show_titles:
-            assert self.titles is not None
-            codes = pa.compute.index_in(table[self.item_column], self.item_ids)
-            table = table.add_column(3, "title", self.titles.take(codes.combine_chunks()))
-        return table
-
-    def recommend_batches(
-        self, users: NDArray[np.integer[Any]], k: int, *, exclude_seen: bool = True
-    ) -> Iterator[tuple[NDArray[np.integer[Any]], pa.RecordBatch]]:
-        """As `recommend`, for users given by their index, in bounded memory.
-
-        Yields:
-            Some of the users, and their recommendations as a record batch of `output_schema`.
-        """
-        import numpy as np
-        import pyarrow as pa
-
-        from sp_ray_ml.metrics.rank import rank
-
-        if k > self.num_items:
-            raise ConfigError(
-                f"k = {k} is larger than the catalogue of {self.num_items} items", where="predict.k"
-            )
-        for batch, items, scores in rank(self, users, k, self.seen if exclude_seen else None):
-            found = items >= 0
-            rows = np.nonzero(found)
-            columns = [
-                self.user_ids.take(pa.array(batch[rows[0]])),
-                pa.array((rows[1] + 1).astype(np.int32)),
-                self.item_ids.take(pa.array(items[found])),
-                pa.array(scores[found]),
-            ]
-            yield batch, pa.record_batch(columns, schema=self.output_schema)
-
-    @property
-    def output_schema(self) -> pa.Schema:
-        """Columns of the recommendations: user, rank, item, score."""
-        import pyarrow as pa
-
-        return pa.schema(
-            [
-                (self.user_column, self.user_ids.type),
-                ("rank", pa.int32()),
-                (self.item_column, self.item_ids.type),
-                ("score", pa.float32()),
-            ]
-        )
-
-    def mlflow_signature(self) -> dict[str, list[dict[str, str]]]:
+    def mlflow_signature(self) -> dict[str, list[dict[str, Any]]]:
         """Input and output columns in MLflow's own form, for `mlflow models serve`."""
-        import pyarrow as pa
 
-        def kind(of: pa.DataType) -> str:
-            return "string" if pa.types.is_string(of) or pa.types.is_large_string(of) else "long"
-
-        user = {"name": self.user_column, "type": kind(self.user_ids.type)}
-        item = {"name": self.item_column, "type": kind(self.item_ids.type)}
-        title = [{"name": "title", "type": "string"}] if self._show_titles else []
-        outputs = [
-            user,
-            {"name": "rank", "type": "integer"},
-            item,
-            *title,
-            {"name": "score", "type": "float"},
-        ]
-        return {"inputs": [user], "outputs": outputs}
-
-    def similar_items(self, items: Sequence[Any] | pa.Array, k: int = 10) -> pa.Table:
-        """The items nearest to some items, by the cosine of their vectors.
-
-        Returns:
-            Columns item, rank (int32, from 1), similar (the other item's id), title where there are titles, and
-            cosine (float32).
-
-        Raises:
-            DataError: An item is not known.
-        """
-        import numpy as np
-        import pyarrow as pa
-        import scipy.sparse
-
-        from sp_ray_ml.metrics.topk import top_k
-
-        index = self._index(items, self.item_ids, self.item_column)
-        embeddings = self.item_vectors[:, : self.embedding_dim]
-        length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        unit = embeddings / np.maximum(length, np.finfo(np.float32).tiny)
-        own = scipy.sparse.csr_array(
-            (np.ones(len(index), np.int8), index.astype(np.int32), np.arange(len(index) + 1)),
-            shape=(len(index), self.num_items),
-        )
-        k = min(k, self.num_items - 1)
-        if k == 0:  # there is no other item
-            nearest, cosine = np.empty((len(index), 0), np.int32), np.empty((len(index), 0), np.float32)
-        else:
-            nearest, cosine = top_k(unit[index] @ unit.T, k, own)
-        flat = pa.array(nearest.ravel())
-        columns = {
-            self.item_column: self.item_ids.take(pa.array(np.repeat(index, nearest.shape[1]))),
-            "rank": pa.array(np.tile(np.arange(1, nearest.shape[1] + 1, dtype=np.int32), len(index))),
-            "similar": self.item_ids.take(flat),
-        }
-        if self._show_titles:
-            assert self.titles is not None
-            columns["title"] = self.titles.take(flat)
-        return pa.table({**columns, "cosine": pa.array(cosine.ravel())})
-
-    def predict(self, table: pa.Table, k: int = 20) -> pa.Table:
-        """Recommendations for the users in the table's user column.
-
-        Raises:
-            ColumnNotFoundError: The table has no such column.
-            DataError: A user is not known.
-        """
-        if self.user_column not in table.column_names:
-            near = near_match(self.user_column, table.column_names)
-            raise ColumnNotFoundError(f"the table has no column {self.user_column!r}{near}", where="predict")
-        return self.recommend(table[self.user_column].combine_chunks(), k)
-
-    def user_index(self, users: Sequence[Any] | pa.Array) -> NDArray[np.int64]:
-        """Positions of users given by their ids.
-
-        Raises:
-            DataError: A user is not known.
-        """
-        return self._index(users, self.user_ids, self.user_column)
-
-    def _index(self, wanted: Sequence[Any] | pa.Array, known: pa.Array, column: str) -> NDArray[np.int64]:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        if isinstance(wanted, str | bytes | numbers.Number):
-            wanted = [wanted]
-        try:
-            ids = wanted if isinstance(wanted, pa.Array | pa.ChunkedArray) else pa.array(wanted)
-            ids = ids.cast(known.type)
-        except (pa.ArrowException, TypeError) as error:
-            raise DataError(f"the ids are no {known.type}: {error}", where=column) from None
-        index = pc.index_in(ids, known)
-        if index.null_count:
-            unknown = ids.filter(pc.is_null(index))
-            shown = ", ".join(str(value) for value in unknown[:3].to_pylist())
-            raise DataError(
-                f"{len(unknown)} of {len(ids)} ids are not in the model, such as {shown}",
-                where=column,
-                hint=f"Known ones, for example: {', '.join(str(v) for v in known[:3].to_pylist())}",
-            )
-        return index.to_numpy(zero_copy_only=False).astype("int64")  # type: ignore[no-any-return]
-
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        preprocessors: Mapping[str, Any] | None = None,
-        weights: Mapping[str, Any] | None = None,
-        about: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Seal into a folder that appears whole.
-
-        Args:
-            path: The folder.
-            preprocessors: Fitted state by node type, as JSON.
-            weights: The model's weights, NumPy arrays by name.
-            about: More for the manifest: metrics, config, versions.
-
-        Raises:
-            StorageError: It could not be written; what was there is untouched.
-        """
-        import numpy as np
-        import pyarrow as pa
-
-        with new_folder(path) as folder:
-            vectors = {"user": self.user_vectors, "item": self.item_vectors, "item_bias": self.item_bias}
-            _write_tensors(
-                folder / "vectors.safetensors",
-                {k: np.ascontiguousarray(v, np.float32) for k, v in vectors.items()},
-            )
-            seen: dict[str, NDArray[Any]] = {
-                "indptr": self.seen.indptr.astype(np.int64),
-                "indices": self.seen.indices.astype(np.int32),
-            }
-            _write_tensors(folder / "seen.safetensors", seen)
-            if weights:
-                _write_tensors(
-                    folder / "model.safetensors", {k: np.ascontiguousarray(v) for k, v in weights.items()}
-                )
-            write_json(folder / "preprocessors.json", dict(preprocessors or {}))
-            write_arrow(folder / "users.arrow", pa.table({"id": self.user_ids}))
-            items = {"id": self.item_ids}
-            if self.titles is not None:
-                items["title"] = self.titles
-            write_arrow(folder / "items.arrow", pa.table(items))
-            manifest = {
-                "format": FORMAT,
-                "kind": self.kind,
-                "user_column": self.user_column,
-                "item_column": self.item_column,
-                "embedding_dim": self.embedding_dim,
-                "input_schema": {self.user_column: str(self.user_ids.type)},
-                "output_schema": {field.name: str(field.type) for field in self.output_schema},
-                **(about or {}),
-                "files": {file.name: _digest(file) for file in sorted(folder.iterdir())},
-            }
-            write_json(folder / MANIFEST, {**manifest, _SEAL: _seal(manifest)})
-
-    @classmethod
-    def _open(cls, folder: Path, manifest: dict[str, Any]) -> Recommender:
-        import numpy as np
-        import scipy.sparse
-        from safetensors.numpy import load_file
-
-        vectors, seen = load_file(folder / "vectors.safetensors"), load_file(folder / "seen.safetensors")
-        shape = (len(vectors["user"]), len(vectors["item"]))
-        ones = np.ones(len(seen["indices"]), np.int8)
-        users, items = read_arrow(folder / "users.arrow"), read_arrow(folder / "items.arrow")
-        return cls(
-            users=users["id"].combine_chunks(),
-            items=items["id"].combine_chunks(),
-            titles=items["title"].combine_chunks() if "title" in items.column_names else None,
-            user_vectors=vectors["user"],
-            item_vectors=vectors["item"],
-            item_bias=vectors["item_bias"],
-            seen=scipy.sparse.csr_array((ones, seen["indices"], seen["indptr"]), shape=shape),
-            columns=(manifest["user_column"], manifest["item_column"]),
-            embedding_dim=manifest["embedding_dim"],
-            manifest=manifest,
-        )
+    @abstractmethod
+    def predict(self, table: pa.Table) -> pa.Table:
+        """Predict for the rows of a table."""
 
 
 def _folder(source: Any) -> Path:
@@ -430,8 +108,9 @@ def _folder(source: Any) -> Path:
             f"expected a path, a Ray Checkpoint or an MLflow URI, got {type(source).__name__}"
         )
     folder = Path(source)
-    in_run = folder / "steps" / "train" / "predictor"
-    return in_run if (in_run / MANIFEST).is_file() else folder
+    # Also of a run, or of a training.
+    places = (folder / "steps" / "train" / "predictor", folder / "predictor")
+    return next((place for place in places if (place / MANIFEST).is_file()), folder)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -453,6 +132,18 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if _seal(manifest) != manifest.get(_SEAL):
         raise CheckpointError("the manifest is damaged or was changed: its checksum differs", where=str(file))
     return dict(manifest)
+
+
+def seal_folder(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write the manifest of a folder whose other files are all there.
+
+    Args:
+        folder: The folder; every file in it is entered with its checksum.
+        about: The manifest; `kind` must be in it.
+    """
+    files = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+    manifest = {"format": FORMAT, **about, "files": files}
+    write_json(folder / MANIFEST, {**manifest, _SEAL: _seal(manifest)})
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -479,15 +170,3 @@ def _verify(folder: Path, manifest: Mapping[str, Any], needed: Sequence[str]) ->
 def _digest(file: Path) -> str:
     with storage_errors(file, "read"), file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_tensors(file: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file(tensors, file)
-    except SafetensorError as error:  # says no more than the text of a full disk's error
-        code = re.search(r"os error (\d+)", str(error))
-        number = int(code[1]) if code else errno.EIO
-        raise OSError(number, os.strerror(number)) from error

@@ -7,14 +7,15 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
-from sp_ray_ml.config import Family, Settings
+from sp_ray_ml.config import Settings
 from sp_ray_ml.graph.models import GNNField, LightGCN
 from sp_ray_ml.train.losses import LossField, SampledSoftmax
-from sp_ray_ml.train.settings import EarlyStopping, Scaling, Schedule
+from sp_ray_ml.train.settings import EarlyStopping, Schedule
+from sp_ray_ml.train.trainer import Trainer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,14 +24,7 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.graph.graph import Graph
 
-__all__ = ["PyGTrainer", "RecommenderTraining", "Supervision", "Trainer", "TrainerField"]
-
-
-class Trainer(Settings):
-    """Base of the trainers: settings with a `fit`."""
-
-    scaling: Scaling = Scaling()
-    """Where training runs."""
+__all__ = ["PyGTrainer", "RecommenderTraining", "Supervision"]
 
 
 class Supervision(Settings):
@@ -165,6 +159,3 @@ class RecommenderTraining:
     embedding_dim: int
     item_bias: NDArray[np.float32]
     weights: Mapping[str, NDArray[Any]] = field(repr=False)
-
-
-TrainerField = Annotated[Trainer, Family("trainer", {"pyg": "sp_ray_ml.train.pyg:PyGTrainer"}, default="pyg")]

@@ -27,8 +27,9 @@ class Scaling(Settings):
 class EarlyStopping(Settings):
     """Stop when the validation slice gets no better."""
 
-    metric: str = "ndcg@20"
-    """Watched metric of the validation slice; larger is better."""
+    metric: str | None = None
+    """Watched metric of the validation slice; without, the trainer's own: `ndcg@20` of a recommender, the loss of what
+    predicts a label."""
     patience: int = pydantic.Field(default=20, ge=1)
     """Epochs without a better value before training stops."""
 

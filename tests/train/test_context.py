@@ -170,6 +170,12 @@ def test_shards_are_equal_and_cover_all() -> None:
         def __init__(self, rank: int, world_size: int) -> None:
             self.rank, self.world_size = rank, world_size
 
+        @property
+        def device(self) -> Any:
+            raise AssertionError
+
+        def log(self, metrics: Any) -> None: ...
+
         def prepare(self, model: Any) -> Any:
             return model
 

@@ -1,0 +1,280 @@
+"""How `XGBoostTrainer` boosts: round by round, each seeded by its number, so that it goes on exactly."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xgboost
+
+from sp_ray_ml.errors import ConfigError, TrainingError
+from sp_ray_ml.metrics.supervised import larger_is_better
+from sp_ray_ml.train._memory import available_memory
+from sp_ray_ml.train._seeds import hash_seed
+from sp_ray_ml.train._table_data import Arrays, Block, TableData, TableSpec
+from sp_ray_ml.train._xgboost_model import XGBoostModel
+from sp_ray_ml.train.context import TrainContext, read_state, run_loop
+from sp_ray_ml.train.table import Learned, OnEpoch
+from sp_ray_ml.train.table_predictor import padded_scores
+
+if TYPE_CHECKING:
+    from sp_ray_ml.train.xgboost import XGBoostTrainer
+
+__all__ = ["learn"]
+
+_EVERY_S = 20.0
+_EVERY_ROUNDS = 10
+_MODEL = "model.ubj"
+
+
+@dataclass(frozen=True)
+class _Job:
+    trainer: XGBoostTrainer
+    params: Mapping[str, Any]
+    names: list[str]
+    types: list[str]
+    seed: int
+    data: TableData | Path
+    start: bytes | None
+
+
+def learn(trainer: XGBoostTrainer, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
+    """See `TableTrainer.learn`."""
+    spec = data.spec
+    rows: TableData | Path = data
+    if trainer.scaling.workers:
+        rows = (folder / "rows").resolve()
+        for part in ("train", "validation"):
+            if (arrays := data.arrays(part)) is not None:
+                arrays.save(rows / part)
+    types = ["c" if column in spec.cardinalities else "float" for column in range(spec.width)]
+    start = None if data.start is None else _started(data.start)
+    job = _Job(trainer, _params(trainer, spec), _safe(spec.names), types, seed, rows, start)
+    kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch, backend="xgboost")
+    state = read_state(kept.last)
+    booster = xgboost.Booster(model_file=str(kept.last / _MODEL))
+    if trainer.early_stopping is not None and (best := state.get("best_round")) is not None:
+        booster = booster[: best + 1]
+    model = XGBoostModel(booster, spec.target.outputs)
+    scores = None
+    if data.validation is not None:
+        parts = [padded_scores(model, block.x) for block in data.blocks("validation")]
+        scores = np.concatenate(parts) if parts else None
+    return Learned(model, state["history"], scores, {"importance": _importance(booster)})
+
+
+def _started(model: Any) -> bytes:
+    if not isinstance(model, XGBoostModel):
+        raise ConfigError(f"boosting cannot go on from a {model.kind} model", where="start_from")
+    return bytes(model.booster.save_raw("ubj"))
+
+
+def _safe(names: list[str]) -> list[str]:
+    """XGBoost allows no brackets and no `<` in a name."""
+    return [name.translate({ord("["): "(", ord("]"): ")", ord("<"): "‹"}) for name in names]
+
+
+def _params(trainer: XGBoostTrainer, spec: TableSpec) -> dict[str, Any]:
+    target = spec.target
+    objective = trainer.objective
+    if objective is None:
+        many = "multi:softprob" if target.outputs > 2 else "binary:logistic"
+        objective = "reg:squarederror" if target.task == "regression" else many
+    if objective == "multi:softmax":
+        raise ConfigError(
+            "gives no probabilities", where="train.objective", hint="Set objective: multi:softprob"
+        )
+    params = {
+        "tree_method": "hist",
+        "objective": objective,
+        "eta": trainer.learning_rate,
+        "max_depth": trainer.max_depth,
+        "max_bin": trainer.max_bin,
+        **trainer.params,
+    }
+    if objective.startswith("multi:"):
+        params["num_class"] = target.outputs
+    return params
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+class _Batches(xgboost.DataIter):  # type: ignore[misc]
+    """Hands blocks of rows to XGBoost, as often as it wants to see them."""
+
+    def __init__(self, job: _Job, open_: Callable[[], Iterator[Block]], cache: Path | None) -> None:
+        # Each of XGBoost's passes goes over what is kept; from disk where that is too much.
+        super().__init__(cache_prefix=None if cache is None else str(cache), release_data=cache is not None)
+        self._job, self._open = job, open_
+        self._stream: Iterator[Block] | None = None
+
+    def next(self, input_data: Callable[..., Any]) -> bool:
+        self._stream = self._open() if self._stream is None else self._stream
+        block = next(self._stream, None)
+        if block is None:
+            return False
+        input_data(
+            data=block.x,
+            label=block.y,
+            weight=block.weight,
+            feature_names=self._job.names,
+            feature_types=self._job.types,
+        )
+        return True
+
+    def reset(self) -> None:
+        self._stream = None
+
+
+def _matrix(job: _Job, part: str, context: TrainContext, ref: Any, folder: Path) -> Any:
+    if isinstance(job.data, Path):
+        if not (job.data / part).exists():
+            return None
+        arrays = Arrays.load(job.data / part)
+        own = context.shard(len(arrays))
+        weight = None if arrays.weight is None else arrays.weight[own]
+        kept = [Block(np.asarray(arrays.x[own]), np.asarray(arrays.y[own]), weight)]
+        return _quantile(job, lambda: iter(kept), ref)
+    data = job.data
+    source = data.source(part)
+    if source is None:
+        return None
+    limit = job.trainer.memory_limit or available_memory() // 2
+    kept, size = [], 0
+    stream = data.blocks(part)
+    for block in stream:
+        size += block.x.nbytes
+        if size > limit:
+            kept.clear()
+            stream.close()
+            return _external(job, lambda: data.blocks(part), ref, folder / part)
+        kept.append(block)
+    if not kept:
+        return None
+    return _quantile(job, lambda: iter(kept), ref)
+
+
+def _quantile(job: _Job, open_: Callable[[], Iterator[Block]], ref: Any) -> Any:
+    batches = _Batches(job, open_, None)
+    return xgboost.QuantileDMatrix(batches, max_bin=job.trainer.max_bin, ref=ref, enable_categorical=True)
+
+
+def _external(job: _Job, open_: Callable[[], Iterator[Block]], ref: Any, cache: Path) -> Any:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    batches = _Batches(job, open_, cache)
+    return xgboost.ExtMemQuantileDMatrix(
+        batches, max_bin=job.trainer.max_bin, ref=ref, enable_categorical=True
+    )
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------
+
+
+def _loop(context: TrainContext, job: _Job) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="sp_ray_ml-xgboost-") as folder:
+        train = _matrix(job, "train", context, None, Path(folder))
+        validation = _matrix(job, "validation", context, train, Path(folder))
+        _boost(context, job, train, validation)
+
+
+def _boost(context: TrainContext, job: _Job, train: Any, validation: Any) -> None:
+    trainer = job.trainer
+    booster = xgboost.Booster(dict(job.params), [train, *([validation] if validation is not None else [])])
+    state: dict[str, Any] = {"round": 0, "history": []}
+    if checkpoint := context.resume():
+        state = read_state(checkpoint)
+        booster.load_model(checkpoint / _MODEL)
+    elif job.start is not None:
+        booster.load_model(bytearray(job.start))
+        state["before"] = booster.num_boosted_rounds()
+    before = int(state.get("before", 0))
+    parts = [(train, "train"), *([(validation, "validation")] if validation is not None else [])]
+    written = time.monotonic()
+    while state["round"] < trainer.num_boost_round and not _stopped(trainer, state):
+        began, number = time.perf_counter(), state["round"]
+        # XGBoost draws from a generator that no model keeps: with a seed a round, nothing needs to be kept.
+        booster.set_param({"seed": hash_seed(job.seed, before + number) % 2**31})
+        booster.update(train, before + number)
+        metrics = _measured(booster, parts, before + number)
+        _remember(trainer, state, before + number, metrics, time.perf_counter() - began)
+        last = state["round"] == trainer.num_boost_round or _stopped(trainer, state)
+        if context.world_size > 1 or trainer.scaling.workers:
+            due = state["round"] % _EVERY_ROUNDS == 0
+        else:
+            due = time.monotonic() - written > _EVERY_S
+        shown = {**state["history"][-1], "epochs": trainer.num_boost_round}
+        if last or due:
+            context.report(shown, lambda: _files(booster, state), score=float(state["round"]))
+            written = time.monotonic()
+        else:
+            context.log(shown)
+
+
+def _files(booster: Any, state: Mapping[str, Any]) -> dict[str, bytes]:
+    return {_MODEL: bytes(booster.save_raw("ubj")), "state.json": json.dumps(state).encode()}
+
+
+def _measured(booster: Any, parts: list[tuple[Any, str]], number: int) -> dict[str, float]:
+    """XGBoost's own metrics: `train/rmse`, `validation/rmse`."""
+    found = {}
+    for entry in booster.eval_set(parts, iteration=number).split("\t")[1:]:
+        name, value = entry.rsplit(":", 1)
+        part, metric = name.split("-", 1)
+        found[f"{part}/{metric}"] = float(value)
+    return found
+
+
+def _remember(
+    trainer: XGBoostTrainer, state: dict[str, Any], number: int, metrics: Mapping[str, float], seconds: float
+) -> None:
+    state["round"] += 1
+    if bad := [name for name, value in metrics.items() if not np.isfinite(value)]:
+        raise TrainingError(
+            f"{bad[0]} is {metrics[bad[0]]} in round {state['round']}",
+            where="train",
+            hint="Lower train.learning_rate, and look for labels and weights that are far too large",
+        )
+    state["history"].append({"epoch": state["round"], **metrics, "seconds": seconds})
+    held_out = [name for name in metrics if name.startswith("validation/")]
+    if not held_out:
+        return
+    stopping = trainer.early_stopping
+    watched = f"validation/{stopping.metric}" if stopping and stopping.metric else held_out[-1]
+    if watched not in metrics:
+        known = ", ".join(name.removeprefix("validation/") for name in held_out)
+        raise ConfigError(
+            f"unknown metric {watched.removeprefix('validation/')!r} (known: {known})",
+            where="train.early_stopping.metric",
+            hint="Name it in train.params.eval_metric, too",
+        )
+    value = metrics[watched] if larger_is_better(_plain(watched)) else -metrics[watched]
+    if "best" not in state or value > state["best"]:
+        state |= {"best": value, "best_round": number}
+
+
+def _plain(metric: str) -> str:
+    """The name of XGBoost's metric as ours: `logloss`, `mlogloss`, `error@0.6`."""
+    name = metric.rpartition("/")[2].partition("@")[0].partition("-")[0]
+    return name if name in {"auc", "aucpr", "ndcg", "map", "pre", "interval-regression-accuracy"} else "loss"
+
+
+def _stopped(trainer: XGBoostTrainer, state: Mapping[str, Any]) -> bool:
+    stopping = trainer.early_stopping
+    if stopping is None or "best_round" not in state:
+        return False
+    return bool(state["round"] + state.get("before", 0) - 1 - state["best_round"] >= stopping.patience)
+
+
+def _importance(booster: Any) -> dict[str, float]:
+    """The gain of each feature, as shares that add up to 1, largest first."""
+    gains = {name: float(value) for name, value in booster.get_score(importance_type="total_gain").items()}
+    total = sum(gains.values()) or 1.0
+    return {name: gains[name] / total for name in sorted(gains, key=lambda n: -gains[n])}

@@ -1,0 +1,64 @@
+"""A trained XGBoost model, kept as UBJSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sp_ray_ml.errors import CheckpointError
+from sp_ray_ml.train.table_predictor import TableModel
+
+if TYPE_CHECKING:
+    import xgboost
+    from numpy.typing import NDArray
+
+    from sp_ray_ml.train._table_data import TableSpec
+
+__all__ = ["XGBoostModel"]
+
+_FILE = "model.ubj"
+
+
+class XGBoostModel(TableModel):
+    """A booster. Each row goes through the trees by itself, so a batch's size changes nothing.
+
+    Attributes:
+        booster: XGBoost's own.
+    """
+
+    kind = "xgboost"
+    batch_rows = None
+
+    def __init__(self, booster: xgboost.Booster, classes: int) -> None:
+        self.booster = booster
+        self._classes = classes
+
+    def scores(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32 [rows, 1] or [rows, classes]."""
+        found = np.asarray(
+            self.booster.inplace_predict(x, missing=np.nan, validate_features=False), np.float32
+        )
+        if self._classes == 2 and found.ndim == 1:
+            return np.stack([1 - found, found], axis=1)
+        return found.reshape(len(x), -1)
+
+    def save(self, folder: Path) -> None:
+        """Write `model.ubj`."""
+        (folder / _FILE).write_bytes(self.booster.save_raw("ubj"))
+
+    @classmethod
+    def open(cls, folder: Path, spec: TableSpec, about: Mapping[str, Any]) -> XGBoostModel:  # noqa: ARG003
+        """Open `model.ubj`."""
+        import xgboost
+
+        booster = xgboost.Booster()
+        try:
+            booster.load_model(bytearray((folder / _FILE).read_bytes()))
+        except xgboost.core.XGBoostError as error:
+            raise CheckpointError(
+                f"{_FILE} is no XGBoost model: {str(error).strip().splitlines()[-1]}", where=str(folder)
+            ) from None
+        return cls(booster, len(spec.target.classes))
