@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pydantic
 
@@ -15,6 +15,7 @@ from sp_ray_ml.config import Settings
 from sp_ray_ml.graph.models import GNNField, LightGCN
 from sp_ray_ml.train.losses import LossField, SampledSoftmax
 from sp_ray_ml.train.settings import EarlyStopping, Schedule
+from sp_ray_ml.train.table import OnEpoch, TrainResult, new_training_folder
 from sp_ray_ml.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class PyGTrainer(Trainer):
     refit: bool = True
     """Train again on the whole training history for as many epochs as were best."""
 
+    @overload
     def fit(
         self,
         train: Graph,
@@ -99,37 +101,81 @@ class PyGTrainer(Trainer):
         full: Graph | None = None,
         seed: int = 0,
         folder: str | Path | None = None,
-        on_epoch: Callable[[Mapping[str, float]], None] | None = None,
-    ) -> RecommenderTraining:
-        """Train.
+        on_epoch: OnEpoch | None = None,
+    ) -> RecommenderTraining: ...
+
+    @overload
+    def fit(
+        self,
+        train: Any,
+        validation: Any = None,
+        *,
+        user: str = "user",
+        item: str = "item",
+        time: str | None = None,
+        seed: int = 0,
+        folder: str | Path | None = None,
+        on_epoch: OnEpoch | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> TrainResult: ...
+
+    def fit(
+        self,
+        train: Any,
+        validation: Any = None,
+        *,
+        full: Graph | None = None,
+        user: str = "user",
+        item: str = "item",
+        time: str | None = None,
+        seed: int = 0,
+        folder: str | Path | None = None,
+        on_epoch: OnEpoch | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> RecommenderTraining | TrainResult:
+        """Train on a graph, or on a table of events.
 
         Args:
-            train: Node types `user` and `item`, edges `("user", "to", "item")`; its edges are learned from.
-            validation: What is held out to choose the epoch, [users, items]; none trains for all epochs.
-            full: The graph of the whole training history, validation included: what scoring propagates over and
-                `refit` learns from. The same nodes as `train`; `train` itself without.
+            train: Events (a `pyarrow.Table`, a `ray.data.Dataset`, a warehouse's `source(query)`, a path), or a graph
+                with the node types `user` and `item` and edges `("user", "to", "item")`.
+            validation: What is held out to choose the epoch; none trains for all epochs. Later events, or for a
+                graph the pairs, [users, items].
+            full: For a graph: that of the whole training history, validation included, over the same nodes: what
+                scoring propagates over and `refit` learns from; `train` itself without.
+            user: The events' column with the user's id.
+            item: The events' column with the item's id.
+            time: The events' column with their time; without, ids come in their own order.
             seed: The same seed on the same machine gives the same numbers.
-            folder: Keeps the checkpoints; the same folder goes on where it was. A temporary one without.
+            folder: Keeps the training; the same folder goes on where it was. Without, for events a new one under
+                `runs/`, for a graph a temporary one.
             on_epoch: Called with the metrics of each epoch.
+            about: For events: more for the predictor's manifest.
+
+        Returns:
+            For events a `TrainResult` whose checkpoint is the sealed recommender; for a graph vectors and weights.
 
         Raises:
             ResourceError: More workers are asked for than there are CPUs or GPUs.
+            DataError: The events are not fit to learn from.
             TrainingError: The loss is not finite, or a worker failed.
             MissingDependencyError: torch or PyG is not installed.
         """
+        from sp_ray_ml.graph.graph import Graph
+
+        told = on_epoch or _ignore
+        if not isinstance(train, Graph):
+            from sp_ray_ml.train._gnn_tables import EventColumns, fit_tables
+
+            place = new_training_folder(type(self).__name__) if folder is None else Path(folder)
+            columns = EventColumns(user, item, time)
+            return fit_tables(
+                self, train, validation, columns, seed=seed, folder=place, on_epoch=told, about=about
+            )
         from sp_ray_ml.train._gnn_loop import fit
 
         with contextlib.ExitStack() as stack:
-            place = folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="sp_ray_ml-"))
-            return fit(
-                self,
-                train,
-                validation,
-                full or train,
-                seed=seed,
-                folder=Path(place),
-                on_epoch=on_epoch or _ignore,
-            )
+            kept = folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="sp_ray_ml-"))
+            return fit(self, train, validation, full or train, seed=seed, folder=Path(kept), on_epoch=told)
 
 
 def _ignore(metrics: Mapping[str, float]) -> None:

@@ -166,7 +166,7 @@ class TableTrainer(Trainer):
             scale=self._scale,
             start=_opened(start_from),
         )
-        place = _new_folder(type(self).__name__) if folder is None else Path(folder)
+        place = new_training_folder(type(self).__name__) if folder is None else Path(folder)
         learned = self.learn(data, seed=seed, folder=place / "training", on_epoch=on_epoch or _ignore)
         predictor = TablePredictor(data.spec, learned.model)
         metrics = predictor.evaluate(train if data.validation is None else data.validation)
@@ -208,7 +208,8 @@ def _versions() -> dict[str, str]:
     return environment_tags()
 
 
-def _new_folder(name: str) -> Path:
+def new_training_folder(name: str) -> Path:
+    """A folder under `runs/` that is not there yet."""
     started = datetime.datetime.now(tz=datetime.UTC).strftime("%Y%m%d-%H%M%S")
     number = 0
     while (folder := Path("runs") / f"{name}-{started}{f'-{number}' if number else ''}").exists():
