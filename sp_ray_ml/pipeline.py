@@ -14,15 +14,14 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pydantic
 
-from sp_ray_ml._runs import Reporter, RunFolder, Step, StepContext
+from sp_ray_ml._job import PlannedStep, RunResult, tables_written
+from sp_ray_ml._runs import Reporter, RunFolder
 from sp_ray_ml.config import (
-    Custom,
     Document,
     Settings,
     check,
@@ -30,25 +29,20 @@ from sp_ray_ml.config import (
     dump,
     located,
     read_document,
-    redact,
     to_yaml,
 )
 from sp_ray_ml.data.settings import Events, Nodes
 from sp_ray_ml.data.splits import PerUserSplit, SplitField
-from sp_ray_ml.errors import ConfigError, SpRayError
+from sp_ray_ml.errors import SpRayError
 from sp_ray_ml.graph.settings import GraphSettings
 from sp_ray_ml.inference.settings import Evaluate, Predict
-from sp_ray_ml.storage import read_json, write_text
+from sp_ray_ml.storage import write_text
 from sp_ray_ml.tracking.settings import Tracking
 from sp_ray_ml.train.pyg import PyGTrainer
-from sp_ray_ml.train.trainer import Trainer, TrainerField
+from sp_ray_ml.train.trainer import TrainerField
 
 if TYPE_CHECKING:
-    import ray.train
-
-    from sp_ray_ml.data.warehouse import Warehouse
     from sp_ray_ml.tracking.run import Run
-    from sp_ray_ml.train.recommender import Recommender
 
 __all__ = ["Pipeline", "PlannedStep", "RunResult", "load_config", "plan", "run"]
 
@@ -108,7 +102,7 @@ class Pipeline(Settings):
             problems.append(
                 (("output", "warehouse"), "is the input warehouse, which is only read: name another")
             )
-        tables = _tables_written(predict)
+        tables = tables_written(predict)
         if twice := next((table for table in tables if tables.count(table) > 1), None):
             problems.append((("output",), f"the table {twice} would be written twice"))
         if problems:
@@ -119,56 +113,6 @@ class Pipeline(Settings):
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.runs) / self.name
-
-
-@dataclass(frozen=True, repr=False)
-class RunResult:
-    """What a run gives.
-
-    Attributes:
-        metrics: Of the trained model on the test events: `recall@20`, `ndcg@20/cold_items`, ….
-        baselines: The same for each baseline.
-        outputs: Tables that were written, and the warehouse of each.
-        path: The run's folder.
-        mlflow_run_id: The run in MLflow; None where tracking is off or the server has not answered.
-        steps: What each step left.
-    """
-
-    metrics: Mapping[str, float]
-    baselines: Mapping[str, Mapping[str, Any]]
-    outputs: Mapping[str, str]
-    path: Path
-    mlflow_run_id: str | None
-    steps: Sequence[Step]
-
-    def __repr__(self) -> str:
-        shown = ", ".join(
-            f"{name} {value:.4f}"
-            for name, value in self.metrics.items()
-            if name.startswith(("recall@", "ndcg@")) and "/" not in name
-        )
-        return f"RunResult({shown}, path={str(self.path)!r})"
-
-    @property
-    def checkpoint_path(self) -> Path:
-        """Folder of the sealed predictor, which `Predictor.load` opens."""
-        return self.path / "steps" / "train" / "predictor"
-
-    @property
-    def checkpoint(self) -> ray.train.Checkpoint:
-        """The sealed predictor as Ray's own checkpoint."""
-        import ray.train
-
-        return ray.train.Checkpoint.from_directory(str(self.checkpoint_path))
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """What a step will do: `sp-ray run --dry-run`."""
-
-    name: str
-    reads: Sequence[str]
-    writes: Sequence[str]
 
 
 Config = str | os.PathLike[str] | Mapping[str, Any] | Pipeline
@@ -233,7 +177,7 @@ def _run(pipeline: Pipeline, began: float, *, fresh: bool, reporter: Reporter, v
     with RunFolder(pipeline.folder, reporter, fresh=fresh) as folder:
         write_text(folder.path / "config.yaml", to_yaml(pipeline))
         with _quiet(folder.path / "run.log", verbose), _tracked(pipeline, folder) as tracked:
-            result = _run_steps(pipeline, folder, tracked)
+            result = _job_of(pipeline).run(pipeline, folder, tracked)
             tracked.log_metrics({"time/total": time.perf_counter() - began})
         folder.save(metrics=dict(result.metrics), mlflow_run_id=tracked.mlflow_run_id)
     return dataclasses.replace(result, mlflow_run_id=tracked.mlflow_run_id)
@@ -259,104 +203,6 @@ def _ray_of(cluster: Literal["auto", "local"]) -> Iterator[None]:
             os.environ["RAY_ADDRESS"] = before
 
 
-def _run_steps(pipeline: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
-    """The job, from top to bottom."""
-    from sp_ray_ml import _steps
-    from sp_ray_ml.data.warehouse import open_warehouse
-
-    p, trainer = pipeline, _trainer(pipeline)
-    warehouse = open_warehouse(p.warehouse)
-    tables = _input_fingerprints(warehouse, p)
-    tracked.log_tags({f"data.{table}": mark for table, mark in tables.items()})
-
-    read = folder.step(
-        "read",
-        lambda step: _steps.read(step, warehouse, p.events, p.nodes),
-        inputs=[p.events, p.nodes, tables],
-        code=["data", "_steps.py"],
-    )
-    catalog = _steps.Catalog.load(read.folder)
-    split = folder.step(
-        "split",
-        lambda step: _steps.split(step, catalog, p.split, p.seed),
-        inputs=[p.split, p.seed],
-        after=[read],
-    )
-    label = _steps.load_labels(split.folder)
-    graph = folder.step(
-        "graph",
-        lambda step: _steps.build(step, catalog, label, p.graph),
-        inputs=[p.graph],
-        after=[split],
-        code=["graph/construct.py", "graph/graph.py"],
-    )
-    topology = _steps.Topology.load(graph.folder)
-    _steps.check_k(_largest_k(p), topology.full.num_nodes["item"])
-    features = folder.step(
-        "features",
-        lambda step: _steps.encode(step, catalog, topology, label, p.nodes),
-        inputs=[p.nodes],
-        after=[graph],
-    )
-    train = folder.step(
-        "train",
-        lambda step: _steps.train(
-            step,
-            trainer,
-            catalog,
-            topology,
-            features=features.folder,
-            events=p.events,
-            nodes=p.nodes,
-            seed=p.seed,
-            on_epoch=_on_epoch(step, tracked),
-            about=_about(p, folder),
-        ),
-        inputs=[trainer, p.seed],
-        after=[features],
-        code=["train", "graph", "metrics"],
-    )
-    recommender = _steps.load_recommender(train.folder)
-    evaluated = folder.step(
-        "evaluate",
-        lambda step: _steps.measure(step, recommender, topology, p.evaluate),
-        inputs=[p.evaluate],
-        after=[train],
-        code=["inference", "metrics"],
-    )
-    table = _steps.load_metrics(evaluated.folder)
-    _track_results(tracked, pipeline, table, train, recommender)
-    outputs: dict[str, str] = {}
-    if p.predict is not None:
-        predict = p.predict
-        predicted = folder.step(
-            "predict",
-            lambda step: _steps.predict(step, recommender, warehouse, predict),
-            inputs=[predict.k, predict.users, tables.get(predict.users or "")],
-            after=[train],
-            code=["inference", "metrics"],
-        )
-        # The warehouse knows what was committed: what is there is not written again, what is gone is.
-        written = folder.step(
-            "write",
-            lambda step: _steps.write(
-                step, predicted.folder, recommender, predict, f"{folder.info['id']}:{predicted.fingerprint}"
-            ),
-            inputs=[predict],
-            after=[predicted],
-            keep=False,
-        )
-        outputs = dict.fromkeys(written.summary["tables"], redact(predict.output.warehouse))
-    return RunResult(
-        table["model"],
-        {k: v for k, v in table.items() if k != "model"},
-        outputs,
-        folder.path,
-        None,
-        folder.steps,
-    )
-
-
 def plan(pipeline: Pipeline) -> list[PlannedStep]:
     """What each step will read and write, after a look at the input's tables and columns.
 
@@ -365,74 +211,12 @@ def plan(pipeline: Pipeline) -> list[PlannedStep]:
         ColumnNotFoundError: A column is not there.
         WarehouseError: The warehouse cannot be opened.
     """
-    from sp_ray_ml.data.warehouse import open_warehouse
-
-    p = pipeline
-    warehouse = open_warehouse(p.warehouse)
-    reads = []
-    for query, columns in _columns_read(p).items():
-        warehouse.source(query, columns=columns)
-        reads.append(f"{query} ({', '.join(columns)})")
-    steps = p.folder / "steps"
-    planned = [
-        PlannedStep("read", [f"{redact(p.warehouse)}: {entry}" for entry in reads], [f"{steps}/read"]),
-        PlannedStep("split", ["read"], [f"{steps}/split"]),
-        PlannedStep("graph", ["read", "split"], [f"{steps}/graph"]),
-        PlannedStep("features", ["read", "split"], [f"{steps}/features"]),
-        PlannedStep("train", ["graph", "features"], [f"{steps}/train/predictor"]),
-        PlannedStep("evaluate", ["graph", "train"], [f"{steps}/evaluate/metrics.json"]),
-    ]
-    if p.predict is not None:
-        output = p.predict.output
-        planned += [
-            PlannedStep("predict", ["train"], [f"{steps}/predict"]),
-            PlannedStep(
-                "write",
-                ["predict"],
-                [f"{redact(output.warehouse)}: {t} ({output.mode})" for t in _tables_written(p.predict)],
-            ),
-        ]
-    return planned
-
-
-def _tables_written(predict: Predict) -> list[str]:
-    output = predict.output
-    return [table for table in (output.table, output.embeddings.user, output.embeddings.item) if table]
-
-
-def _columns_read(p: Pipeline) -> dict[str, list[str]]:
-    events = p.events
-    found = {events.table: [c for c in (events.user, events.item, events.time, events.rating) if c]}
-    for node in (p.nodes.user, p.nodes.item):
-        if node is not None:
-            columns = [node.id, node.title, *(c for f in node.features for c in f.columns)]
-            found[node.table] = list(dict.fromkeys([*found.get(node.table, []), *(c for c in columns if c)]))
-    if p.predict is not None and p.predict.users:
-        found[p.predict.users] = [*found.get(p.predict.users, []), events.user]
-    return found
-
-
-def _input_fingerprints(warehouse: Warehouse, p: Pipeline) -> dict[str, str]:
-    from sp_ray_ml.data.warehouse import is_sql
-
-    marks = {}
-    for query in _columns_read(p):
-        tables = warehouse.tables() if is_sql(query) else [query]
-        marks[query] = "-".join(warehouse.fingerprint(table) for table in tables)
-    return marks
+    return _job_of(pipeline).plan(pipeline)
 
 
 def _preflight(p: Pipeline) -> None:
     """What can be known to fail before any work is done."""
-    from sp_ray_ml.optional import check_installed
-    from sp_ray_ml.train.context import check_resources
-
-    trainer = _trainer(p)
-    for module in ("torch", "torch_geometric"):
-        check_installed(module, type(trainer).__name__)
-    check_resources(trainer.scaling)
-    if isinstance(trainer.model, Custom):
-        _check_model(trainer.model)
+    _job_of(p).preflight(p)
     plan(p)
     if p.predict is not None:
         from sp_ray_ml.data.warehouse import open_warehouse
@@ -440,29 +224,20 @@ def _preflight(p: Pipeline) -> None:
         open_warehouse(p.predict.output.warehouse)
 
 
-def _trainer(p: Pipeline) -> PyGTrainer:
-    trainer: Trainer = p.train
-    if not isinstance(trainer, PyGTrainer):
-        raise ConfigError(f"{type(trainer).__name__} cannot train a recommender", where="train.kind")
-    return trainer
+class _Job(Protocol):
+    """A straight list of steps: the modules `_event_job` and `_table_job`."""
+
+    def run(self, p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult: ...
+
+    def plan(self, p: Pipeline) -> list[PlannedStep]: ...
+
+    def preflight(self, p: Pipeline) -> None: ...
 
 
-def _check_model(model: Custom) -> None:
-    """Refuse a class that is no model; what a function makes is known only when it has been called."""
-    target = model.load()
-    if not isinstance(target, type):
-        return
-    import torch
+def _job_of(p: Pipeline) -> _Job:  # noqa: ARG001
+    from sp_ray_ml import _event_job
 
-    if not issubclass(target, torch.nn.Module):
-        raise ConfigError(
-            f"{model.path} is not a model (a subclass of torch.nn.Module)", where="train.model.kind"
-        )
-
-
-def _largest_k(p: Pipeline) -> dict[str, int]:
-    wanted = {"evaluate.k": max(p.evaluate.k)}
-    return {**wanted, "predict.k": p.predict.k} if p.predict is not None else wanted
+    return _event_job
 
 
 def _place(url: str) -> str:
@@ -473,40 +248,6 @@ def _place(url: str) -> str:
         local = rest.removeprefix("/") if scheme == "duckdb" else rest
         return os.path.realpath(Path(local).expanduser())
     return url.rstrip("/")
-
-
-def _about(p: Pipeline, folder: RunFolder) -> dict[str, Any]:
-    from sp_ray_ml.tracking import environment_tags
-
-    return {
-        "run": {"name": p.name, "id": folder.info["id"]},
-        "environment": environment_tags(),
-        "config": dump(p),
-    }
-
-
-def _on_epoch(step: StepContext, tracked: Run) -> Any:
-    count = 0
-
-    def on_epoch(metrics: Mapping[str, float]) -> None:
-        nonlocal count
-        count += 1
-        refit = metrics["phase"] == 1
-        values = {
-            f"refit/{k}" if refit else k: v
-            for k, v in metrics.items()
-            if k not in {"phase", "epochs", "epoch"}
-        }
-        tracked.log_metrics(
-            {f"train/{name}": value for name, value in values.items()}, step=int(metrics["epoch"])
-        )
-        shown = next(
-            (f", {name} {value:.4f}" for name, value in metrics.items() if name.startswith("ndcg@")), ""
-        )
-        text = f"{'again on all of the history, ' if refit else ''}epoch {metrics['epoch']}, loss {metrics['loss']:.4f}{shown}"
-        step.progress(metrics["epoch"], metrics["epochs"], text)
-
-    return on_epoch
 
 
 @contextlib.contextmanager
@@ -533,29 +274,6 @@ def _tracked(p: Pipeline, folder: RunFolder) -> Iterator[Run]:
             outcome = tracked.finish(status, wait_s=None if status == "FINISHED" else 3.0)
             if outcome.pending and p.tracking.enabled:
                 folder.reporter.note(str(outcome))
-
-
-def _track_results(
-    tracked: Run, p: Pipeline, table: Mapping[str, Mapping[str, Any]], train: Step, recommender: Recommender
-) -> None:
-
-    tracked.log_metrics(dict(table["model"]))
-    for name, row in table.items():
-        if name != "model" and "skipped" not in row:
-            tracked.log_metrics(
-                {f"{name}/{metric}": value for metric, value in row.items() if "/" not in metric}
-            )
-    shown = {name: {k: v for k, v in row.items() if "@" in k and "/" not in k} for name, row in table.items()}
-    tracked.log_plot("metrics", shown, "plots/metrics.png", f"{p.name}: test events")
-    history = [
-        {k: v for k, v in h.items() if k != "phase"}
-        for h in read_json(train.folder / "history.json")
-        if h["phase"] == 0
-    ]
-    if history:
-        tracked.log_plot("history", history, "plots/history.png", f"{p.name}: training")
-    if p.tracking.model:
-        tracked.log_model(train.folder / "predictor", signature=recommender.mlflow_signature())
 
 
 @contextlib.contextmanager

@@ -26,7 +26,10 @@ BOTTOM = {
     "_names",
     "_secrets",
 }
-TOP = {"pipeline", "demo", "draft", "_runs", "_steps", "_console", "_results", "_demo_words", "_demo_world", "_draft_tables"}  # fmt: skip
+TOP = {
+    "pipeline", "demo", "draft", "_job", "_event_job", "_table_job", "_runs", "_steps", "_table_steps", "_console", "_results",
+    "_demo_words", "_demo_world", "_draft_tables",
+}  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(BOTTOM, BOTTOM),
     **{layer: BOTTOM | {layer} for layer in ("data", "tracking", "cluster", "metrics")},

@@ -1,0 +1,256 @@
+"""From events to recommendations written back, as a straight list of steps.
+
+read → split → graph → features → train → evaluate → predict → write
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sp_ray_ml._job import PlannedStep, RunResult, about, input_fingerprints, tables_written
+from sp_ray_ml._runs import RunFolder, Step, StepContext
+from sp_ray_ml.config import Custom, redact
+from sp_ray_ml.errors import ConfigError
+from sp_ray_ml.storage import read_json
+from sp_ray_ml.train.pyg import PyGTrainer
+
+if TYPE_CHECKING:
+    from sp_ray_ml.pipeline import Pipeline
+    from sp_ray_ml.tracking.run import Run
+    from sp_ray_ml.train.recommender import Recommender
+    from sp_ray_ml.train.trainer import Trainer
+
+__all__ = ["plan", "preflight", "run"]
+
+
+def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
+    """The job, from top to bottom."""
+    from sp_ray_ml import _steps
+    from sp_ray_ml.data.warehouse import open_warehouse
+
+    trainer = _trainer(p)
+    warehouse = open_warehouse(p.warehouse)
+    tables = input_fingerprints(warehouse, _columns_read(p))
+    tracked.log_tags({f"data.{table}": mark for table, mark in tables.items()})
+
+    read = folder.step(
+        "read",
+        lambda step: _steps.read(step, warehouse, p.events, p.nodes),
+        inputs=[p.events, p.nodes, tables],
+        code=["data", "_steps.py"],
+    )
+    catalog = _steps.Catalog.load(read.folder)
+    split = folder.step(
+        "split",
+        lambda step: _steps.split(step, catalog, p.split, p.seed),
+        inputs=[p.split, p.seed],
+        after=[read],
+    )
+    label = _steps.load_labels(split.folder)
+    graph = folder.step(
+        "graph",
+        lambda step: _steps.build(step, catalog, label, p.graph),
+        inputs=[p.graph],
+        after=[split],
+        code=["graph/construct.py", "graph/graph.py"],
+    )
+    topology = _steps.Topology.load(graph.folder)
+    _steps.check_k(_largest_k(p), topology.full.num_nodes["item"])
+    features = folder.step(
+        "features",
+        lambda step: _steps.encode(step, catalog, topology, label, p.nodes),
+        inputs=[p.nodes],
+        after=[graph],
+    )
+    train = folder.step(
+        "train",
+        lambda step: _steps.train(
+            step,
+            trainer,
+            catalog,
+            topology,
+            features=features.folder,
+            events=p.events,
+            nodes=p.nodes,
+            seed=p.seed,
+            on_epoch=_on_epoch(step, tracked),
+            about=about(p, folder),
+        ),
+        inputs=[trainer, p.seed],
+        after=[features],
+        code=["train", "graph", "metrics"],
+    )
+    recommender = _steps.load_recommender(train.folder)
+    evaluated = folder.step(
+        "evaluate",
+        lambda step: _steps.measure(step, recommender, topology, p.evaluate),
+        inputs=[p.evaluate],
+        after=[train],
+        code=["inference", "metrics"],
+    )
+    table = _steps.load_metrics(evaluated.folder)
+    _track_results(tracked, p, table, train, recommender)
+    outputs: dict[str, str] = {}
+    if p.predict is not None:
+        predict = p.predict
+        predicted = folder.step(
+            "predict",
+            lambda step: _steps.predict(step, recommender, warehouse, predict),
+            inputs=[predict.k, predict.users, tables.get(predict.users or "")],
+            after=[train],
+            code=["inference", "metrics"],
+        )
+        # The warehouse knows what was committed: what is there is not written again, what is gone is.
+        written = folder.step(
+            "write",
+            lambda step: _steps.write(
+                step, predicted.folder, recommender, predict, f"{folder.info['id']}:{predicted.fingerprint}"
+            ),
+            inputs=[predict],
+            after=[predicted],
+            keep=False,
+        )
+        outputs = dict.fromkeys(written.summary["tables"], redact(predict.output.warehouse))
+    return RunResult(
+        table["model"],
+        {name: row for name, row in table.items() if name != "model"},
+        outputs,
+        folder.path,
+        None,
+        folder.steps,
+    )
+
+
+def plan(p: Pipeline) -> list[PlannedStep]:
+    """What each step will read and write, after a look at the input's tables and columns.
+
+    Raises:
+        TableNotFoundError: A table is not there.
+        ColumnNotFoundError: A column is not there.
+        WarehouseError: The warehouse cannot be opened.
+    """
+    from sp_ray_ml.data.warehouse import open_warehouse
+
+    warehouse = open_warehouse(p.warehouse)
+    reads = []
+    for query, columns in _columns_read(p).items():
+        warehouse.source(query, columns=columns)
+        reads.append(f"{query} ({', '.join(columns)})")
+    steps = p.folder / "steps"
+    planned = [
+        PlannedStep("read", [f"{redact(p.warehouse)}: {entry}" for entry in reads], [f"{steps}/read"]),
+        PlannedStep("split", ["read"], [f"{steps}/split"]),
+        PlannedStep("graph", ["read", "split"], [f"{steps}/graph"]),
+        PlannedStep("features", ["read", "split"], [f"{steps}/features"]),
+        PlannedStep("train", ["graph", "features"], [f"{steps}/train/predictor"]),
+        PlannedStep("evaluate", ["graph", "train"], [f"{steps}/evaluate/metrics.json"]),
+    ]
+    if p.predict is not None:
+        output = p.predict.output
+        planned += [
+            PlannedStep("predict", ["train"], [f"{steps}/predict"]),
+            PlannedStep(
+                "write",
+                ["predict"],
+                [f"{redact(output.warehouse)}: {t} ({output.mode})" for t in tables_written(p.predict)],
+            ),
+        ]
+    return planned
+
+
+def _columns_read(p: Pipeline) -> dict[str, list[str]]:
+    events = p.events
+    found = {events.table: [c for c in (events.user, events.item, events.time, events.rating) if c]}
+    for node in (p.nodes.user, p.nodes.item):
+        if node is not None:
+            columns = [node.id, node.title, *(c for f in node.features for c in f.columns)]
+            found[node.table] = list(dict.fromkeys([*found.get(node.table, []), *(c for c in columns if c)]))
+    if p.predict is not None and p.predict.users:
+        found[p.predict.users] = [*found.get(p.predict.users, []), events.user]
+    return found
+
+
+def preflight(p: Pipeline) -> None:
+    """What can be known to fail before any work is done."""
+    from sp_ray_ml.optional import check_installed
+    from sp_ray_ml.train.context import check_resources
+
+    trainer = _trainer(p)
+    for module in ("torch", "torch_geometric"):
+        check_installed(module, type(trainer).__name__)
+    check_resources(trainer.scaling)
+    if isinstance(trainer.model, Custom):
+        _check_model(trainer.model)
+
+
+def _trainer(p: Pipeline) -> PyGTrainer:
+    trainer: Trainer = p.train
+    if not isinstance(trainer, PyGTrainer):
+        raise ConfigError(f"{type(trainer).__name__} cannot train a recommender", where="train.kind")
+    return trainer
+
+
+def _check_model(model: Custom) -> None:
+    """Refuse a class that is no model; what a function makes is known only when it has been called."""
+    target = model.load()
+    if not isinstance(target, type):
+        return
+    import torch
+
+    if not issubclass(target, torch.nn.Module):
+        raise ConfigError(
+            f"{model.path} is not a model (a subclass of torch.nn.Module)", where="train.model.kind"
+        )
+
+
+def _largest_k(p: Pipeline) -> dict[str, int]:
+    wanted = {"evaluate.k": max(p.evaluate.k)}
+    return {**wanted, "predict.k": p.predict.k} if p.predict is not None else wanted
+
+
+def _on_epoch(step: StepContext, tracked: Run) -> Any:
+    count = 0
+
+    def on_epoch(metrics: Mapping[str, float]) -> None:
+        nonlocal count
+        count += 1
+        refit = metrics["phase"] == 1
+        values = {
+            f"refit/{k}" if refit else k: v
+            for k, v in metrics.items()
+            if k not in {"phase", "epochs", "epoch"}
+        }
+        tracked.log_metrics(
+            {f"train/{name}": value for name, value in values.items()}, step=int(metrics["epoch"])
+        )
+        shown = next(
+            (f", {name} {value:.4f}" for name, value in metrics.items() if name.startswith("ndcg@")), ""
+        )
+        text = f"{'again on all of the history, ' if refit else ''}epoch {metrics['epoch']}, loss {metrics['loss']:.4f}{shown}"
+        step.progress(metrics["epoch"], metrics["epochs"], text)
+
+    return on_epoch
+
+
+def _track_results(
+    tracked: Run, p: Pipeline, table: Mapping[str, Mapping[str, Any]], train: Step, recommender: Recommender
+) -> None:
+
+    tracked.log_metrics(dict(table["model"]))
+    for name, row in table.items():
+        if name != "model" and "skipped" not in row:
+            tracked.log_metrics(
+                {f"{name}/{metric}": value for metric, value in row.items() if "/" not in metric}
+            )
+    shown = {name: {k: v for k, v in row.items() if "@" in k and "/" not in k} for name, row in table.items()}
+    tracked.log_plot("metrics", shown, "plots/metrics.png", f"{p.name}: test events")
+    history = [
+        {k: v for k, v in h.items() if k != "phase"}
+        for h in read_json(train.folder / "history.json")
+        if h["phase"] == 0
+    ]
+    if history:
+        tracked.log_plot("history", history, "plots/history.png", f"{p.name}: training")
+    if p.tracking.model:
+        tracked.log_model(train.folder / "predictor", signature=recommender.mlflow_signature())

@@ -1,0 +1,98 @@
+"""What the jobs that a pipeline can be have in common: what they plan, what they give, where they write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sp_ray_ml._runs import RunFolder, Step
+from sp_ray_ml.config import dump
+from sp_ray_ml.inference.settings import Predict
+
+if TYPE_CHECKING:
+    import ray.train
+
+    from sp_ray_ml.data.warehouse import Warehouse
+    from sp_ray_ml.pipeline import Pipeline
+
+__all__ = ["PlannedStep", "RunResult", "about", "input_fingerprints", "tables_written"]
+
+
+@dataclass(frozen=True, repr=False)
+class RunResult:
+    """What a run gives.
+
+    Attributes:
+        metrics: Of the trained model on the test events: `recall@20`, `ndcg@20/cold_items`, ….
+        baselines: The same for each baseline.
+        outputs: Tables that were written, and the warehouse of each.
+        path: The run's folder.
+        mlflow_run_id: The run in MLflow; None where tracking is off or the server has not answered.
+        steps: What each step left.
+    """
+
+    metrics: Mapping[str, float]
+    baselines: Mapping[str, Mapping[str, Any]]
+    outputs: Mapping[str, str]
+    path: Path
+    mlflow_run_id: str | None
+    steps: Sequence[Step]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{name} {value:.4f}"
+            for name, value in self.metrics.items()
+            if name.startswith(("recall@", "ndcg@")) and "/" not in name
+        )
+        return f"RunResult({shown}, path={str(self.path)!r})"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Folder of the sealed predictor, which `Predictor.load` opens."""
+        return self.path / "steps" / "train" / "predictor"
+
+    @property
+    def checkpoint(self) -> ray.train.Checkpoint:
+        """The sealed predictor as Ray's own checkpoint."""
+        import ray.train
+
+        return ray.train.Checkpoint.from_directory(str(self.checkpoint_path))
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """What a step will do: `sp-ray run --dry-run`."""
+
+    name: str
+    reads: Sequence[str]
+    writes: Sequence[str]
+
+
+def tables_written(predict: Predict) -> list[str]:
+    """The tables that batch prediction writes."""
+    output = predict.output
+    return [table for table in (output.table, output.embeddings.user, output.embeddings.item) if table]
+
+
+def input_fingerprints(warehouse: Warehouse, queries: Iterable[str]) -> dict[str, str]:
+    """What tells the present data of each table or query from other data."""
+    from sp_ray_ml.data.warehouse import is_sql
+
+    marks = {}
+    for query in queries:
+        tables = warehouse.tables() if is_sql(query) else [query]
+        marks[query] = "-".join(warehouse.fingerprint(table) for table in tables)
+    return marks
+
+
+def about(p: Pipeline, folder: RunFolder) -> dict[str, Any]:
+    """What a predictor's manifest says of the run that made it."""
+    from sp_ray_ml.tracking import environment_tags
+
+    return {
+        "run": {"name": p.name, "id": folder.info["id"]},
+        "environment": environment_tags(),
+        "config": dump(p),
+    }
