@@ -9,6 +9,7 @@ from sp_ray_ml.cluster._features import Features, features
 from sp_ray_ml.cluster._fit import scaler_of
 from sp_ray_ml.cluster._gpu_types import gpu_type_of_pod
 from sp_ray_ml.cluster._kinds import SECRET, SERVICE_ACCOUNT
+from sp_ray_ml.cluster._permissions import lacking
 from sp_ray_ml.cluster._plan_facts import PlanFacts, gather_plan_facts
 from sp_ray_ml.cluster._plan_findings import Finding, Plan
 from sp_ray_ml.cluster._plan_nodes import node_findings
@@ -31,13 +32,14 @@ _UNREAD = {
 }
 
 
-def plan(api: Api, manifest: Body, companions: Sequence[Body] = ()) -> Plan:
+def plan(api: Api, manifest: Body, companions: Sequence[Body] = (), known: Features | None = None) -> Plan:
     """Find out whether a cluster fits, before anything is made.
 
     Args:
         api: The API server.
         manifest: The RayCluster.
         companions: What is made beside it.
+        known: What the installed KubeRay knows, where it has been asked already.
 
     Returns:
         The plan. What these credentials may not read is said in it, and not guessed.
@@ -45,7 +47,7 @@ def plan(api: Api, manifest: Body, companions: Sequence[Body] = ()) -> Plan:
     Raises:
         KubernetesError: The API server cannot be reached, or has no KubeRay of 1.4 or later.
     """
-    return plan_from(gather_plan_facts(api, manifest, companions), manifest, companions)
+    return plan_from(gather_plan_facts(api, manifest, companions, known), manifest, companions)
 
 
 def plan_from(facts: PlanFacts, manifest: Body, companions: Sequence[Body] = ()) -> Plan:
@@ -116,10 +118,10 @@ def _schema(facts: PlanFacts, manifest: Body) -> Iterator[Finding]:
 
 
 def _permissions(facts: PlanFacts, request: ClusterRequest) -> Iterator[Finding]:
-    lacking = [need for need, allowed in facts.permissions.items() if not allowed]
-    needed = [str(need) for need in lacking if not need.purpose]
+    absent = lacking(facts.permissions)
+    needed = [str(need) for need in absent if not need.purpose]
     missed: dict[str, list[str]] = {}
-    for need in lacking:
+    for need in absent:
         if need.purpose:
             missed.setdefault(need.purpose, []).append(str(need))
     ask = f"Ask whoever runs the cluster; see what you may: kubectl auth can-i --list -n {request.namespace}"
@@ -133,7 +135,7 @@ def _permissions(facts: PlanFacts, request: ClusterRequest) -> Iterator[Finding]
             f"you may create it, but will lack: {said}" if not needed else f"you will lack: {said}",
             ask,
         )
-    if facts.permissions and not lacking:
+    if facts.permissions and not absent:
         yield Finding("permissions", "ok", "you may do all that it takes")
 
 

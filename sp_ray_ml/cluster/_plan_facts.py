@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sp_ray_ml.cluster._features import Features, features
 from sp_ray_ml.cluster._kinds import (
     CONFIG_MAP,
-    EVENT,
     LIMIT_RANGE,
     NAMESPACE,
     NODE,
@@ -18,19 +17,19 @@ from sp_ray_ml.cluster._kinds import (
     QUOTA,
     RAY_CLUSTER,
     SECRET,
-    SERVICE,
     SERVICE_ACCOUNT,
     STORAGE_CLASS,
     Kind,
     kind_of,
 )
+from sp_ray_ml.cluster._permissions import Need, allowed_of, needs
 from sp_ray_ml.cluster._requests import ClusterRequest, all_containers, cluster_request, pod_body
 from sp_ray_ml.errors import ClusterNotFoundError, KubernetesAccessError, KubernetesError
 
 if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
 
-__all__ = ["PRIORITY_CLASS", "Need", "PlanFacts", "gather_plan_facts", "needs", "references"]
+__all__ = ["PRIORITY_CLASS", "PlanFacts", "gather_plan_facts", "references"]
 
 Body = Mapping[str, Any]
 Result = TypeVar("Result")
@@ -39,49 +38,6 @@ PRIORITY_CLASS = Kind("PriorityClass", "/apis/scheduling.k8s.io/v1", "prioritycl
 _AUTOSCALER_STATUS = "cluster-autoscaler-status"
 _RUNNING = "status.phase!=Succeeded,status.phase!=Failed"
 _AT_ONCE = 8
-_ANYTHING = Kind("", "/apis/*/v1", "*")
-
-
-@dataclass(frozen=True)
-class Need:
-    """A permission.
-
-    Attributes:
-        verb: `create`.
-        kind: On what.
-        subresource: `log`; empty for the object itself.
-        purpose: What does not work without it; empty where the cluster cannot be made.
-    """
-
-    verb: str
-    kind: Kind
-    subresource: str = ""
-    purpose: str = ""
-
-    def __str__(self) -> str:
-        group = f".{self.kind.group}" if self.kind.group else ""
-        return f"{self.verb} {self.kind.plural}{group}{f'/{self.subresource}' if self.subresource else ''}"
-
-
-_DEGRADE = (
-    Need("delete", RAY_CLUSTER, "", "sp-ray delete cluster"),
-    Need("list", POD, "", "waiting and explaining"),
-    Need("watch", POD, "", "waiting and explaining"),
-    Need("list", EVENT, "", "explaining"),
-    Need("get", POD, "log", "sp-ray logs"),
-    Need("create", POD, "portforward", "sp-ray connect"),
-    Need("get", SERVICE, "proxy", "asking Ray itself whether it is ready"),
-    Need("create", POD, "exec", "sp-ray ssh and the tutorials"),
-    Need("get", SECRET, "", "connecting with Ray's token"),
-)
-
-
-def needs(companions: Sequence[Body]) -> list[Need]:
-    """The permissions that a cluster takes: first what it cannot be made without, then what is missed later."""
-    found = [Need("get", RAY_CLUSTER), Need("create", RAY_CLUSTER), Need("patch", RAY_CLUSTER)]
-    for kind in dict.fromkeys(kind_of(body) for body in companions):
-        found += [Need(verb, kind) for verb in ("create", "patch")]
-    return [*found, *_DEGRADE]
 
 
 @dataclass(frozen=True)
@@ -119,13 +75,16 @@ class PlanFacts:
     pod_refusals: Mapping[str, str] = field(default_factory=dict)
 
 
-def gather_plan_facts(api: Api, manifest: Body, companions: Sequence[Body] = ()) -> PlanFacts:
+def gather_plan_facts(
+    api: Api, manifest: Body, companions: Sequence[Body] = (), known: Features | None = None
+) -> PlanFacts:
     """Read what a plan depends on, several requests at a time.
 
     Args:
         api: The API server.
         manifest: The RayCluster.
         companions: What is made beside it.
+        known: What the installed KubeRay knows, where it has been asked already: its schema is half a megabyte.
 
     Raises:
         KubernetesError: The API server cannot be reached, or has no KubeRay of 1.4 or later.
@@ -138,7 +97,7 @@ def gather_plan_facts(api: Api, manifest: Body, companions: Sequence[Body] = ())
         # The greatest first.
         pods = pool.submit(_may, lambda: api.list(POD, None, fields=f"spec.nodeName!=,{_RUNNING}")[0])
         nodes = pool.submit(_may, lambda: api.list(NODE, None)[0])
-        schema = pool.submit(features, api)
+        schema = pool.submit(lambda: known or features(api))
         there = pool.submit(_exists, api, NAMESPACE, None, namespace)
         exists = pool.submit(_exists, api, RAY_CLUSTER, namespace, request.name)
         refused = pool.submit(_refusal, api, manifest)
@@ -150,20 +109,11 @@ def gather_plan_facts(api: Api, manifest: Body, companions: Sequence[Body] = ())
             key: pool.submit(_exists, api, key[0], namespace if key[0].namespaced else None, key[1])
             for key in references(request, manifest, companions)
         }
-        everything = pool.submit(api.allowed, "*", _ANYTHING, namespace)
+        permissions = pool.submit(allowed_of, api, namespace, needs(companions, manifest))
         refusals = {
             group.name: pool.submit(_pod_refusal, api, namespace, pod_body(request, group))
             for group in request.groups
         }
-        wanted = needs(companions)
-        if everything.result():
-            permissions = dict.fromkeys(wanted, True)
-        else:
-            asked = {
-                need: pool.submit(api.allowed, need.verb, need.kind, namespace, subresource=need.subresource)
-                for need in wanted
-            }
-            permissions = {need: answer.result() for need, answer in asked.items()}
         return PlanFacts(
             features=schema.result(),
             namespace=there.result(),
@@ -175,7 +125,7 @@ def gather_plan_facts(api: Api, manifest: Body, companions: Sequence[Body] = ())
             namespace_pods=own.result(),
             autoscaler=bool(scaler.result()),
             references={key: answer.result() for key, answer in named.items()},
-            permissions=permissions,
+            permissions=permissions.result(),
             refusal=refused.result(),
             pod_refusals={name: why for name, answer in refusals.items() if (why := answer.result())},
         )

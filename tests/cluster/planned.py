@@ -14,8 +14,9 @@ import yaml
 from sp_ray_ml.cli._output import print_error
 from sp_ray_ml.cluster._features import Features
 from sp_ray_ml.cluster._gpu_types import gpu_terms
+from sp_ray_ml.cluster._permissions import needs
 from sp_ray_ml.cluster._plan import Plan, plan_from
-from sp_ray_ml.cluster._plan_facts import PlanFacts, needs
+from sp_ray_ml.cluster._plan_facts import PlanFacts
 from sp_ray_ml.cluster._validate import read_file
 from sp_ray_ml.cluster._versions import check_versions
 from sp_ray_ml.errors import SpRayError, VersionMismatchError

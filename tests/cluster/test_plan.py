@@ -14,8 +14,9 @@ import pytest
 from sp_ray_ml.cluster._features import Features
 from sp_ray_ml.cluster._gpu_types import SPOT_TERMS, SPOT_TOLERATIONS
 from sp_ray_ml.cluster._kinds import RAY_CLUSTER, SECRET, SERVICE_ACCOUNT
+from sp_ray_ml.cluster._permissions import needs
 from sp_ray_ml.cluster._plan import Plan, plan_from
-from sp_ray_ml.cluster._plan_facts import PRIORITY_CLASS, PlanFacts, needs, references
+from sp_ray_ml.cluster._plan_facts import PRIORITY_CLASS, PlanFacts, references
 from sp_ray_ml.cluster._requests import cluster_request
 
 from .planned import KNOWN, affinity, made, manifest, node, pod, quota
@@ -370,7 +371,8 @@ def test_ratio_of_limit_to_request_is_kept() -> None:
 def test_permission_to_create_is_needed_and_others_are_missed() -> None:
     wanted = manifest()
     for need in needs(()):
-        allowed = {each: each != need for each in needs(())}
+        # What does as well is missing, too.
+        allowed = {each: each != need and each not in need.instead for each in needs(())}
         found = made(wanted, permissions=allowed)
         assert found.verdict == ("fits" if need.purpose else "never_fits")
         assert str(need) in said(found, "permissions")
@@ -386,6 +388,58 @@ def test_permission_for_each_companion_is_needed() -> None:
     assert [str(need) for need in needs(()) if need.kind == RAY_CLUSTER][:3] == [
         f"{verb} rayclusters.ray.io" for verb in ("get", "create", "patch")
     ]
+
+
+def test_what_stands_beside_a_cluster_is_looked_for_made_and_cleared_away() -> None:
+    beside = [
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c-home"}},
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "c"}},
+    ]
+    needed = {str(need) for need in needs(beside) if not need.purpose and need.kind != RAY_CLUSTER}
+    # A Secret is made blindly: whoever may only create Secrets need not be able to read them.
+    assert needed == {
+        "get persistentvolumeclaims", "create persistentvolumeclaims", "patch persistentvolumeclaims",
+        "create secrets", "patch secrets",
+    }  # fmt: skip
+    later = {str(need) for need in needs(beside) if need.purpose.startswith("clearing away")}
+    assert later == {"delete persistentvolumeclaims", "delete secrets"}
+
+
+def test_the_dashboard_is_asked_through_the_pods_proxy_or_a_forwarded_port() -> None:
+    asked = {str(need) for need in needs(()) if need.subresource == "proxy"}
+    assert asked == {"get pods/proxy", "create pods/proxy", "update pods/proxy"}
+    without = {need: need.subresource != "proxy" for need in needs(())}
+    assert said(made(manifest(), permissions=without), "permissions") == "ok: you may do all that it takes"
+    without = {need: need.subresource not in {"proxy", "portforward"} for need in needs(())}
+    missed = said(made(manifest(), permissions=without), "permissions")
+    assert "asking Ray itself whether it is ready (get pods/proxy)" in missed
+    assert "sp-ray submit (create pods/proxy)" in missed
+    assert "sp-ray submit --working-dir (update pods/proxy)" in missed
+
+
+def test_a_cluster_with_limits_needs_what_installing_the_agent_takes() -> None:
+    limited = manifest()
+    limited["metadata"]["annotations"] = {"sp-ray/ttl": "3d"}
+    assert not {str(need) for need in needs((), manifest())} & {"create cronjobs.batch"}
+    purpose = "being suspended or deleted when its time is over"
+    asked = {str(need) for need in needs((), limited) if need.purpose == purpose}
+    for kind in (
+        "cronjobs.batch", "serviceaccounts", "roles.rbac.authorization.k8s.io", "rolebindings.rbac.authorization.k8s.io",
+    ):  # fmt: skip
+        assert {f"create {kind}", f"patch {kind}"} <= asked
+    # Nobody can give the agent a right that he has not himself.
+    assert {
+        "patch rayclusters.ray.io", "delete rayclusters.ray.io", "get secrets", "create configmaps", "get pods/log",
+        "create events", "delete cronjobs.batch",
+    } <= asked  # fmt: skip
+    assert "get pods/exec" not in asked
+    head = limited["spec"]["headGroupSpec"]["template"]["spec"]
+    head["volumes"] = [{"name": "home", "emptyDir": {}}]
+    assert "get pods/exec" in {str(need) for need in needs((), limited) if need.purpose == purpose}
+    del head["volumes"]
+    lost = made(limited, permissions={need: need.purpose != purpose for need in needs((), limited)})
+    assert lost.verdict == "fits"
+    assert f"will lack: {purpose} (" in said(lost, "permissions")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -14,7 +15,7 @@ import pytest
 from sp_ray_ml import __version__
 from sp_ray_ml.cluster import RayCluster
 from sp_ray_ml.cluster._api import Api
-from sp_ray_ml.cluster._kinds import NAMESPACE, NODE
+from sp_ray_ml.cluster._kinds import NAMESPACE, NODE, ROLE, ROLE_BINDING, SERVICE_ACCOUNT
 from sp_ray_ml.cluster.settings import ClusterSettings, HeadGroup, WorkerGroup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +77,42 @@ def new_namespace(api: Api, module: str) -> Iterator[str]:
     api.create(NAMESPACE, None, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     yield name
     api.delete(NAMESPACE, None, name)
+
+
+@pytest.fixture
+def weak_kubeconfig(api: Api, namespace: str, tmp_path: Path) -> Callable[..., Path]:
+    """Makes kubeconfigs of a service account that has the rules that are given, `(group, resources, verbs)`, and none else."""
+
+    def make(*rules: tuple[str, list[str], list[str]]) -> Path:
+        name = f"weak-{secrets.token_hex(3)}"
+        meta = {"metadata": {"name": name, "namespace": namespace}}
+        api.create(SERVICE_ACCOUNT, namespace, {"apiVersion": "v1", "kind": "ServiceAccount", **meta})
+        listed = [{"apiGroups": [group], "resources": what, "verbs": verbs} for group, what, verbs in rules]
+        api.create(ROLE, namespace, {"apiVersion": ROLE.api_version, "kind": "Role", **meta, "rules": listed})
+        binding = {
+            "apiVersion": ROLE.api_version, "kind": "RoleBinding", **meta,
+            "roleRef": {"apiGroup": ROLE.group, "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+        }  # fmt: skip
+        api.create(ROLE_BINDING, namespace, binding)
+        request = {
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 600},
+        }  # fmt: skip
+        answer = api.json("POST", f"{SERVICE_ACCOUNT.path(namespace, name)}/token", body=request)
+        cluster: dict[str, str] = {"server": api.server}
+        if authority := api.configuration.ssl_ca_cert:
+            cluster["certificate-authority"] = authority
+        config = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "weak",
+            "clusters": [{"name": "c", "cluster": cluster}],
+            "users": [{"name": "u", "user": {"token": answer["status"]["token"]}}],
+            "contexts": [{"name": "weak", "context": {"cluster": "c", "user": "u", "namespace": namespace}}],
+        }  # fmt: skip
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(config))
+        return file
+
+    return make
 
 
 @pytest.fixture

@@ -21,9 +21,6 @@ from sp_ray_ml.cluster._kinds import (
     POD,
     QUOTA,
     RAY_CLUSTER,
-    ROLE,
-    ROLE_BINDING,
-    SERVICE_ACCOUNT,
     Kind,
 )
 from sp_ray_ml.cluster._manifest import Facts, secure
@@ -268,44 +265,12 @@ def test_served_crd_is_one_that_we_support(api: Api) -> None:
 
 
 @pytest.fixture
-def weak(api: Api, namespace: str, tmp_path: Path) -> Iterator[Callable[..., Api]]:
+def weak(weak_kubeconfig: Callable[..., Path]) -> Iterator[Callable[..., Api]]:
     """Makes connections of a service account that has the rules that are given, and none else."""
     opened: list[Api] = []
 
     def connect(*rules: tuple[str, list[str], list[str]]) -> Api:
-        name = f"weak-{secrets.token_hex(3)}"
-        meta = {"metadata": {"name": name, "namespace": namespace}}
-        api.create(SERVICE_ACCOUNT, namespace, {"apiVersion": "v1", "kind": "ServiceAccount", **meta})
-        listed = [{"apiGroups": [group], "resources": what, "verbs": verbs} for group, what, verbs in rules]
-        api.create(ROLE, namespace, {"apiVersion": ROLE.api_version, "kind": "Role", **meta, "rules": listed})
-        subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
-        role = {"apiGroup": ROLE.group, "kind": "Role", "name": name}
-        binding = {
-            "apiVersion": ROLE.api_version,
-            "kind": "RoleBinding",
-            **meta,
-            "roleRef": role,
-            "subjects": [subject],
-        }
-        api.create(ROLE_BINDING, namespace, binding)
-        request = {
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenRequest",
-            "spec": {"expirationSeconds": 600},
-        }
-        answer = api.json("POST", f"{SERVICE_ACCOUNT.path(namespace, name)}/token", body=request)
-        cluster: Body = {"server": api.server}
-        if authority := api.configuration.ssl_ca_cert:
-            cluster["certificate-authority"] = authority
-        config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "weak",
-            "clusters": [{"name": "c", "cluster": cluster}],
-            "users": [{"name": "u", "user": {"token": answer["status"]["token"]}}],
-            "contexts": [{"name": "weak", "context": {"cluster": "c", "user": "u", "namespace": namespace}}],
-        }  # fmt: skip
-        file = tmp_path / f"{name}.json"
-        file.write_text(json.dumps(config))
-        opened.append(Api(file))
+        opened.append(Api(weak_kubeconfig(*rules)))
         return opened[-1]
 
     yield connect
@@ -336,7 +301,7 @@ def test_who_may_create_but_not_look_gets_a_plan_that_says_what_it_does_not_know
     assert "limit ranges, nodes" in said(found, "not checked")
     assert "resource quotas" not in said(found, "not checked")
     permissions = said(found, "permissions")
-    assert "sp-ray connect (create pods/portforward)" in permissions
+    assert "sp-ray connect (get pods/portforward, create pods/portforward)" in permissions
     assert "sp-ray delete" not in permissions
     assert said(found, "nodes") == ""
 
