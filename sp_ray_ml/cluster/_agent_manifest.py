@@ -87,8 +87,7 @@ def cluster_objects(cluster: Body) -> list[Body]:
         "name": name,
         "uid": meta["uid"],
     }
-    made = f"{NAME}-{name}"
-    found = [{**_head(ROLE, made, namespace), "rules": rules}, _binding(made, namespace)]
+    found = [{**_head(ROLE, _role(name), namespace), "rules": rules}, _binding(_role(name), namespace)]
     for each in found:
         each["metadata"]["ownerReferences"] = [owner]
     return found
@@ -170,15 +169,33 @@ def retire_agent(api: Api, namespace: str) -> Callable[[], bool]:
     return remove
 
 
-def agent_problem(api: Api, namespace: str, now: datetime.datetime | None = None) -> str | None:
-    """Why the clusters of a namespace are not looked after; None where they are, or where it cannot be told."""
+def agent_problem(
+    api: Api, namespace: str, cluster: str | None = None, now: datetime.datetime | None = None
+) -> str | None:
+    """Why the clusters of a namespace are not looked after; None where they are, or where it cannot be told.
+
+    Args:
+        api: The API server.
+        namespace: The namespace.
+        cluster: Name of the cluster that matters.
+        now: The time.
+    """
     try:
         there = api.find(CRON_JOB, namespace, NAME)
         if there is None:
             return "no agent is installed in this namespace"
-        return _problem(api, namespace, there, now or datetime.datetime.now(datetime.UTC))
+        if found := _problem(api, namespace, there, now or datetime.datetime.now(datetime.UTC)):
+            return found
+        if cluster and not all(api.find(kind, namespace, _role(cluster)) for kind in (ROLE, ROLE_BINDING)):
+            return f"the agent has no rights on it: there is no Role and RoleBinding {_role(cluster)}"
     except KubernetesAccessError:
-        return None
+        pass  # who may not look does not know
+    return None
+
+
+def _role(cluster: str) -> str:
+    """Name of the Role, and its binding, for one cluster."""
+    return f"{NAME}-{cluster}"
 
 
 def _problem(api: Api, namespace: str, there: Body, now: datetime.datetime) -> str | None:

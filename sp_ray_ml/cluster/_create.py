@@ -29,10 +29,11 @@ from sp_ray_ml.errors import (
 
 if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
+    from sp_ray_ml.cluster._features import Features
     from sp_ray_ml.cluster._plan import Plan
     from sp_ray_ml.cluster.settings import ClusterSettings
 
-__all__ = ["Created", "Request", "create", "gather_facts", "prepare"]
+__all__ = ["Created", "Request", "create", "gather_facts", "notes_ahead", "prepare"]
 
 Body = dict[str, Any]
 
@@ -51,13 +52,17 @@ class Request:
         cluster: The RayCluster.
         companions: What stands beside it.
         settings: Its settings; of a full manifest, what it says beside the spec.
-        notes: What the user should know of it.
+        known: What the installed KubeRay knows, as far as it was asked.
+        notes: What the user should know of it, but for its life time, which depends on what may be installed.
+        volumes: Whether its home can be on a volume.
     """
 
     cluster: Body
     companions: tuple[Body, ...]
     settings: ClusterSettings
+    known: Features | None = None
     notes: tuple[str, ...] = ()
+    volumes: bool = True
 
     @property
     def name(self) -> str:
@@ -95,8 +100,11 @@ class Created:
     notes: list[str] = field(default_factory=list)
 
 
-def gather_facts(api: Api, settings: ClusterSettings, namespace: str) -> Facts:
-    """Ask Kubernetes and this client for what the manifests depend on. What may not be read gets a safe default."""
+def gather_facts(api: Api, settings: ClusterSettings, namespace: str) -> tuple[Facts, Features]:
+    """Ask Kubernetes and this client for what the manifests depend on, and for what the installed KubeRay knows.
+
+    What may not be read gets a safe default.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     from sp_ray_ml.cluster._features import features
@@ -109,7 +117,7 @@ def gather_facts(api: Api, settings: ClusterSettings, namespace: str) -> Facts:
         volumes = pool.submit(_has_volumes, api, settings)
         named = image_versions(settings.image) if settings.image else None
         ray_version = settings.ray_version or (named[0] if named else None) or client_versions()["ray"]
-        return Facts(
+        facts = Facts(
             namespace=namespace,
             image=settings.image or default_image(),
             gpu_image=settings.image or default_image(gpu=True),
@@ -119,6 +127,7 @@ def gather_facts(api: Api, settings: ClusterSettings, namespace: str) -> Facts:
             api_server=server.result(),
             volumes=volumes.result(),
         )
+        return facts, known.result()
 
 
 def _operator_namespaces(api: Api, settings: ClusterSettings) -> tuple[str, ...]:
@@ -168,7 +177,7 @@ def prepare(api: Api, settings: ClusterSettings, manifest: Body | None = None) -
         manifest: A full RayCluster; our defaults are filled in where it says nothing.
     """
     namespace = settings.namespace or api.namespace
-    facts = gather_facts(api, settings, namespace)
+    facts, known = gather_facts(api, settings, namespace)
     if manifest is None:
         cluster = build(settings, facts)
     else:
@@ -190,7 +199,7 @@ def prepare(api: Api, settings: ClusterSettings, manifest: Body | None = None) -
     beside = companions(settings, facts, secrets=secrets)
     record = _record(settings, manifest, facts)
     cluster["metadata"].setdefault("annotations", {})[_ASKED] = json.dumps(record, sort_keys=True)
-    return Request(cluster, tuple(beside), settings, tuple(_notes(api, settings, facts)))
+    return Request(cluster, tuple(beside), settings, known, tuple(_notes(settings)), facts.volumes)
 
 
 def _check_token_support(cluster: Body) -> None:
@@ -208,8 +217,7 @@ def _check_token_support(cluster: Body) -> None:
         )
 
 
-def _notes(api: Api, settings: ClusterSettings, facts: Facts) -> Iterator[str]:
-    from sp_ray_ml.cluster._lifetime import lifetime_notes
+def _notes(settings: ClusterSettings) -> Iterator[str]:
     from sp_ray_ml.cluster._versions import image_note
 
     if not settings.image and (note := image_note()):
@@ -219,7 +227,20 @@ def _notes(api: Api, settings: ClusterSettings, facts: Facts) -> Iterator[str]:
             "insecure: whoever reaches the pods can run code in them; no token, no NetworkPolicy, "
             "no restriction of the containers"
         )
-    yield from lifetime_notes(api, settings, volumes=facts.volumes)
+
+
+def notes_ahead(api: Api, request: Request) -> list[str]:
+    """What the user should know of a request that is not made: its life time as these credentials could have it kept."""
+    from sp_ray_ml.cluster._lifetime import has_limits, lifetime_notes
+    from sp_ray_ml.cluster._permissions import agent_needs, allowed_of, lacking
+
+    problem = None
+    if has_limits(request.cluster):
+        absent = lacking(allowed_of(api, request.namespace, agent_needs(request.cluster)))
+        if absent:
+            problem = f"the agent cannot be installed (you may not {', '.join(map(str, absent))})"
+    found = lifetime_notes(request.settings, request.namespace, volumes=request.volumes, problem=problem)
+    return [*request.notes, *found]
 
 
 def create(
@@ -248,7 +269,6 @@ def create(
     """
     name, namespace = request.name, request.namespace
     api.check_namespace(namespace)
-    notes = list(request.notes)
     existing = api.find(RAY_CLUSTER, namespace, name)
     if existing is not None:
         found = _differences(existing, request.cluster)
@@ -261,20 +281,20 @@ def create(
             raise _exists(namespace, name, found)
         if not found:
             # What stands beside it is seen to all the same: the first time may have been cut off.
-            return _complete(api, request, existing, None, notes)
+            return _complete(api, request, existing, None)
     plan = None
     if with_plan:
         from sp_ray_ml.cluster._plan import plan as make_plan
 
         on_step("checking that it fits")
-        plan = make_plan(api, request.cluster, request.companions)
+        plan = make_plan(api, request.cluster, request.companions, request.known)
         if plan.verdict == "never_fits":
             raise ClusterUnhealthyError(
                 "this cluster can never come up\n" + "\n".join(plan.lines()), where=f"{namespace}/{name}",
                 hint="Change the request, or make it all the same with --no-plan",
             )  # fmt: skip
     on_step("creating")
-    return _complete(api, request, existing, plan, notes, apply=True, force=force)
+    return _complete(api, request, existing, plan, apply=True, force=force)
 
 
 def _complete(
@@ -282,25 +302,41 @@ def _complete(
     request: Request,
     existing: Body | None,
     plan: Plan | None,
-    notes: list[str],
     *,
     apply: bool = False,
     force: bool = False,
 ) -> Created:
     """Make all that is missing of a request, and have it go with the cluster."""
+    from sp_ray_ml.cluster._lifetime import lifetime_notes
+
     made: list[tuple[Kind, str]] = []
     try:
         for each in request.companions:
             _make_companion(api, request.namespace, each, made)
         cluster = _apply(api, request, existing, force=force) if apply or existing is None else existing
-    except KubernetesError:
-        for kind, companion in reversed(made):
-            api.delete(kind, request.namespace, companion)
+    except KubernetesError as error:
+        if left := _clear_away(api, request.namespace, made):
+            error.hint = (
+                f"{error.hint or ''}\nLeft behind, as you may not delete it: {', '.join(left)}".strip()
+            )
         raise
     _own(api, request.namespace, cluster, request.companions)
-    if problem := _look_after(api, request, cluster):
-        notes.append(problem)
-    return Created(cluster, existing is not None, plan, notes)
+    said = lifetime_notes(
+        request.settings, request.namespace, volumes=request.volumes,
+        problem=_look_after(api, request, cluster),
+    )  # fmt: skip
+    return Created(cluster, existing is not None, plan, [*request.notes, *said])
+
+
+def _clear_away(api: Api, namespace: str, made: Sequence[tuple[Kind, str]]) -> list[str]:
+    """Delete what was made for a cluster that is refused; what may not be deleted."""
+    left = []
+    for kind, name in reversed(made):
+        try:
+            api.delete(kind, namespace, name)
+        except KubernetesAccessError:  # the refusal itself is what is told
+            left.append(f"{kind.name} {name}")
+    return left
 
 
 def _make_companion(api: Api, namespace: str, body: Body, made: list[tuple[Kind, str]]) -> None:
@@ -375,7 +411,7 @@ def _look_after(api: Api, request: Request, cluster: Body) -> str | None:
             pull_secrets=request.settings.image_pull_secrets,
         )  # fmt: skip
     except KubernetesAccessError as error:
-        return f"nobody looks after this cluster: the agent cannot be installed ({error.message})"
+        return f"the agent cannot be installed ({error.message})"
     return None
 
 

@@ -146,26 +146,41 @@ def has_limits(cluster: Mapping[str, Any]) -> bool:
     return any((notes.get(key) or "never") != "never" for key in (IDLE_TIMEOUT, TTL))
 
 
-def lifetime_lines(cluster: Mapping[str, Any], now: datetime.datetime | None = None) -> list[str]:
-    """What `sp-ray describe` says of a cluster's life time; nothing for one without limits."""
+def lifetime_lines(
+    cluster: Mapping[str, Any], now: datetime.datetime | None = None, *, problem: str | None = None
+) -> list[str]:
+    """What `sp-ray describe` says of a cluster's life time; nothing for one without limits.
+
+    Args:
+        cluster: The RayCluster.
+        now: The time.
+        problem: Why nobody keeps its limits, where that is so.
+    """
     try:
         life = Lifetime.of(cluster)
     except ClusterError as error:
         return [f"life time: {error}"]
-    return list(_lines(cluster, life, now or datetime.datetime.now(datetime.UTC)))
+    return list(_lines(cluster, life, now or datetime.datetime.now(datetime.UTC), problem))
 
 
-def _lines(cluster: Mapping[str, Any], life: Lifetime, now: datetime.datetime) -> Iterator[str]:
+def _lines(
+    cluster: Mapping[str, Any], life: Lifetime, now: datetime.datetime, problem: str | None
+) -> Iterator[str]:
     if not life.limited or life.deleting:
         return
     name, namespace = cluster["metadata"]["name"], cluster["metadata"]["namespace"]
-    if life.warning:
+    if life.warning and not problem:
         yield f"warning: {life.warning}"
     if life.suspended:
         since = f" since {show_time(life.suspended_at)}" if life.suspended_at else ""
         yield f"suspended{since}; bring it back: sp-ray resume cluster {name} -n {namespace}"
-    elif life.idle_limit is not None and life.idle_ends is not None:
-        yield _idle_line(cluster, life, now, life.idle_limit, life.idle_ends)
+    idle = None if life.suspended else life.idle_limit
+    if problem:
+        if idle is not None or life.life_limit is not None:
+            yield _unkept(name, namespace, idle, life.life_limit, problem)
+        return
+    if idle is not None and life.idle_ends is not None:
+        yield _idle_line(cluster, life, now, idle, life.idle_ends)
     if life.ends is not None and life.life_limit is not None and life.deletion is not None:
         end = "" if life.suspended else f"suspended when its time is over, {show_time(life.ends)}; "
         yield (
@@ -193,18 +208,25 @@ def _idle_line(
     return f"idle {span(now - life.idle_since)} of {span(limit)}: suspended at {show_time(max(ends, life.due_at or ends))}"
 
 
-def lifetime_notes(api: Api, settings: ClusterSettings, *, volumes: bool = True) -> list[str]:
+def lifetime_notes(
+    settings: ClusterSettings, namespace: str, *, volumes: bool = True, problem: str | None = None
+) -> list[str]:
     """What whoever creates a cluster should know: what is kept where, when it goes, and how it stays.
 
     Args:
-        api: The API server.
         settings: The cluster's settings.
-        volumes: Whether there is a storage class for the home's volume.
+        namespace: Its namespace.
+        volumes: Whether there is a storage class for the head's home.
+        problem: Why nobody keeps its limits, where that is so.
     """
     idle, life = settings.idle_limit, settings.life_limit
     if idle is None and life is None:
         return []
-    namespace = settings.namespace or api.namespace
+    on_volume = bool(settings.lasting_home and volumes)
+    home = f"the head's home is on the volume {settings.name}-home: it outlives a suspension, and goes with the cluster"
+    if problem:
+        lost = "what is written in its pods goes with them when it is suspended: it has no home that is kept"
+        return [_unkept(settings.name, namespace, idle, life, problem), home if on_volume else lost]
     said = []
     if idle is not None:
         said.append(f"suspended when idle for {span(idle)} (warned {span(lead(idle))} before)")
@@ -217,10 +239,8 @@ def lifetime_notes(api: Api, settings: ClusterSettings, *, volumes: bool = True)
         settings.black_box
         or f"ConfigMap {settings.name}-black-box (900 KiB at most; more by --black-box URL)"
     )
-    if settings.lasting_home and volumes:
-        notes.append(
-            f"the head's home is on the volume {settings.name}-home: it outlives a suspension, and goes with the cluster"
-        )
+    if on_volume:
+        notes.append(home)
     elif settings.lasting_home or settings.workbench:
         notes.append(
             f"no storage class for the head's home: before a suspension it is saved to {place}; "
@@ -230,3 +250,19 @@ def lifetime_notes(api: Api, settings: ClusterSettings, *, volumes: bool = True)
         notes.append("what is written in its pods goes with them: it has no home that is kept (--home-size)")
     notes.append(f"before it is suspended or deleted its logs, Events and jobs are saved to {place}")
     return notes
+
+
+def _unkept(
+    name: str,
+    namespace: str,
+    idle: datetime.timedelta | None,
+    life: datetime.timedelta | None,
+    problem: str,
+) -> str:
+    """The one thing that is true of limits that nobody keeps."""
+    limits = [f"idle for {span(idle)}"] if idle is not None else []
+    limits += [f"{span(life)} old"] if life is not None else []
+    return (
+        f"nobody looks after this cluster, so that it goes on when it is {' or '.join(limits)}: {problem}; "
+        f"end it yourself: sp-ray delete cluster {name} -n {namespace}"
+    )

@@ -218,16 +218,16 @@ class RayCluster:
             nodes=self._nodes() if ask_ray else None,
             ray_version=versions.get("ray"),
             python_version=versions.get("python"),
-            notes=[*lifetime_lines(self._body), *(self._not_looked_after() if ask_ray else ())],
+            notes=lifetime_lines(self._body, problem=problem),
         )
+        problem = self._not_looked_after() if ask_ray else None
 
-    def _not_looked_after(self) -> list[str]:
+    def _not_looked_after(self) -> str | None:
         """Why nobody suspends it or deletes it when its time is over, where that is so."""
         from sp_ray_ml.cluster._agent_manifest import agent_problem
         from sp_ray_ml.cluster._lifetime import has_limits
 
-        problem = agent_problem(self._api, self.namespace) if has_limits(self._body) else None
-        return [f"not looked after: {problem}"] if problem else []
+        return agent_problem(self._api, self.namespace, self.name) if has_limits(self._body) else None
 
     def explain(self) -> Cause | None:
         """Why it is not usable; None where nothing is wrong."""
@@ -611,7 +611,7 @@ def plan_cluster(
 
     api = _api(kubeconfig, context)
     request = _request(api, name, namespace, settings, options)
-    return plan(api, request.cluster, request.companions)
+    return plan(api, request.cluster, request.companions, request.known)
 
 
 def manifests(
@@ -624,8 +624,11 @@ def manifests(
     **options: Unpack[ClusterOptions],
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """The objects that `create_cluster` would make, tokens struck out, and its notes. Nothing is made."""
-    request = _request(_api(kubeconfig, context), name, namespace, settings, options)
-    return request.objects(), request.notes
+    from sp_ray_ml.cluster._create import notes_ahead
+
+    api = _api(kubeconfig, context)
+    request = _request(api, name, namespace, settings, options)
+    return request.objects(), tuple(notes_ahead(api, request))
 
 
 def _request(

@@ -325,13 +325,8 @@ def test_where_a_home_lies():
     assert home_of(cluster({"name": "data", "emptyDir": {}})) == "none"
 
 
-def notes_of(volumes=True, **options):
-    class Nothing:
-        """No question is asked of Kubernetes."""
-
-        namespace = "play"
-
-    return lifetime_notes(Nothing(), ClusterSettings(name="mine", **options), volumes=volumes)
+def notes_of(volumes=True, problem=None, **options):
+    return lifetime_notes(ClusterSettings(name="mine", **options), "play", volumes=volumes, problem=problem)
 
 
 def test_whoever_creates_a_cluster_is_told_when_it_goes_and_what_is_kept():
@@ -352,6 +347,29 @@ def test_without_a_storage_class_it_is_said_where_the_home_goes():
     assert note.startswith(
         "no storage class for the head's home: before a suspension it is saved to gs://boxes;"
     )
+
+
+def test_where_nobody_keeps_the_limits_no_suspension_is_promised():
+    first, home = notes_of(tutorials=True, problem="the agent cannot be installed (not allowed)")
+    assert first == (
+        "nobody looks after this cluster, so that it goes on when it is idle for 2 h or 3 d old: "
+        "the agent cannot be installed (not allowed); end it yourself: sp-ray delete cluster mine -n play"
+    )
+    assert home.startswith("the head's home is on the volume mine-home")
+    said = " ".join(notes_of(tutorials=True, volumes=False, problem="no"))
+    assert "saved" not in said
+    assert "no home that is kept" in said
+    assert notes_of(problem="no") == []
+
+
+def test_describe_promises_nothing_where_nobody_keeps_the_limits():
+    world = World()
+    world.run(IDLE, 100 * MINUTE)
+    lines = lifetime_lines(world.cluster(), START + 100 * MINUTE, problem="no agent is installed")
+    assert lines == [
+        "nobody looks after this cluster, so that it goes on when it is idle for 2 h or 3 d old: "
+        "no agent is installed; end it yourself: sp-ray delete cluster demo -n play"
+    ]
 
 
 def test_without_limits_there_is_nothing_to_say():
