@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sp_ray_ml.cluster._head_http import HeadHttp
+from sp_ray_ml.cluster._head_http import HeadHttp, in_cluster
 from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NODE_TYPE_LABEL, POD, SECRET
 from sp_ray_ml.cluster._lifetime_rules import Activity
 from sp_ray_ml.cluster._snapshot import own_pods
@@ -29,13 +29,13 @@ _KERNEL = "ipykernel"
 
 
 class Head:
-    """The running head of a cluster, to be asked.
+    """The running head of a cluster, to be asked; a context manager.
 
     Args:
         api: The API server.
         cluster: The RayCluster.
         pod: The head's pod.
-        direct: As `HeadHttp` has it.
+        direct: As `HeadHttp` has it; as `in_cluster` without.
     """
 
     def __init__(self, api: Api, cluster: Body, pod: Body, *, direct: bool | None = None) -> None:
@@ -45,18 +45,32 @@ class Head:
         name, namespace = cluster["metadata"]["name"], cluster["metadata"]["namespace"]
         container = pod["spec"]["containers"][0]
         ports = {port.get("containerPort") for port in container.get("ports") or ()}
+        straight = in_cluster() if direct is None else direct
+
+        def server(port: int, headers: Mapping[str, str]) -> HeadHttp:
+            return HeadHttp(api, namespace, name, port, headers=headers, pod=pod, direct=straight)
+
         token = self._read(api, namespace, _token_place(container))
-        self.ray = HeadHttp(
-            api, pod, _DASHBOARD, {"X-Ray-Authorization": f"Bearer {token}"} if token else {}, direct=direct
-        )
+        self.ray = server(_DASHBOARD, {"X-Ray-Authorization": f"Bearer {token}"} if token else {})
         self.notebooks: HeadHttp | None = None
         if _NOTEBOOKS in ports:
             key = self._read(api, namespace, (f"{name}-workbench", "token"))
-            headers = {"Authorization": f"token {key}"} if key else {}
-            self.notebooks = HeadHttp(api, pod, _NOTEBOOKS, headers, direct=direct)
+            self.notebooks = server(_NOTEBOOKS, {"Authorization": f"token {key}"} if key else {})
             # The API server's proxy takes that header away, and the query is the other way that there is.
-            self.notebook_query = f"?token={key}" if key and not self.notebooks.direct else ""
-        self.editor = HeadHttp(api, pod, _EDITOR, {}, direct=direct) if _EDITOR in ports else None
+            self.notebook_query = f"?token={key}" if key and not straight else ""
+        self.editor = server(_EDITOR, {}) if _EDITOR in ports else None
+
+    def close(self) -> None:
+        """End what is kept open to it."""
+        for each in (self.ray, self.notebooks, self.editor):
+            if each:
+                each.close()
+
+    def __enter__(self) -> Head:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _read(self, api: Api, namespace: str, place: tuple[str, str] | None) -> str | None:
         if place is None:
@@ -99,7 +113,7 @@ def ask_activity(api: Api, cluster: Body, *, direct: bool | None = None) -> Acti
     Args:
         api: The API server.
         cluster: The RayCluster.
-        direct: As `HeadHttp` has it.
+        direct: As `Head` has it.
     """
     meta = cluster["metadata"]
     found, _ = api.list(POD, meta["namespace"], labels=f"{CLUSTER_LABEL}={meta['name']}")
@@ -107,8 +121,8 @@ def ask_activity(api: Api, cluster: Body, *, direct: bool | None = None) -> Acti
     if pod is None:
         return Activity("absent", "its pod is not running")
     try:
-        head = Head(api, cluster, pod, direct=direct)
-        return _ask(head)
+        with Head(api, cluster, pod, direct=direct) as head:
+            return _ask(head)
     except SpRayError as error:
         # Unlike a wrong guess, this is shown to people and costs nothing but time.
         return Activity("unknown", str(error.message))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,14 +137,15 @@ class _Collector:
         for pod in pods:
             self.redactor.learn(pod)
         head = self._head(pods)
-        events = self._try("Events", lambda: self._events(namespace, pods)) or []
-        jobs = self._try("jobs", lambda: _jobs(head)) if head else None
-        self._save_home(folder, head)
-        write_json(folder / "raycluster.json", self.redactor.body(self.cluster))
-        write_json(folder / "events.json", self.redactor.body(events))
-        self._save_pods(folder, pods)
-        if head:
-            self._try("Ray's logs", lambda: self._save_ray_logs(folder, head))
+        with head or nullcontext():
+            events = self._try("Events", lambda: self._events(namespace, pods)) or []
+            jobs = self._try("jobs", lambda: _jobs(head)) if head else None
+            self._save_home(folder, head)
+            write_json(folder / "raycluster.json", self.redactor.body(self.cluster))
+            write_json(folder / "events.json", self.redactor.body(events))
+            self._save_pods(folder, pods)
+            if head:
+                self._try("Ray's logs", lambda: self._save_ray_logs(folder, head))
         if jobs is not None:
             write_json(folder / "jobs.json", self.redactor.body(jobs))
         manifest = self._manifest(pods, events, jobs)

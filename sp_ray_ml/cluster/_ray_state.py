@@ -1,6 +1,6 @@
 """What Ray itself says of a cluster: its node table, compared with the pods, and its versions.
 
-Asked from the dashboard by a callable that takes a path and returns what it answers, such as `ClusterDashboard.get`.
+Asked from the dashboard by a callable that takes a path and returns what it answers, such as `HeadHttp.get`.
 """
 
 from __future__ import annotations

@@ -88,15 +88,15 @@ def wait_until(
     options = (api, namespace, name, wanted, timeout_s, uid, on_change, explain or _Explainer())
     if ask_ray is not None or not wanted.asks_ray:
         return _Wait(*options, ask_ray).run()
-    from sp_ray_ml.cluster._dashboard import ClusterDashboard, ray_token
+    from sp_ray_ml.cluster._dashboard import dashboard_of
+    from sp_ray_ml.cluster._head_http import HeadHttp
 
-    dashboard: list[ClusterDashboard] = []
+    dashboard: list[HeadHttp] = []
 
     def get(path: str) -> bytes:
         # Not before the pods are ready: the token's Secret is made by the operator.
         if not dashboard:
-            token = ray_token(api, namespace, api.get(RAY_CLUSTER, namespace, name))
-            dashboard.append(ClusterDashboard(api, namespace, name, token))
+            dashboard.append(dashboard_of(api, api.get(RAY_CLUSTER, namespace, name)))
         return dashboard[0].get(path)
 
     try:

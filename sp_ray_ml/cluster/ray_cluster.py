@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
     from sp_ray_ml.cluster._connect import Connection
     from sp_ray_ml.cluster._create import Request
-    from sp_ray_ml.cluster._dashboard import ClusterDashboard
     from sp_ray_ml.cluster._describe import ClusterDescription
     from sp_ray_ml.cluster._jobs import Job
     from sp_ray_ml.cluster._plan import Plan
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.cluster._snapshot import Cause
     from sp_ray_ml.cluster._versions import Purpose
     from sp_ray_ml.cluster.options import ClusterOptions
+    from sp_ray_ml.cluster._head_http import HeadHttp
     from sp_ray_ml.cluster.settings import ClusterSettings
 
 __all__ = ["RayCluster", "Reporter", "list_clusters", "manifests", "plan_cluster"]
@@ -57,7 +57,7 @@ class RayCluster:
     def __init__(self, api: Api, body: Mapping[str, Any], notes: tuple[str, ...] = ()) -> None:
         self._api = api
         self._body = dict(body)
-        self._dashboard: ClusterDashboard | None = None
+        self._dashboard: HeadHttp | None = None
         self.name = str(body["metadata"]["name"])
         self.namespace = str(body["metadata"]["namespace"])
         self.uid = str(body["metadata"]["uid"])
@@ -372,15 +372,15 @@ class RayCluster:
             self._check_versions("client")
         return Connection(self._api, self.namespace, self.name)
 
-    def dashboard(self) -> ClusterDashboard:
+    def dashboard(self) -> HeadHttp:
         """Sends requests to Ray's dashboard; a context manager."""
-        from sp_ray_ml.cluster._dashboard import ClusterDashboard, ray_token
+        from sp_ray_ml.cluster._dashboard import dashboard_of
+        from sp_ray_ml.cluster._head_http import HeadHttp
 
         try:
-            token = ray_token(self._api, self.namespace, self._body)
-        except ClusterNotFoundError:  # the operator has not made it yet
-            token = None
-        return ClusterDashboard(self._api, self.namespace, self.name, token)
+            return dashboard_of(self._api, self._body)
+        except ClusterNotFoundError:  # the operator has not made the token yet
+            return HeadHttp(self._api, self.namespace, self.name)
 
     def submit(
         self,
@@ -467,7 +467,7 @@ class RayCluster:
 
     def upload_tutorials(self) -> list[str]:
         """Put the tutorials into the head's home, what the user has changed there stays; returns their names."""
-        from sp_ray_ml.cluster._dashboard import head_pod
+        from sp_ray_ml.cluster._head_http import head_pod
         from sp_ray_ml.cluster._workbench import upload_tutorials
 
         return upload_tutorials(
@@ -494,7 +494,7 @@ class RayCluster:
 
     def _finish_workbench(self, told: Reporter, *, tutorials: bool) -> None:
         """Wait for the servers that people work with, and give them something to begin with."""
-        from sp_ray_ml.cluster._dashboard import head_pod
+        from sp_ray_ml.cluster._head_http import head_pod
         from sp_ray_ml.cluster._workbench import await_workbench, workbench_ports
 
         told.step("starting the workbench")
@@ -509,7 +509,24 @@ class RayCluster:
     def _merge(self, patch: Mapping[str, Any]) -> None:
         self._body = self._api.patch(RAY_CLUSTER, self.namespace, self.name, dict(patch))
 
-    def _kept_dashboard(self) -> ClusterDashboard:
+    def _check_not_suspended(self, *, for_logs: bool = False) -> None:
+        """Make sure that it is not suspended, as it has no pod then.
+
+        Raises:
+            ClusterError: It is; the hint has the way back.
+        """
+        if not self.refresh().manifest["spec"].get("suspend"):
+            return
+        place = f"{self.name} -n {self.namespace}"
+        hint = f"Bring it back: sp-ray resume cluster {place}"
+        if for_logs:
+            hint += f"\nWhat was saved of it before: sp-ray describe cluster --post-mortem {place}"
+        raise ClusterError(
+            f"it is suspended{': its pods are gone, and their logs with them' if for_logs else ''}",
+            where=f"{self.namespace}/{self.name}", hint=hint,
+        )  # fmt: skip
+
+    def _kept_dashboard(self) -> HeadHttp:
         if self._dashboard is None:
             self._dashboard = self.dashboard()
         return self._dashboard
@@ -542,7 +559,7 @@ class RayCluster:
 
     def _packages(self) -> dict[str, str]:
         """Versions of the packages whose objects travel, asked from the head's Python; none where that may not be."""
-        from sp_ray_ml.cluster._dashboard import head_pod
+        from sp_ray_ml.cluster._head_http import head_pod
         from sp_ray_ml.cluster._versions import server_packages
 
         pod = head_pod(self._api, self.namespace, self.name)

@@ -209,10 +209,10 @@ def test_ready_means_that_ray_itself_has_every_worker(api, namespace, image):
     )  # fmt: skip
     assert ready_now(api, namespace) == ["head", "worker"]
 
-    from sp_ray_ml.cluster._dashboard import ClusterDashboard, ray_token
+    from sp_ray_ml.cluster._dashboard import dashboard_of
     from sp_ray_ml.cluster._ray_state import joined, nodes, versions
 
-    with ClusterDashboard(api, namespace, "mine", ray_token(api, namespace, snapshot.cluster)) as dashboard:
+    with dashboard_of(api, snapshot.cluster) as dashboard:
         table = nodes(dashboard.get)
         assert sorted((node.is_head, node.cpus) for node in table) == [(False, 3), (True, 1)]
         assert len(joined(snapshot.pods, table)) == 2
@@ -221,5 +221,5 @@ def test_ready_means_that_ray_itself_has_every_worker(api, namespace, image):
     wait_until(api, namespace, "mine", "workers=1", 60, uid=uid)
     scale(api, namespace, 2)
     wait_until(api, namespace, "mine", "ready", 400, uid=uid)
-    with ClusterDashboard(api, namespace, "mine", ray_token(api, namespace, snapshot.cluster)) as dashboard:
+    with dashboard_of(api, snapshot.cluster) as dashboard:
         assert sum(not node.is_head for node in nodes(dashboard.get)) == 2
