@@ -55,6 +55,7 @@ class PodServer:
         app = web.Application()
         app.router.add_get("/api/v1/namespaces/{namespace}/pods/{pod}/portforward", self._forward)
         app.router.add_get("/api/v1/namespaces/{namespace}/pods/{pod}/exec", self._exec)
+        app.router.add_route("*", "/api/v1/namespaces/{namespace}/pods/{pod}/proxy{rest:.*}", self._proxy)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
@@ -76,6 +77,11 @@ class PodServer:
             }
             return web.json_response(body, status=404)
         return None
+
+    async def _proxy(self, request: web.Request) -> web.Response:
+        """Nobody may use the proxy here."""
+        self.asked.append(f"{request.method} proxy")
+        return web.json_response({"kind": "Status", "reason": "Forbidden", "code": 403}, status=403)
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         if refusal := self._refusal(request):
