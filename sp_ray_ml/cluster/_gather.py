@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -35,6 +36,11 @@ _WORKLOADS = tuple(
     Kind("Workload", f"/apis/kueue.x-k8s.io/{version}", "workloads") for version in ("v1beta1", "v1beta2")
 )
 _LINES = 20
+_LINES_READ = 1_000
+"""More than are shown: a head that dies dumps its state, some hundred lines that tell nothing, after the reason."""
+_DUMP = "[state-dump]"
+_CONTROLS = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+"""Colours and other control sequences of terminals."""
 _MOST_LOGS = 4
 _USUAL = ("Scheduled", "Created", "Started", "Pulled", "SuccessfulCreate")
 """Reasons of Events that tell nothing of what went wrong, most of all that there are."""
@@ -150,10 +156,14 @@ def _log(api: Api, namespace: str, pod: Body, container: Container) -> Sequence[
     ended_before = bool((container.status.get("lastState") or {}).get("terminated"))
     now_ended = bool((container.status.get("state") or {}).get("terminated"))
     try:
-        text = api.logs(namespace, name, container.name, previous=ended_before and not now_ended, tail=_LINES)
+        text = api.logs(
+            namespace, name, container.name, previous=ended_before and not now_ended, tail=_LINES_READ
+        )
     except (KubernetesError, ClusterNotFoundError):
         # The pod has gone, or its logs may not be read: the cause is known without them.
         return ()
     redactor = Redactor()
     redactor.learn(pod["spec"])
-    return redactor.text(text).splitlines()
+    lines = (line.rstrip() for line in _CONTROLS.sub("", text).splitlines())
+    told = [line for line in lines if line and _DUMP not in line]
+    return redactor.text("\n".join(told[-_LINES:])).splitlines()

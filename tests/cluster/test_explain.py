@@ -874,6 +874,21 @@ def test_what_may_not_be_read_is_left_out_and_the_cause_is_found_without_it() ->
         assert "1 CPU short (limits.cpu)" in cause.message
 
 
+def test_the_log_of_a_crash_is_shown_without_rays_dumps_and_colours() -> None:
+    pod = "demo-head-jf9lv"
+    dump = "\x1b[36m(gcs_server)\x1b[0m [2026-11-24 12:00:00,1 I 7 7] [state-dump] \tGetInternalConfig - 0 total\n"
+    reason = "\x1b[1;31mValueError\x1b[0m: \x1b]8;;https://docs.ray.io\x07the port is taken\x1b]8;;\x07\n"
+    log = "".join(f"line {number}\n" for number in range(30)) + reason + dump * 300 + "\n \t\n"
+    with RecordedServer("08c-head-oom-crashloop", logs={(pod, "ray-head"): log}) as server:
+        server.step_to(9)
+        with server.api() as api:
+            found = gather(api, server.namespace, server.cluster)
+    lines = found.logs[pod, "ray-head"]
+    assert lines == [*(f"line {number}" for number in range(11, 30)), "ValueError: the port is taken"]
+    asked = next(each for each in server.asked if each.path.endswith("/log"))
+    assert int(asked.query["tailLines"]) > 300  # as many as a dump has, and more
+
+
 def test_a_cluster_that_is_not_there_is_none() -> None:
     with RecordedServer("01-ready") as server, server.api() as api:
         server.step_to(5)
