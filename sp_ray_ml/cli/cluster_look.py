@@ -166,7 +166,10 @@ def logs(
         str | None, typer.Option(metavar="ID", help="Of this job, until it ends.", show_default=False)
     ] = None,
     tail: Annotated[
-        int | None, typer.Option(metavar="N", help="Only so many lines.", show_default=False, min=1)
+        int | None,
+        typer.Option(
+            metavar="N", help="Only so many lines of what there is already.", show_default=False, min=1
+        ),
     ] = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
@@ -178,7 +181,7 @@ def logs(
     if job:
         from sp_ray_ml.cluster._jobs import follow
 
-        for text in follow(cluster.job(job)):
+        for text in follow(cluster.job(job), tail=tail):
             sys.stdout.write(text)
             sys.stdout.flush()
         return

@@ -89,8 +89,10 @@ def submit(
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Run a command on a cluster as a Ray job. [dim]Exit code 1 if the job fails.[/]"""
+    """Run a command on a cluster as a Ray job. [dim]Exit code 1 if the job fails or is stopped.[/]"""
     import shlex
+
+    from sp_ray_ml.errors import ClusterError
 
     cluster = find(name, namespace, kubeconfig, context)
     job = cluster.submit(shlex.join(command), working_dir=working_dir, env=pairs(env, "--env"))
@@ -99,7 +101,9 @@ def submit(
         print_data(job.id)
         return
     try:
-        job.wait(lambda text: print_data(text.rstrip("\n")))
+        status = job.wait(lambda text: print_data(text.rstrip("\n")))
     except KeyboardInterrupt:
         say(f"Interrupted. The job goes on: sp-ray logs cluster {name} -n {cluster.namespace} --job {job.id}")
         raise typer.Exit(130) from None
+    if status == "STOPPED":
+        raise ClusterError("the job was stopped before its end", where=job.id)

@@ -10,19 +10,33 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
-from sp_ray_ml.errors import ClusterError, ConfigError
+from sp_ray_ml._names import near_match
+from sp_ray_ml.errors import ClusterError, ClusterNotFoundError, ConfigError
 from sp_ray_ml.storage import storage_errors
 
 __all__ = ["Dashboard", "Job", "follow", "list_jobs", "submit"]
 
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+_LOG_FOLLOWS = ", last available logs"
+"""What follows in Ray's message on a job that failed is up to 20,000 characters of its log."""
+_LINES_TOLD = 20
+_JOBS_TOLD = 5
 _LARGEST_PACKAGE = 512 * 2**20
 _LEFT_OUT = {".git", ".venv", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 
 
 class Dashboard(Protocol):
-    """Sends requests to a cluster's dashboard, however it is reached."""
+    """Sends requests to a cluster's dashboard, however it is reached.
+
+    Attributes:
+        namespace: The cluster's namespace.
+        name: The cluster's name.
+    """
+
+    namespace: str
+    name: str
 
     def request(self, method: str, path: str, body: bytes | None = None, *, content_type: str = ...) -> bytes:
         """Send one and return what it answers; an error where that is none of success."""
@@ -42,7 +56,7 @@ class Job:
 
     def info(self) -> dict[str, Any]:
         """What Ray says of it: `status`, `entrypoint`, `message`, times in milliseconds."""
-        found: dict[str, Any] = json.loads(self._dashboard.request("GET", f"/api/jobs/{self.id}"))
+        found: dict[str, Any] = self._ask("")
         return found
 
     @property
@@ -52,11 +66,18 @@ class Job:
 
     def logs(self) -> str:
         """What it has printed so far."""
-        return str(json.loads(self._dashboard.request("GET", f"/api/jobs/{self.id}/logs")).get("logs") or "")
+        return str(self._ask("/logs").get("logs") or "")
 
     def stop(self) -> None:
         """Ask it to stop."""
-        self._dashboard.request("POST", f"/api/jobs/{self.id}/stop", b"{}")
+        self._ask("/stop", "POST")
+
+    def _ask(self, what: str, method: str = "GET") -> Any:
+        path = f"/api/jobs/{quote(self.id, safe='')}{what}"
+        try:
+            return json.loads(self._dashboard.request(method, path, b"{}" if method == "POST" else None))
+        except ClusterNotFoundError:
+            raise _no_such_job(self._dashboard, self.id) from None
 
     def wait(self, on_output: Callable[[str], None] | None = None) -> str:
         """Wait for its end and return its status.
@@ -64,29 +85,52 @@ class Job:
         Args:
             on_output: Gets what it prints, as it comes.
 
+        Returns:
+            `SUCCEEDED`, or `STOPPED` where somebody has stopped it.
+
         Raises:
-            ClusterError: It failed; the message is Ray's.
+            ClusterError: It failed; the message is Ray's, with the end of its log unless `on_output` has got that.
         """
         for text in follow(self):
             if on_output:
                 on_output(text)
         info = self.info()
         if info["status"] == "FAILED":
-            raise ClusterError(f"the job failed: {str(info.get('message') or '').strip()}", where=self.id)
+            said, _, log = str(info.get("message") or "it does not say why").partition(_LOG_FOLLOWS)
+            lines = [] if on_output else log.partition("\n")[2].splitlines()[-_LINES_TOLD:]
+            raise ClusterError("\n".join([f"the job failed: {said.strip()}", *lines]), where=self.id)
         return str(info["status"])
 
     def __repr__(self) -> str:
         return f"Job({self.id!r})"
 
 
-def follow(job: Job, every_s: float = 1.0) -> Iterator[str]:
-    """What a job prints, as it comes, until its end. Ray's dashboard has nothing to watch here: it is asked again."""
+def _no_such_job(dashboard: Dashboard, id: str) -> ClusterNotFoundError:
+    jobs = sorted(list_jobs(dashboard), key=lambda job: job.get("start_time") or 0, reverse=True)
+    known = [str(job.get("submission_id") or job.get("job_id")) for job in jobs]
+    command = f"sp-ray logs cluster {dashboard.name} -n {dashboard.namespace} --job"
+    told = f"{', '.join(known[:_JOBS_TOLD])}{', …' if len(known) > _JOBS_TOLD else ''}"
+    return ClusterNotFoundError(
+        f"there is no job {id}{near_match(id, known)}", where=f"{dashboard.namespace}/{dashboard.name}",
+        hint=f"There are, the latest first: {told}. Run: {command} {known[0]}" if known
+        else f"It has had no job yet: sp-ray submit cluster {dashboard.name} -n {dashboard.namespace} -- CMD",
+    )  # fmt: skip
+
+
+def follow(job: Job, every_s: float = 1.0, *, tail: int | None = None) -> Iterator[str]:
+    """What a job prints, as it comes, until its end. Ray's dashboard has nothing to watch here: it is asked again.
+
+    Args:
+        job: The job.
+        every_s: How often to ask.
+        tail: Of what it has printed before, only so many lines.
+    """
     seen = 0
     while True:
         ended = job.status in _ENDED  # asked before the log, so that the last lines are not missed
         text = job.logs()
         if len(text) > seen:
-            yield text[seen:]
+            yield "".join(text.splitlines(keepends=True)[-tail:]) if tail and not seen else text[seen:]
             seen = len(text)
         if ended:
             return

@@ -447,6 +447,7 @@ class RayCluster:
             for pod in state.pods
         ]
         return ((pod["metadata"]["name"], self._log_of(pod, tail)) for pod in found)
+        self._check_not_suspended()
 
     def _log_of(self, pod: Mapping[str, Any], tail: int | None) -> str:
         container = pod["spec"]["containers"][0]["name"]
@@ -456,12 +457,14 @@ class RayCluster:
         """Open a shell on its head in this terminal, or run a command there; returns the exit code.
 
         Args:
+        self._check_not_suspended()
             command: The command and its arguments, no shell in between; a login shell without.
 
         Raises:
             ClusterError: Its head does not run.
         """
         from sp_ray_ml.cluster._ssh import run_shell
+        self._check_not_suspended()
 
         return run_shell(self._api, self.namespace, self.name, command)
 
@@ -473,6 +476,7 @@ class RayCluster:
         return upload_tutorials(
             self._api, self.namespace, head_pod(self._api, self.namespace, self.name)["metadata"]["name"]
         )
+            ClusterError: It is suspended: its pods are gone, and their logs with them.
 
     def close(self) -> None:
         """End what this object keeps open; the cluster stays."""
@@ -487,6 +491,8 @@ class RayCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if not found:
+            self._check_not_suspended(for_logs=True)
         self.delete(missing_ok=True, await_gone=False)
 
     def __repr__(self) -> str:
@@ -504,6 +510,7 @@ class RayCluster:
             self.upload_tutorials()
             told.note("Uploaded tutorial notebooks")
 
+        self._check_not_suspended()
     # --- within -------------------------------------------------------------------------------------------------------
 
     def _merge(self, patch: Mapping[str, Any]) -> None:
