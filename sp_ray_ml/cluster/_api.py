@@ -201,6 +201,7 @@ class Api:
         *,
         uid: str | None = None,
         version: str | None = None,
+        dry_run: bool = False,
     ) -> bool:
         """Delete an object, what it owns after it. False where there was none.
 
@@ -210,8 +211,11 @@ class Api:
             name: Its name.
             uid: Delete only this one, not another of the same name.
             version: Delete it only at this resourceVersion; False where it has changed.
+            dry_run: Have the server check it, with all admission, and delete nothing.
         """
         body: Body = {"propagationPolicy": "Background"}
+        if dry_run:  # in the body: where there is one, the server does not read the query
+            body["dryRun"] = ["All"]
         if uid or version:
             wanted = {"uid": uid, "resourceVersion": version}
             body["preconditions"] = {key: value for key, value in wanted.items() if value}

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NODE, POD, RAY_CLUSTER
-from sp_ray_ml.errors import ClusterError, ClusterNotFoundError, ConfigError, KubernetesAccessError
+from sp_ray_ml.errors import (
+    ClusterError,
+    ClusterNotFoundError,
+    ConfigError,
+    KubernetesAccessError,
+    KubernetesError,
+)
 from sp_ray_ml.logger import LOGGER
 
 if TYPE_CHECKING:
@@ -360,6 +366,7 @@ class RayCluster:
     def connect(self, *, check_versions: bool = True) -> Connection:
         """Forward its ports to this machine and let `ray.init()` find it; a context manager.
 
+            KubernetesError: It may not be deleted; no black box was saved.
         Args:
             check_versions: Make sure first that Ray and Python here fit those there.
 
@@ -373,12 +380,22 @@ class RayCluster:
         return Connection(self._api, self.namespace, self.name)
 
     def dashboard(self) -> HeadHttp:
+            self._check_deletion()
         """Sends requests to Ray's dashboard; a context manager."""
         from sp_ray_ml.cluster._dashboard import dashboard_of
         from sp_ray_ml.cluster._head_http import HeadHttp
 
         try:
             return dashboard_of(self._api, self._body)
+    def _check_deletion(self) -> None:
+        """Have the API server say whether it will let it be deleted, before a black box says that it is."""
+        try:
+            self._api.delete(RAY_CLUSTER, self.namespace, self.name, uid=self.uid, dry_run=True)
+        except KubernetesError as error:
+            # Some webhooks do not take dry runs; they are asked when it comes to it.
+            if "does not support dry run" not in error.message:
+                raise
+
         except ClusterNotFoundError:  # the operator has not made the token yet
             return HeadHttp(self._api, self.namespace, self.name)
 
