@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sp_ray_ml.errors import CheckpointError, ResourceError, SpRayError, TrainingError
 from sp_ray_ml.storage import new_folder, read_json, remove, storage_errors, write_json
+from sp_ray_ml.train._resources import check_resources
 
 if TYPE_CHECKING:
     import torch
@@ -262,50 +263,6 @@ class _RayContext(TrainContext):
         )
 
 
-def check_resources(scaling: Scaling) -> None:
-    """Refuse what this machine or the cluster at `RAY_ADDRESS` cannot give, before anything starts.
-
-    Ray Train would wait for ever for a worker that has no CPU.
-
-    Raises:
-        ResourceError: With the arithmetic.
-    """
-    if scaling.workers == 0:
-        if scaling.gpus_per_worker:
-            raise ResourceError(
-                "gpus_per_worker needs workers; in this process a GPU is used when there is one",
-                where="train.scaling",
-                hint="Set workers: 1",
-            )
-        return
-    import ray
-
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
-        if not ray.is_initialized():
-            _start_ray()
-        have = ray.cluster_resources()
-        place = "the Ray cluster"
-    else:
-        have = {"CPU": len(os.sched_getaffinity(0)), "GPU": _visible_gpus(scaling)}
-        place = "this machine"
-    for resource, each in (("CPU", scaling.cpus_per_worker), ("GPU", scaling.gpus_per_worker)):
-        wanted, there = scaling.workers * each, have.get(resource, 0)
-        if wanted > there:
-            raise ResourceError(
-                f"{scaling.workers} workers × {each:g} {resource} = {wanted:g}, but {place} has {there:g}",
-                where="train.scaling",
-                hint="Lower workers, or workers: 0 to train in this process",
-            )
-
-
-def _visible_gpus(scaling: Scaling) -> int:
-    if not scaling.gpus_per_worker:
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def run_loop(
     loop: TrainLoop,
     job: Any,
@@ -427,10 +384,12 @@ def _run_on_ray(
             "sys_path": [*sys.path, str(Path.cwd())],
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.workers,
+            num_workers=scaling.elastic or scaling.workers,
             use_gpu=scaling.gpus_per_worker > 0,
+            accelerator_type=scaling.gpu_type,
             resources_per_worker={"CPU": scaling.cpus_per_worker}
-            | ({"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {}),
+            | ({"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {})
+            | ({"memory": scaling.memory_per_worker} if scaling.memory_per_worker else {}),
         ),
         run_config=ray.train.RunConfig(
             # The same name in the same place goes on by itself.

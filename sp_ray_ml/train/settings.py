@@ -20,8 +20,27 @@ class Scaling(Settings):
     """CPUs of each worker."""
     gpus_per_worker: float = pydantic.Field(default=0, ge=0)
     """GPUs of each worker. In this process (`workers: 0`) a GPU is used when there is one."""
+    memory_per_worker: int | None = pydantic.Field(default=None, ge=1)
+    """Bytes of memory that each worker gets to itself; without, it is not counted."""
+    gpu_type: str | None = pydantic.Field(default=None, min_length=1)
+    """Only GPUs of this type, by Ray's name for it: `H100`, `A100`, `T4`."""
+    elastic: tuple[int, int] | None = None
+    """The fewest and the most workers, around `workers`, where machines come and go: training takes as many as there is
+    room for, and goes on from the last checkpoint when that changes."""
     max_failures: int = pydantic.Field(default=0, ge=0)
     """How often the workers are started again from the last checkpoint after one has died."""
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> Scaling:
+        if self.gpu_type is not None and not self.gpus_per_worker:
+            raise ValueError("gpu_type needs gpus_per_worker")
+        if self.elastic is not None:
+            low, high = self.elastic
+            if not 1 <= low <= self.workers <= high:
+                raise ValueError(
+                    f"elastic: [{low}, {high}] must have 1 <= {low} <= workers ({self.workers}) <= {high}"
+                )
+        return self
 
 
 class EarlyStopping(Settings):
