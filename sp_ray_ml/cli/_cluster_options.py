@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +14,7 @@ import typer
 
 from sp_ray_ml.cli._options import help_without_command
 from sp_ray_ml.cli._output import print_data, print_json, say
+from sp_ray_ml.errors import ConfigError
 
 if TYPE_CHECKING:
     from sp_ray_ml.cluster import RayCluster
@@ -70,8 +73,51 @@ def group(help: str, command: Callable[..., Any]) -> typer.Typer:
     """A verb, whose one noun is `cluster`."""
     app = typer.Typer(help=help)
     app.callback(invoke_without_command=True)(help_without_command)
-    app.command("cluster")(command)
+    app.command("cluster")(_naming_options(command))
     return app
+
+
+def _naming_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose mistakes bear the names that its options have on the command line: `--by` for `by`."""
+
+    @functools.wraps(command)
+    def run(*given: Any, **options: Any) -> Any:
+        try:
+            return command(*given, **options)
+        except ConfigError as error:
+            raise _in_options(error, _option_names(command)) from None
+
+    return run
+
+
+def _option_names(command: Callable[..., Any]) -> dict[str, str]:
+    """The long name of each of a command's options, by that of its parameter."""
+    found = {}
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        for info in getattr(parameter.annotation, "__metadata__", ()):
+            if isinstance(info, typer.models.OptionInfo):
+                # In an annotation, Typer keeps the first of the given names as the default.
+                given = [str(each) for each in (info.default, *(info.param_decls or ()))]
+                long = (each.partition("/")[0] for each in given if each.startswith("--"))
+                found[name] = next(long, f"--{name.replace('_', '-')}")
+    return found
+
+
+def _in_options(error: ConfigError, names: Mapping[str, str]) -> ConfigError:
+    from dataclasses import replace
+
+    def words(text: str) -> str:
+        return re.sub(r"[a-z]+(?:_[a-z]+)+", lambda word: names.get(word[0], word[0]), text)
+
+    problems = tuple(
+        # What stands in a file has the names of the file.
+        problem
+        if problem.file
+        else replace(problem, path=names.get(problem.path, problem.path), message=words(problem.message))
+        for problem in error.problems
+    )
+    where = names.get(error.where or "", error.where or "") or None
+    return ConfigError(words(error.message), where=where, hint=error.hint, problems=problems)
 
 
 def find(name: str, namespace: str | None, kubeconfig: Path | None, context: str | None) -> RayCluster:
@@ -87,8 +133,6 @@ def seconds_of(text: str, option: str = "--timeout") -> float:
     Raises:
         ConfigError: It is none.
     """
-    from sp_ray_ml.errors import ConfigError
-
     units = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "": 1}
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip()):
         return float(match.group(1)) * units[match.group(2)]
@@ -101,8 +145,6 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str] | None:
     Raises:
         ConfigError: One is not of this form.
     """
-    from sp_ray_ml.errors import ConfigError
-
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sp_ray_ml.cli._cluster_described import options_of, with_cluster_options
 from sp_ray_ml.cli._cluster_options import (
     Context,
     Form,
@@ -18,7 +19,6 @@ from sp_ray_ml.cli._cluster_options import (
     as_yaml,
     find,
     group,
-    pairs,
     print_object,
     seconds_of,
     tell_notes,
@@ -47,7 +47,6 @@ def build(verb: str) -> typer.Typer:
 
 
 _Opt = typer.Option
-_HEAD, _WORKERS, _LIFE, _WORK = "Head", "Workers", "Life time", "Workbench"
 
 File = Annotated[
     Path | None,
@@ -55,69 +54,14 @@ File = Annotated[
         "--file", "-f", metavar="FILE", help="YAML: our short form, or a full RayCluster.", show_default=False
     ),
 ]
-CpusInHead = Annotated[str | None, _Opt(metavar="CPUS", help="CPUs of the head. [dim]default: 15[/]", show_default=False, rich_help_panel=_HEAD)]  # fmt: skip
-MemoryInHead = Annotated[str | None, _Opt(metavar="SIZE", help="Memory of the head. [dim]default: 48Gi[/]", show_default=False, rich_help_panel=_HEAD)]  # fmt: skip
-WorkerReplicas = Annotated[int | None, _Opt(metavar="N", help="How many workers. [dim]default: 1[/]", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
-CpusPerWorker = Annotated[str | None, _Opt(metavar="CPUS", help="CPUs of each worker. [dim]default: 15[/]", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
-MemoryPerWorker = Annotated[str | None, _Opt(metavar="SIZE", help="Memory of each worker. [dim]default: 48Gi[/]", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
-GpusPerWorker = Annotated[int | None, _Opt(metavar="N", help="GPUs of each worker. [dim]default: 0[/]", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
-GpuType = Annotated[str | None, _Opt("--worker-gpu-type", metavar="TYPE", help="Their type: t4, a100, l4, h100, … [dim]default: any[/]", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
-MinWorkers = Annotated[int | None, _Opt(metavar="N", help="Autoscaling: the least workers.", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
-MaxWorkers = Annotated[int | None, _Opt(metavar="N", help="Autoscaling: the most workers.", show_default=False, rich_help_panel=_WORKERS)]  # fmt: skip
-Spot = Annotated[bool, _Opt("--spot-workers", help="Workers on cheap nodes that may be taken away.", rich_help_panel=_WORKERS)]  # fmt: skip
-CpuRequest = Annotated[str | None, _Opt(metavar="CPUS", help="CPUs that must be free on a node for each pod, if less than it may use.", show_default=False)]  # fmt: skip
-MemoryRequest = Annotated[str | None, _Opt(metavar="SIZE", help="Likewise of memory.", show_default=False)]
-Image = Annotated[str | None, _Opt(metavar="IMAGE", help="Image of all pods. [dim]default: Ray's own for this Ray and Python[/]", show_default=False)]  # fmt: skip
-Account = Annotated[str | None, _Opt("--service-account", metavar="NAME", help="Service account of the pods.", show_default=False)]  # fmt: skip
-Env = Annotated[list[str], _Opt("--env", metavar="KEY=VALUE", help="Environment variable. May be given several times.", show_default=False)]  # fmt: skip
-Label = Annotated[list[str], _Opt("--label", metavar="KEY=VALUE", help="Label of the cluster and its pods. Likewise.", show_default=False)]  # fmt: skip
-Selector = Annotated[list[str], _Opt("--node-selector", metavar="KEY=VALUE", help="Label that nodes must have. Likewise.", show_default=False)]  # fmt: skip
-Egress = Annotated[list[str], _Opt("--egress", metavar="HOST:PORT", help="What pods may reach beside DNS, the API server and each other. Likewise.", show_default=False)]  # fmt: skip
-VsCode = Annotated[bool, _Opt("--vscode-server", help="Run a VS Code server on the head.", rich_help_panel=_WORK)]  # fmt: skip
-Tutorials = Annotated[bool, _Opt("--with-tutorials", help="Run JupyterLab on the head, with tutorials.", rich_help_panel=_WORK)]  # fmt: skip
-HomeSize = Annotated[str | None, _Opt(metavar="SIZE", help="Volume of the head's home. [dim]default: 10Gi for a workbench[/]", show_default=False, rich_help_panel=_WORK)]  # fmt: skip
-StorageClass = Annotated[str | None, _Opt(metavar="NAME", help="Its storage class.", show_default=False, rich_help_panel=_WORK)]  # fmt: skip
-IdleTimeout = Annotated[str | None, _Opt(metavar="TIME", help="Suspend it when idle for so long, or never. [dim]default: 2h for a workbench[/]", show_default=False, rich_help_panel=_LIFE)]  # fmt: skip
-Ttl = Annotated[str | None, _Opt(metavar="TIME", help="Delete it after so long, or never. [dim]default: 3d for a workbench[/]", show_default=False, rich_help_panel=_LIFE)]  # fmt: skip
-BlackBox = Annotated[str | None, _Opt(metavar="URL", help="Where logs and Events are kept when it is deleted.", show_default=False, rich_help_panel=_LIFE)]  # fmt: skip
-Insecure = Annotated[bool, _Opt("--insecure", help="No token, no NetworkPolicy, no restriction of the containers: whoever reaches the pods can run code in them.")]  # fmt: skip
 
 
-def _options(**given: Any) -> dict[str, Any]:
-    """What was given, in the words of `ClusterOptions`; an option that was left out says nothing."""
-    return {key: value for key, value in given.items() if value not in (None, False, [], {})}
-
-
+@with_cluster_options
 def create(
     name: Name,
     namespace: Namespace = None,
     file: File = None,
-    cpus_in_head: CpusInHead = None,
-    memory_in_head: MemoryInHead = None,
-    worker_replicas: WorkerReplicas = None,
-    cpus_per_worker: CpusPerWorker = None,
-    memory_per_worker: MemoryPerWorker = None,
-    gpus_per_worker: GpusPerWorker = None,
-    worker_gpu_type: GpuType = None,
-    min_workers: MinWorkers = None,
-    max_workers: MaxWorkers = None,
-    spot_workers: Spot = False,
-    cpu_request: CpuRequest = None,
-    memory_request: MemoryRequest = None,
-    image: Image = None,
-    service_account: Account = None,
-    env: Env = [],  # noqa: B006 - Typer copies it
-    label: Label = [],  # noqa: B006
-    node_selector: Selector = [],  # noqa: B006
-    egress: Egress = [],  # noqa: B006
-    vscode_server: VsCode = False,
-    with_tutorials: Tutorials = False,
-    home_size: HomeSize = None,
-    storage_class: StorageClass = None,
-    idle_timeout: IdleTimeout = None,
-    ttl: Ttl = None,
-    black_box: BlackBox = None,
-    insecure: Insecure = False,
+    *,
     wait_for: Annotated[
         str, _Opt(metavar="WHAT", help="Wait for [cyan]ready[/], [cyan]pods[/] or [cyan]workers=N[/].")
     ] = "ready",
@@ -132,23 +76,13 @@ def create(
     output: Annotated[Form, _Opt("-o", "--output", help="Form of what is printed.")] = Form.text,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
+    **described: Any,
 ) -> None:
     """Create a Ray cluster and wait until it can be used.
 
     The same command again finds the same cluster. [dim]Exit codes: 0 usable, 1 it cannot come up or did not in time, 2 a mistake, 130 interrupted.[/]
     """
-    options = _options(
-        cpus_in_head=cpus_in_head, memory_in_head=memory_in_head, worker_replicas=worker_replicas,
-        cpus_per_worker=cpus_per_worker, memory_per_worker=memory_per_worker, gpus_per_worker=gpus_per_worker,
-        worker_gpu_type=worker_gpu_type, min_workers=min_workers, max_workers=max_workers,
-        spot_workers=spot_workers, cpu_request=cpu_request, memory_request=memory_request, image=image,
-        service_account=service_account, env=pairs(env, "--env"), labels=pairs(label, "--label"),
-        node_selector=pairs(node_selector, "--node-selector"), egress=egress, vscode_server=vscode_server,
-        with_tutorials=with_tutorials, home_size=home_size, storage_class=storage_class, idle_timeout=idle_timeout,
-        ttl=ttl, black_box=black_box, insecure=insecure,
-    )  # fmt: skip
-    if worker_replicas == 0:
-        options["worker_replicas"] = 0
+    options = options_of(described)
     if dry_run:
         _print_manifests(name, namespace, file, options, kubeconfig, context, output)
         return
@@ -217,35 +151,18 @@ def _print_manifests(
     tell_notes(notes)
 
 
+@with_cluster_options
 def plan(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="The cluster's name.", show_default=False)
     ] = None,
     namespace: Namespace = None,
     file: File = None,
-    cpus_in_head: CpusInHead = None,
-    memory_in_head: MemoryInHead = None,
-    worker_replicas: WorkerReplicas = None,
-    cpus_per_worker: CpusPerWorker = None,
-    memory_per_worker: MemoryPerWorker = None,
-    gpus_per_worker: GpusPerWorker = None,
-    worker_gpu_type: GpuType = None,
-    min_workers: MinWorkers = None,
-    max_workers: MaxWorkers = None,
-    spot_workers: Spot = False,
-    cpu_request: CpuRequest = None,
-    memory_request: MemoryRequest = None,
-    image: Image = None,
-    service_account: Account = None,
-    label: Label = [],  # noqa: B006
-    node_selector: Selector = [],  # noqa: B006
-    vscode_server: VsCode = False,
-    with_tutorials: Tutorials = False,
-    home_size: HomeSize = None,
-    storage_class: StorageClass = None,
+    *,
     output: Annotated[Form, _Opt("-o", "--output", help="Form of what is printed.")] = Form.text,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
+    **described: Any,
 ) -> None:
     """Say whether a cluster fits now, after scaling up, or never, and why. Nothing is made.
 
@@ -253,17 +170,9 @@ def plan(
     """
     from sp_ray_ml.cluster import plan_cluster
 
-    options = _options(
-        cpus_in_head=cpus_in_head, memory_in_head=memory_in_head, cpus_per_worker=cpus_per_worker,
-        memory_per_worker=memory_per_worker, gpus_per_worker=gpus_per_worker, worker_gpu_type=worker_gpu_type,
-        min_workers=min_workers, max_workers=max_workers, spot_workers=spot_workers, cpu_request=cpu_request,
-        memory_request=memory_request, image=image, service_account=service_account,
-        labels=pairs(label, "--label"), node_selector=pairs(node_selector, "--node-selector"),
-        vscode_server=vscode_server, with_tutorials=with_tutorials, home_size=home_size, storage_class=storage_class,
-    )  # fmt: skip
-    if worker_replicas is not None:
-        options["worker_replicas"] = worker_replicas
-    found = plan_cluster(name, namespace, settings=file, kubeconfig=kubeconfig, context=context, **options)
+    found = plan_cluster(
+        name, namespace, settings=file, kubeconfig=kubeconfig, context=context, **options_of(described)
+    )
     if output in (Form.json, Form.yaml):
         print_object(found.as_dict(), output)
     else:
@@ -326,8 +235,11 @@ def suspend(
     context: Context = None,
 ) -> None:
     """Delete a cluster's pods and keep the rest, its home's volume too."""
+    from sp_ray_ml.cli._cluster_console import ClusterConsole
+
     cluster = find(name, namespace, kubeconfig, context)
-    cluster.suspend(await_done=wait, timeout_s=seconds_of(timeout))
+    with ClusterConsole() as console:
+        cluster.suspend(await_done=wait, timeout_s=seconds_of(timeout), reporter=console)
     print_data(f"Suspended cluster {name}")
     say(f"Bring it back: sp-ray resume cluster {name} -n {cluster.namespace}")
 

@@ -126,10 +126,22 @@ def settings_of(
 
 def _in_flat_words(problem: Any, given: Mapping[str, Any]) -> Any:
     """A problem under the name that the user has given the setting."""
+    import re
     from dataclasses import replace
 
     names = {f"head.{inner}": key for key, inner in _IN_HEAD.items()}
     names |= {f"workers.0.{inner}": key for key, inner in _IN_WORKER.items()}
     names |= {f"{place}.{key}": key for key in _IN_BOTH for place in ("head", "workers.0")}
     name = names.get(problem.path)
-    return replace(problem, path=name) if name in given else problem
+    if name in given:
+        return replace(problem, path=name)
+    # Of settings that do not go together: the path is that of the group, and the message has their names.
+    inner = {"head": _IN_HEAD, "workers.0": _IN_WORKER}.get(problem.path)
+    if inner and any(key in given for key in (*inner, *_IN_BOTH)):
+        flat = {setting: key for key, setting in inner.items()}
+        return replace(
+            problem,
+            path="",
+            message=re.sub(r"[a-z_]+", lambda word: flat.get(word[0], word[0]), problem.message),
+        )
+    return problem

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from sp_ray_ml.cluster._connect import Connection
     from sp_ray_ml.cluster._create import Request
     from sp_ray_ml.cluster._describe import ClusterDescription
+    from sp_ray_ml.cluster._head_http import HeadHttp
     from sp_ray_ml.cluster._jobs import Job
     from sp_ray_ml.cluster._plan import Plan
     from sp_ray_ml.cluster._post_mortem import PostMortem
     from sp_ray_ml.cluster._snapshot import Cause
     from sp_ray_ml.cluster._versions import Purpose
     from sp_ray_ml.cluster.options import ClusterOptions
-    from sp_ray_ml.cluster._head_http import HeadHttp
     from sp_ray_ml.cluster.settings import ClusterSettings
 
 __all__ = ["RayCluster", "Reporter", "list_clusters", "manifests", "plan_cluster"]
@@ -114,7 +114,9 @@ class RayCluster:
             KubernetesError: The API server refused.
         """
         from sp_ray_ml.cluster._create import create
+        from sp_ray_ml.cluster._ready import parse_target
 
+        parse_target(wait_for)  # what is misspelt is told before anything is made
         api = _api(kubeconfig, context)
         request = _request(api, name, namespace, settings, options)
         told = reporter or Reporter()
@@ -218,6 +220,7 @@ class RayCluster:
         self.refresh()
         pods, _ = self._api.list(POD, self.namespace, labels=f"{CLUSTER_LABEL}={self.name}")
         versions = self._versions() if ask_ray else {}
+        problem = self._not_looked_after() if ask_ray else None
         return describe(
             self._body,
             pods,
@@ -226,7 +229,6 @@ class RayCluster:
             python_version=versions.get("python"),
             notes=lifetime_lines(self._body, problem=problem),
         )
-        problem = self._not_looked_after() if ask_ray else None
 
     def _not_looked_after(self) -> str | None:
         """Why nobody suspends it or deletes it when its time is over, where that is so."""
@@ -302,8 +304,30 @@ class RayCluster:
             self.wait(timeout_s=timeout_s, reporter=reporter)
         return self
 
-    def suspend(self, *, await_done: bool = True, timeout_s: float = _TIMEOUT_S) -> Self:
-        """Delete its pods and keep the rest, its home's volume too, until `resume`."""
+    def suspend(
+        self, *, await_done: bool = True, timeout_s: float = _TIMEOUT_S, reporter: Reporter | None = None
+    ) -> Self:
+        """Delete its pods and keep the rest, its home's volume too, until `resume`.
+
+        Where the head's home is on no volume, and so goes with the pod, it is saved to a black box first.
+
+        Args:
+            await_done: Wait until its pods are gone.
+            timeout_s: How long.
+            reporter: Is told where the home was saved.
+
+        Raises:
+            ClusterError: The home cannot be saved; nothing was suspended.
+        """
+        from sp_ray_ml.cluster._lifetime_rules import home_of
+
+        if home_of(self.refresh().manifest) == "pod" and not self._body["spec"].get("suspend"):
+            from sp_ray_ml.cluster._black_box import save_black_box
+
+            place = save_black_box(
+                self._api, self.namespace, self.name, reason="it is being suspended", with_home=True
+            )
+            (reporter or Reporter()).note(f"Saved the head's home, which is on no volume: {place}")
         self._merge({"spec": {"suspend": True}})
         return self.wait("suspended", timeout_s=timeout_s) if await_done else self
 
@@ -342,6 +366,7 @@ class RayCluster:
 
         Raises:
             ClusterNotFoundError: It is gone already.
+            KubernetesError: It may not be deleted; no black box was saved.
             StorageError: The black box cannot be saved; nothing was deleted.
         """
         from sp_ray_ml.cluster._black_box import save_black_box
@@ -355,18 +380,27 @@ class RayCluster:
         place = None
         if black_box is not False:
             where = None if black_box is True else os.fspath(black_box)
+            self._check_deletion()
             place = save_black_box(self._api, self.namespace, self.name, where)
         self._api.delete(RAY_CLUSTER, self.namespace, self.name, uid=self.uid)
         if await_gone:
             self.wait("deleted", timeout_s=timeout_s)
         return place
 
+    def _check_deletion(self) -> None:
+        """Have the API server say whether it will let it be deleted, before a black box says that it is."""
+        try:
+            self._api.delete(RAY_CLUSTER, self.namespace, self.name, uid=self.uid, dry_run=True)
+        except KubernetesError as error:
+            # Some webhooks do not take dry runs; they are asked when it comes to it.
+            if "does not support dry run" not in error.message:
+                raise
+
     # --- using --------------------------------------------------------------------------------------------------------
 
     def connect(self, *, check_versions: bool = True) -> Connection:
         """Forward its ports to this machine and let `ray.init()` find it; a context manager.
 
-            KubernetesError: It may not be deleted; no black box was saved.
         Args:
             check_versions: Make sure first that Ray and Python here fit those there.
 
@@ -380,22 +414,12 @@ class RayCluster:
         return Connection(self._api, self.namespace, self.name)
 
     def dashboard(self) -> HeadHttp:
-            self._check_deletion()
         """Sends requests to Ray's dashboard; a context manager."""
         from sp_ray_ml.cluster._dashboard import dashboard_of
         from sp_ray_ml.cluster._head_http import HeadHttp
 
         try:
             return dashboard_of(self._api, self._body)
-    def _check_deletion(self) -> None:
-        """Have the API server say whether it will let it be deleted, before a black box says that it is."""
-        try:
-            self._api.delete(RAY_CLUSTER, self.namespace, self.name, uid=self.uid, dry_run=True)
-        except KubernetesError as error:
-            # Some webhooks do not take dry runs; they are asked when it comes to it.
-            if "does not support dry run" not in error.message:
-                raise
-
         except ClusterNotFoundError:  # the operator has not made the token yet
             return HeadHttp(self._api, self.namespace, self.name)
 
@@ -423,6 +447,7 @@ class RayCluster:
         """
         from sp_ray_ml.cluster._jobs import submit
 
+        self._check_not_suspended()
         self._check_versions("job")
         return submit(
             self._kept_dashboard(), entrypoint, working_dir=working_dir, env=env, runtime_env=runtime_env, job_id=job_id
@@ -432,12 +457,14 @@ class RayCluster:
         """A job that was submitted before."""
         from sp_ray_ml.cluster._jobs import Job
 
+        self._check_not_suspended()
         return Job(self._kept_dashboard(), job_id)
 
     def jobs(self) -> list[dict[str, Any]]:
         """All jobs that Ray knows here, as Ray describes them."""
         from sp_ray_ml.cluster._jobs import list_jobs
 
+        self._check_not_suspended()
         return list_jobs(self._kept_dashboard())
 
     def logs(self, *, worker_group: str | None = None, tail: int | None = None) -> Iterator[tuple[str, str]]:
@@ -449,6 +476,7 @@ class RayCluster:
 
         Raises:
             ClusterNotFoundError: There is no such group; near names are in the message.
+            ClusterError: It is suspended: its pods are gone, and their logs with them.
         """
         from sp_ray_ml.cluster._snapshot import group_states
         from sp_ray_ml.cluster._validate import find_worker_group
@@ -463,8 +491,9 @@ class RayCluster:
             if state.name == (worker_group or "")
             for pod in state.pods
         ]
+        if not found:
+            self._check_not_suspended(for_logs=True)
         return ((pod["metadata"]["name"], self._log_of(pod, tail)) for pod in found)
-        self._check_not_suspended()
 
     def _log_of(self, pod: Mapping[str, Any], tail: int | None) -> str:
         container = pod["spec"]["containers"][0]["name"]
@@ -474,15 +503,14 @@ class RayCluster:
         """Open a shell on its head in this terminal, or run a command there; returns the exit code.
 
         Args:
-        self._check_not_suspended()
             command: The command and its arguments, no shell in between; a login shell without.
 
         Raises:
             ClusterError: Its head does not run.
         """
         from sp_ray_ml.cluster._ssh import run_shell
-        self._check_not_suspended()
 
+        self._check_not_suspended()
         return run_shell(self._api, self.namespace, self.name, command)
 
     def upload_tutorials(self) -> list[str]:
@@ -493,7 +521,6 @@ class RayCluster:
         return upload_tutorials(
             self._api, self.namespace, head_pod(self._api, self.namespace, self.name)["metadata"]["name"]
         )
-            ClusterError: It is suspended: its pods are gone, and their logs with them.
 
     def close(self) -> None:
         """End what this object keeps open; the cluster stays."""
@@ -508,8 +535,6 @@ class RayCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        if not found:
-            self._check_not_suspended(for_logs=True)
         self.delete(missing_ok=True, await_gone=False)
 
     def __repr__(self) -> str:
@@ -527,7 +552,6 @@ class RayCluster:
             self.upload_tutorials()
             told.note("Uploaded tutorial notebooks")
 
-        self._check_not_suspended()
     # --- within -------------------------------------------------------------------------------------------------------
 
     def _merge(self, patch: Mapping[str, Any]) -> None:
