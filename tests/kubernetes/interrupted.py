@@ -30,6 +30,8 @@ class InterruptedServer:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._threads: list[threading.Thread] = []
         self._up = True
+        self._held = False
+        self._taken = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
@@ -48,7 +50,11 @@ class InterruptedServer:
                 if not self._up:
                     client.close()
                     continue
+                self._taken.set()
                 server = socket.create_connection(self._target)
+                if self._held:
+                    self._pairs.append((client, server))
+                    continue
                 self._pairs.append((client, server))
                 for one, other in ((client, server), (server, client)):
                     thread = threading.Thread(target=self._pump, args=(one, other))
@@ -71,6 +77,14 @@ class InterruptedServer:
                 for each in pair:
                     with contextlib.suppress(OSError):
                         each.shutdown(socket.SHUT_RDWR)
+
+    def hold(self) -> None:
+        """Take connections from now on, and pass nothing on."""
+        self._held = True
+
+    def await_connection(self, timeout_s: float = 60) -> None:
+        """Wait until somebody has connected."""
+        assert self._taken.wait(timeout_s), "nobody connected"
 
     def start(self) -> None:
         """Take connections again."""

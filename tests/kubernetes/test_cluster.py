@@ -17,7 +17,9 @@ import yaml
 
 from sp_ray_ml.cli.__main__ import main
 from sp_ray_ml.cluster import RayCluster, list_clusters
+from sp_ray_ml.cluster._api import Api
 from sp_ray_ml.cluster._kinds import NETWORK_POLICY, POD, RAY_CLUSTER, SECRET
+from sp_ray_ml.cluster._wait import wait_until
 from sp_ray_ml.errors import (
     ClusterExistsError,
     ClusterNotFoundError,
@@ -297,19 +299,74 @@ def test_ctrl_c_in_create_says_what_exists_and_how_to_remove_it(namespace, api, 
         "1Gi",
     ]
     command += ["--image", "localhost/missing:2.60.0", "--node-selector", "nobody=has-this", "--no-plan"]
-    environment = {**os.environ, "KUBECONFIG": kubeconfig()}
+    environment = {**os.environ, "KUBECONFIG": kubeconfig(), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:  # fmt: skip
-        wait_for(lambda: api.find(RAY_CLUSTER, namespace, "mine"), "the cluster")
-        wait_for(lambda: api.list(POD, namespace)[0], "its pods")
-        time.sleep(1)  # it is waiting by now, or about to; either way it must end well
+        assert process.stdout.readline() == f"Created cluster mine in namespace {namespace}\n"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-3:] == [
+        f"Interrupted. Cluster mine exists in namespace {namespace} and goes on starting.",
+        f"  Wait for it: sp-ray wait cluster mine -n {namespace}",
+        f"  Remove it:   sp-ray delete cluster mine -n {namespace}",
+    ]
     assert "Traceback" not in err
-    assert f"Remove it:   sp-ray delete cluster mine -n {namespace}" in err or "sp-ray get cluster" in err
+    assert api.find(RAY_CLUSTER, namespace, "mine")
+
+
+def test_ctrl_c_before_a_cluster_is_made_leaves_none(namespace, api, fake, interrupted):
+    command = [sys.executable, "-m", "sp_ray_ml.cli", "create", "cluster", "mine", "-n", namespace]
+    environment = {**os.environ, "KUBECONFIG": str(interrupted.kubeconfig), "PYTHONUNBUFFERED": "1"}
+    interrupted.hold()  # the API server takes connections and does not answer: create waits for what it asks first
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:  # fmt: skip
+        interrupted.await_connection()
+        process.send_signal(signal.SIGINT)
+        interrupted.stop()  # what waits for an answer ends
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err == (
+        "Interrupted before cluster mine was made; if it was after all, sp-ray get cluster shows it.\n"
+    )
+    assert api.find(RAY_CLUSTER, namespace, "mine") is None
+
+
+def test_a_deletion_that_is_not_waited_for_returns_while_pods_are_there(sp_ray, new, namespace, api):
+    uid = new(await_ready=False, plan=False, node_selector={"nobody": "has-this"}).uid
+    wait_for(lambda: len(api.list(POD, namespace)[0]) == 2, "its pods")
+    kept = [pod["metadata"]["name"] for pod in api.list(POD, namespace)[0]]
+    for name in kept:  # their end is held up, as that of pods whose node is away
+        api.patch(POD, namespace, name, {"metadata": {"finalizers": ["sp-ray.test/hold"]}})
+    printed = sp_ray("delete", "cluster", "mine", "--no-wait", "--no-black-box")
+    assert printed.out == f"Deleted cluster mine in namespace {namespace}\n"
+    assert {pod["metadata"]["name"] for pod in api.list(POD, namespace)[0]} == set(kept)
+    assert api.find(RAY_CLUSTER, namespace, "mine") is None
+    # Who waits does so until they are gone.
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait_until, api, namespace, "mine", "deleted", 60, uid=uid)
+        for name in kept:
+            assert not waiting.done()
+            api.patch(POD, namespace, name, {"metadata": {"finalizers": None}})
+        waiting.result()
+    assert api.list(POD, namespace)[0] == []
+
+
+def test_the_schema_of_half_a_megabyte_is_fetched_once_in_a_creation(new, monkeypatch):
+    asked, send = [], Api._send
+
+    def listening(self, method, path, *others):
+        asked.append(path)
+        return send(self, method, path, *others)
+
+    monkeypatch.setattr(Api, "_send", listening)
+    new(await_ready=False)
+    assert len([path for path in asked if path.startswith("/openapi")]) == 1
+    assert any(path.endswith("/nodes") for path in asked)  # it was planned, too
 
 
 def test_mistakes_on_the_command_line_are_one_line_with_the_remedy(sp_ray, tmp_path, file):
