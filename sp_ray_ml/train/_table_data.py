@@ -197,7 +197,8 @@ class Arrays:
         """Map what `save` wrote."""
 
         def open_(name: str) -> NDArray[Any]:
-            return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+            # Copied where it is written to, which nobody does: torch would warn of what cannot be written to.
+            return np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
 
         return cls(open_("x"), open_("y"), open_("weight") if (folder / "weight.npy").exists() else None)
 

@@ -20,13 +20,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sp_ray_ml.errors import CheckpointError, ResourceError, SpRayError, TrainingError
+from sp_ray_ml.errors import CheckpointError, ConfigError, ResourceError, SpRayError, TrainingError
 from sp_ray_ml.storage import new_folder, read_json, remove, storage_errors, write_json
 from sp_ray_ml.train._resources import check_resources
 
 if TYPE_CHECKING:
     import torch
 
+    from sp_ray_ml.train._table_data import Arrays
     from sp_ray_ml.train.settings import Scaling
 
 __all__ = ["Checkpoints", "LoopResult", "TrainContext", "TrainLoop", "check_resources", "run_loop"]
@@ -42,10 +43,13 @@ class TrainContext(ABC):
     Attributes:
         rank: This worker's number, from 0.
         world_size: How many workers there are.
+        restarts: How often the workers were started again in this training, because one had died.
     """
 
     rank: int
     world_size: int
+    restarts: int = 0
+    _rows: Callable[[str], Arrays | None] | None = None
 
     @property
     @abstractmethod
@@ -71,8 +75,45 @@ class TrainContext(ABC):
         """Show and track numbers about an epoch that has no checkpoint of its own; what rank 0 says counts."""
 
     @abstractmethod
+    def save(self, files: Callable[[], CheckpointFiles]) -> None:
+        """Keep a checkpoint to go on from amid an epoch; called by every worker. It is never the best one.
+
+        Args:
+            files: Gives the checkpoint's files by name; called on rank 0 before this returns.
+        """
+
+    @abstractmethod
     def resume(self) -> Path | None:
         """The last checkpoint, where an earlier start left one."""
+
+    @property
+    @abstractmethod
+    def last_checkpoint(self) -> str | None:
+        """Where the last checkpoint that was kept lies, for messages."""
+
+    def rows(self, part: str = "train") -> Arrays | None:
+        """All rows of a part, `train` or `validation`, encoded; None where there is no such part.
+
+        Every worker has all of them, in memory that they share: take `context.shard(len(rows))`.
+
+        Raises:
+            ConfigError: The trainer has no `label`, so that it is not known what the rows should become.
+        """
+        if self._rows is None:
+            raise ConfigError(
+                "without a label it is not known what rows should become",
+                where="train.label",
+                hint="Name the column that is predicted",
+            )
+        return self._rows(part)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each worker passed, in the order of their ranks, on every worker; called by every worker."""
+        return [value]
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over the workers; called by every worker."""
+        return value
 
     def average(self, value: torch.Tensor) -> torch.Tensor:
         """The mean of a tensor over the workers; called by every worker."""
@@ -85,6 +126,9 @@ class TrainContext(ABC):
 
 
 _REACH_S = 10.0
+# Less than any score of an epoch; Ray keeps scores as JSON, which has no infinity.
+_NEVER_BEST = -1e300
+_STARTS = "starts.txt"
 
 TrainLoop = Callable[[TrainContext, Any], None]
 
@@ -197,8 +241,17 @@ class _LocalContext(TrainContext):
         self._writing = self._disk.submit(self._checkpoints.add, files(), score)
         self._on_report(metrics)
 
+    def save(self, files: Callable[[], CheckpointFiles]) -> None:
+        self._written()
+        self._writing = self._disk.submit(self._checkpoints.add, files(), _NEVER_BEST)
+
     def resume(self) -> Path | None:
         return self._checkpoints.last
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        self._written()
+        return None if self._checkpoints.last is None else str(self._checkpoints.last)
 
 
 class _RayContext(TrainContext):
@@ -210,6 +263,16 @@ class _RayContext(TrainContext):
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self._progress = progress
+        self.restarts = self._started_before()
+
+    def _started_before(self) -> int:
+        """How often this training's workers had been started; rank 0 keeps count."""
+        file = self._progress.with_name(_STARTS)
+        if self.rank:
+            return 0
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write("started\n")
+        return len(file.read_text(encoding="utf-8").splitlines()) - 1
 
     @cached_property
     def device(self) -> torch.device:
@@ -223,32 +286,50 @@ class _RayContext(TrainContext):
         return ray.train.torch.prepare_model(model)  # type: ignore[no-any-return]
 
     def average(self, value: torch.Tensor) -> torch.Tensor:
+        return self.total(value) / self.world_size
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
         import torch.distributed
 
         if self.world_size == 1:
             return value
         total = value.clone()
         torch.distributed.all_reduce(total)
-        return total / self.world_size
+        return total
+
+    def gather(self, value: Any) -> list[Any]:
+        import torch.distributed
+
+        if self.world_size == 1:
+            return [value]
+        found: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(found, value)
+        return found
 
     def report(self, metrics: Metrics, files: Callable[[], CheckpointFiles], *, score: float) -> None:
+        self._keep({**metrics, "_score": score}, files)
+        self.log(metrics)
+
+    def save(self, files: Callable[[], CheckpointFiles]) -> None:
+        self._keep({"_score": _NEVER_BEST}, files)
+
+    def _keep(self, values: Metrics, files: Callable[[], CheckpointFiles]) -> None:
         import tempfile
 
         import ray.train
 
-        values = {**metrics, "_score": score}
         if self.rank != 0:
-            ray.train.report(values)
+            ray.train.report(dict(values))
             return
         with tempfile.TemporaryDirectory() as folder:
             _write(Path(folder), files())
-            ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        self.log(metrics)
+            ray.train.report(dict(values), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def log(self, metrics: Metrics) -> None:
         if self.rank == 0:
+            marked = {**metrics, "restarts": self.restarts} if self.restarts else dict(metrics)
             with self._progress.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dict(metrics)) + "\n")
+                file.write(json.dumps(marked) + "\n")
 
     def resume(self) -> Path | None:
         import tempfile
@@ -261,6 +342,13 @@ class _RayContext(TrainContext):
             if checkpoint is None
             else Path(checkpoint.to_directory(tempfile.mkdtemp(prefix="sp_ray_ml-")))
         )
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else str(checkpoint.path)
 
 
 def run_loop(
@@ -375,6 +463,7 @@ def _run_on_ray(
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         progress.unlink(missing_ok=True)
+        (folder / _STARTS).unlink(missing_ok=True)
     trainer = _ray_trainer(backend)(
         _worker,
         train_loop_config={
@@ -417,8 +506,9 @@ def _run_on_ray(
 
 def _cause(error: BaseException) -> SpRayError:
     failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        inner = getattr(failure, "cause", failure)
+    causes = [getattr(failure, "cause", failure) for failure in failures.values()]
+    # The others mostly complain that the one that failed is gone.
+    for inner in sorted(causes, key=lambda cause: not isinstance(cause, SpRayError)):
         if isinstance(inner, SpRayError):
             return inner
         return TrainingError(f"a worker failed: {type(inner).__name__}: {str(inner).splitlines()[-1:] or ''}")
