@@ -16,6 +16,7 @@ _EXTRAS = {
     "torch": "torch",
     "torch_geometric": "pyg",
     "tensorflow": "tensorflow",
+    "optuna": "tune",
     "google.cloud.bigquery": "gcp",
     "gcsfs": "gcp",
 }

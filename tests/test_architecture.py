@@ -75,9 +75,9 @@ PUBLIC = {
         "sync", "tracking_uri", "ui_command", "ui_environment",
     ],
     "sp_ray_ml.train": [
-        "BPR", "EarlyStopping", "Learned", "Loss", "Predictor", "PyGTrainer", "Recommender", "RecommenderTraining",
+        "BPR", "Domain", "EarlyStopping", "Learned", "Loss", "Predictor", "PyGTrainer", "Recommender", "RecommenderTraining",
         "SampledSoftmax", "Scaling", "Schedule", "Supervision", "TableModel", "TablePredictor", "TableTrainer",
-        "TrainContext", "TrainResult", "Trainer", "XGBoostTrainer", "run_loop",
+        "TrainContext", "TrainResult", "Trainer", "Trial", "Tune", "TuneResult", "XGBoostTrainer", "run_loop",
     ],
 }  # fmt: skip
 

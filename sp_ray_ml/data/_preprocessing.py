@@ -256,6 +256,19 @@ class FillMedian(Quantiles):
         return {"fill": float(_quantiles(self._sorted(), np.array([0.5]))[0]), "fill_type": "double"}
 
 
+class Range(_Numbers):
+    """Smallest and largest value of numbers that stay as they are; missing ones may stay missing."""
+
+    def __init__(self, column: Column) -> None:
+        super().__init__(column, "keep")
+
+    def _part(self, _: NDArray[np.float64], low: float, high: float, /) -> tuple[float, float]:
+        return low, high
+
+    def _result(self) -> dict[str, Any]:
+        return {"min": min(p[0] for p in self._parts), "max": max(p[1] for p in self._parts)}
+
+
 class GivenEdges(_Numbers):
     """Edges that are given: only the values are checked."""
 

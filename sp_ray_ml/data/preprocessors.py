@@ -114,9 +114,9 @@ class Numeric(Preprocessor):
     """
 
     def accumulator(self, column: Column) -> Accumulator:
-        from sp_ray_ml.data._preprocessing import Moments
+        from sp_ray_ml.data._preprocessing import Range
 
-        return Moments(column, "error")
+        return Range(column)
 
     def encoder(self, column: Column, state: Mapping[str, Any]) -> Encoder:
         from sp_ray_ml.data._encoders import AsIs

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from sp_ray_ml.train.table import Learned, TableTrainer, TrainResult
     from sp_ray_ml.train.table_predictor import TableModel, TablePredictor
     from sp_ray_ml.train.trainer import Trainer
+    from sp_ray_ml.train.tuning import Domain, Trial, Tune, TuneResult
     from sp_ray_ml.train.xgboost import XGBoostTrainer
 
 __all__ = [
     "BPR",
+    "Domain",
     "EarlyStopping",
     "Learned",
     "Loss",
@@ -37,6 +39,9 @@ __all__ = [
     "TrainContext",
     "TrainResult",
     "Trainer",
+    "Trial",
+    "Tune",
+    "TuneResult",
     "XGBoostTrainer",
     "run_loop",
 ]
@@ -56,6 +61,7 @@ def __getattr__(name: str) -> Any:
             "table": ["Learned", "TableTrainer", "TrainResult"],
             "table_predictor": ["TableModel", "TablePredictor"],
             "trainer": ["Trainer"],
+            "tuning": ["Domain", "Trial", "Tune", "TuneResult"],
             "xgboost": ["XGBoostTrainer"],
         },
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xgboost
 
-from sp_ray_ml.errors import ConfigError, TrainingError
+from sp_ray_ml.errors import ConfigError, DataError, TrainingError
 from sp_ray_ml.metrics.supervised import larger_is_better
 from sp_ray_ml.train._memory import available_memory
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Arrays, Block, TableData, TableSpec
+from sp_ray_ml.train._table_data import Arrays, Block, TableData
 from sp_ray_ml.train._xgboost_model import XGBoostModel
+from sp_ray_ml.train._xgboost_params import (
+    boosting_params,
+    draws,
+    measured,
+    quiet,
+    refusal,
+    try_params,
+    watched_metric,
+)
 from sp_ray_ml.train.context import TrainContext, read_state, run_loop
 from sp_ray_ml.train.table import Learned, OnEpoch
 from sp_ray_ml.train.table_predictor import padded_scores
@@ -41,20 +51,24 @@ class _Job:
     seed: int
     data: TableData | Path
     start: bytes | None
+    label: str
 
 
 def learn(trainer: XGBoostTrainer, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
     """See `TableTrainer.learn`."""
     spec = data.spec
+    params, names = boosting_params(trainer, spec.target), _safe(spec.names)
+    types = ["c" if column in spec.cardinalities else "float" for column in range(spec.width)]
+    try_params(trainer, params, spec, names, types)
+    start = None if data.start is None else _started(data.start, str(params["objective"]))
     rows: TableData | Path = data
     if trainer.scaling.workers:
         rows = (folder / "rows").resolve()
         for part in ("train", "validation"):
             if (arrays := data.arrays(part)) is not None:
+                _check_shards(len(arrays), trainer.scaling.workers, part)
                 arrays.save(rows / part)
-    types = ["c" if column in spec.cardinalities else "float" for column in range(spec.width)]
-    start = None if data.start is None else _started(data.start)
-    job = _Job(trainer, _params(trainer, spec), _safe(spec.names), types, seed, rows, start)
+    job = _Job(trainer, params, names, types, seed, rows, start, spec.target.column)
     kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch, backend="xgboost")
     state = read_state(kept.last)
     booster = xgboost.Booster(model_file=str(kept.last / _MODEL))
@@ -65,41 +79,43 @@ def learn(trainer: XGBoostTrainer, data: TableData, *, seed: int, folder: Path, 
     if data.validation is not None:
         parts = [padded_scores(model, block.x) for block in data.blocks("validation")]
         scores = np.concatenate(parts) if parts else None
-    return Learned(model, state["history"], scores, {"importance": _importance(booster)})
+    return Learned(
+        model,
+        state["history"],
+        scores,
+        {"importance": _importance(booster, dict(zip(names, spec.names, strict=True)))},
+    )
 
 
-def _started(model: Any) -> bytes:
+def _check_shards(rows: int, workers: int, part: str) -> None:
+    if rows < workers:
+        raise DataError(
+            f"{rows} rows are too few for {workers} workers: one would have none",
+            where=part,
+            hint="Lower train.scaling.workers",
+        )
+
+
+def _started(model: Any, objective: str) -> bytes:
     if not isinstance(model, XGBoostModel):
         raise ConfigError(f"boosting cannot go on from a {model.kind} model", where="start_from")
+    before = json.loads(model.booster.save_config())["learner"]["objective"]["name"]
+    if before != objective:
+        raise ConfigError(
+            f"the model was boosted for {before}, it cannot go on for {objective}",
+            where="train.objective",
+            hint=f"Set objective: {before}",
+        )
     return bytes(model.booster.save_raw("ubj"))
 
 
 def _safe(names: list[str]) -> list[str]:
-    """XGBoost allows no brackets and no `<` in a name."""
-    return [name.translate({ord("["): "(", ord("]"): ")", ord("<"): "‹"}) for name in names]
-
-
-def _params(trainer: XGBoostTrainer, spec: TableSpec) -> dict[str, Any]:
-    target = spec.target
-    objective = trainer.objective
-    if objective is None:
-        many = "multi:softprob" if target.outputs > 2 else "binary:logistic"
-        objective = "reg:squarederror" if target.task == "regression" else many
-    if objective == "multi:softmax":
-        raise ConfigError(
-            "gives no probabilities", where="train.objective", hint="Set objective: multi:softprob"
-        )
-    params = {
-        "tree_method": "hist",
-        "objective": objective,
-        "eta": trainer.learning_rate,
-        "max_depth": trainer.max_depth,
-        "max_bin": trainer.max_bin,
-        **trainer.params,
-    }
-    if objective.startswith("multi:"):
-        params["num_class"] = target.outputs
-    return params
+    """XGBoost allows no brackets and no `<` in a name, and no name twice."""
+    found: list[str] = []
+    for name in names:
+        safe = name.translate({ord("["): "(", ord("]"): ")", ord("<"): "‹"})
+        found.append(f"{safe}#{len(found)}" if safe in found else safe)
+    return found
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
@@ -179,10 +195,21 @@ def _external(job: _Job, open_: Callable[[], Iterator[Block]], ref: Any, cache: 
 def _loop(context: TrainContext, job: _Job) -> None:
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="sp_ray_ml-xgboost-") as folder:
-        train = _matrix(job, "train", context, None, Path(folder))
-        validation = _matrix(job, "validation", context, train, Path(folder))
-        _boost(context, job, train, validation)
+    with quiet(job.params), tempfile.TemporaryDirectory(prefix="sp_ray_ml-xgboost-") as folder:
+        with ExitStack() as opened:
+            train = opened.enter_context(_open(_matrix(job, "train", context, None, Path(folder))))
+            validation = opened.enter_context(_open(_matrix(job, "validation", context, train, Path(folder))))
+            _boost(context, job, train, validation)
+
+
+@contextmanager
+def _open(matrix: Any) -> Iterator[Any]:
+    """Free it at the end, whoever still refers to it (the traceback of an error does): its files are going."""
+    try:
+        yield matrix
+    finally:
+        if matrix is not None:
+            matrix.__del__()
 
 
 def _boost(context: TrainContext, job: _Job, train: Any, validation: Any) -> None:
@@ -199,14 +226,16 @@ def _boost(context: TrainContext, job: _Job, train: Any, validation: Any) -> Non
     parts = [(train, "train"), *([(validation, "validation")] if validation is not None else [])]
     written = time.monotonic()
     while state["round"] < trainer.num_boost_round and not _stopped(trainer, state):
-        began, number = time.perf_counter(), state["round"]
-        # XGBoost draws from a generator that no model keeps: with a seed a round, nothing needs to be kept.
-        booster.set_param({"seed": hash_seed(job.seed, before + number) % 2**31})
-        booster.update(train, before + number)
-        metrics = _measured(booster, parts, before + number)
-        _remember(trainer, state, before + number, metrics, time.perf_counter() - began)
+        began, number = time.perf_counter(), before + state["round"]
+        _seed(booster, job, number)
+        try:
+            booster.update(train, number)
+            metrics = measured(booster, parts, number)
+        except xgboost.core.XGBoostError as error:
+            raise refusal(error, str(job.params["objective"]), job.label) from None
+        _remember(trainer, state, number, metrics, time.perf_counter() - began)
         last = state["round"] == trainer.num_boost_round or _stopped(trainer, state)
-        if context.world_size > 1 or trainer.scaling.workers:
+        if trainer.scaling.workers:
             due = state["round"] % _EVERY_ROUNDS == 0
         else:
             due = time.monotonic() - written > _EVERY_S
@@ -218,18 +247,23 @@ def _boost(context: TrainContext, job: _Job, train: Any, validation: Any) -> Non
             context.log(shown)
 
 
+def _seed(booster: Any, job: _Job, number: int) -> None:
+    """Make the round draw what its number says, whatever was drawn before.
+
+    XGBoost draws from a generator that begins anew with each other seed, and, for columns, from a second one that
+    lives in what grows the trees. No model file has either. What grows the trees is made anew when another method
+    is set and then the first one again; that takes a millisecond, and keeps the rows' predictions, which a new
+    booster would have to compute from all trees.
+    """
+    if draws(job.params):
+        booster.set_param({"tree_method": "approx"})
+        booster.save_config()  # only now does XGBoost look at what was set
+        booster.set_param({"tree_method": "hist"})
+    booster.set_param({"seed": hash_seed(job.seed, number) % 2**31})
+
+
 def _files(booster: Any, state: Mapping[str, Any]) -> dict[str, bytes]:
     return {_MODEL: bytes(booster.save_raw("ubj")), "state.json": json.dumps(state).encode()}
-
-
-def _measured(booster: Any, parts: list[tuple[Any, str]], number: int) -> dict[str, float]:
-    """XGBoost's own metrics: `train/rmse`, `validation/rmse`."""
-    found = {}
-    for entry in booster.eval_set(parts, iteration=number).split("\t")[1:]:
-        name, value = entry.rsplit(":", 1)
-        part, metric = name.split("-", 1)
-        found[f"{part}/{metric}"] = float(value)
-    return found
 
 
 def _remember(
@@ -243,21 +277,10 @@ def _remember(
             hint="Lower train.learning_rate, and look for labels and weights that are far too large",
         )
     state["history"].append({"epoch": state["round"], **metrics, "seconds": seconds})
-    held_out = [name for name in metrics if name.startswith("validation/")]
-    if not held_out:
-        return
-    stopping = trainer.early_stopping
-    watched = f"validation/{stopping.metric}" if stopping and stopping.metric else held_out[-1]
-    if watched not in metrics:
-        known = ", ".join(name.removeprefix("validation/") for name in held_out)
-        raise ConfigError(
-            f"unknown metric {watched.removeprefix('validation/')!r} (known: {known})",
-            where="train.early_stopping.metric",
-            hint="Name it in train.params.eval_metric, too",
-        )
-    value = metrics[watched] if larger_is_better(_plain(watched)) else -metrics[watched]
-    if "best" not in state or value > state["best"]:
-        state |= {"best": value, "best_round": number}
+    if watched := watched_metric(trainer, list(metrics)):
+        value = metrics[watched] if larger_is_better(_plain(watched)) else -metrics[watched]
+        if "best" not in state or value > state["best"]:
+            state |= {"best": value, "best_round": number}
 
 
 def _plain(metric: str) -> str:
@@ -273,8 +296,8 @@ def _stopped(trainer: XGBoostTrainer, state: Mapping[str, Any]) -> bool:
     return bool(state["round"] + state.get("before", 0) - 1 - state["best_round"] >= stopping.patience)
 
 
-def _importance(booster: Any) -> dict[str, float]:
+def _importance(booster: Any, names: Mapping[str, str]) -> dict[str, float]:
     """The gain of each feature, as shares that add up to 1, largest first."""
     gains = {name: float(value) for name, value in booster.get_score(importance_type="total_gain").items()}
     total = sum(gains.values()) or 1.0
-    return {name: gains[name] / total for name in sorted(gains, key=lambda n: -gains[n])}
+    return {names[name]: gains[name] / total for name in sorted(gains, key=lambda n: -gains[n])}

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import pydantic
 
@@ -91,6 +91,8 @@ class PyGTrainer(Trainer):
     """When to stop; none trains for all epochs and keeps the best."""
     refit: bool = True
     """Train again on the whole training history for as many epochs as were best."""
+
+    main_metrics: ClassVar[tuple[str, ...]] = ("ndcg@20", "ndcg@10")
 
     @overload
     def fit(

@@ -102,6 +102,9 @@ class TableTrainer(Trainer):
     _scale: ClassVar[bool] = True
     """Whether numbers are standardized where `features` does not say."""
 
+    main_metrics: ClassVar[tuple[str, ...]] = ("log_loss", "rmse")
+    metric_names: ClassVar[tuple[str, ...]] = ("log_loss", "accuracy", "f1", "auc", "rmse", "mae", "r2")
+
     @property
     def one_hot(self) -> bool:
         """Whether the model takes a category as a one among zeros; otherwise as one column with its code."""

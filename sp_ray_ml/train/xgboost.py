@@ -61,11 +61,20 @@ class XGBoostTrainer(TableTrainer):
             "max_bin": "max_bin",
             "num_boost_round": "num_boost_round",
             "n_estimators": "num_boost_round",
+            "num_class": "label",
         }
         if taken := [name for name in params if name in own]:
             raise ValueError(f"{taken[0]} is the setting `{own[taken[0]]}`")
         if given := [name for name in ("seed", "random_state", "seed_per_iteration") if name in params]:
             raise ValueError(f"{given[0]} comes from `seed`")
+        if fixed := [name for name in ("updater", "process_type") if name in params]:
+            raise ValueError(
+                f"{fixed[0]} cannot be set: a training that was broken off would not go on exactly"
+            )
+        if params.get("booster", "gbtree") not in {"gbtree", "dart"}:
+            raise ValueError("booster must be gbtree or dart, which grow trees")
+        if params.get("tree_method", "hist") != "hist":
+            raise ValueError("tree_method must be hist, the one that rows can stream into")
         return params
 
     def learn(self, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
