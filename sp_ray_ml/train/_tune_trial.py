@@ -1,0 +1,217 @@
+"""One trial, in the process that Ray Tune gives it: a training that reports how it stands."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sp_ray_ml.errors import SpRayError, TrainingError
+from sp_ray_ml.metrics.supervised import larger_is_better
+from sp_ray_ml.train._tune_store import SCORES, trial_folder, write_result
+from sp_ray_ml.train.tuning import Trial, with_settings
+
+if TYPE_CHECKING:
+    from sp_ray_ml.train.table import TrainResult
+    from sp_ray_ml.train.trainer import Trainer
+
+__all__ = ["TrialJob", "chosen_metric", "run_trial"]
+
+_EVERY_S = 2.0
+_GROWING = {
+    "auc",
+    "aucpr",
+    "accuracy",
+    "f1",
+    "r2",
+    "ndcg",
+    "map",
+    "pre",
+    "precision",
+    "recall",
+    "hitrate",
+    "mrr",
+}
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What all trials of a tuning share. It travels once to each machine.
+
+    Attributes:
+        trainer: With the settings that are not tuned.
+        train: What `fit` takes.
+        validation: What `fit` takes.
+        seed: Of every training.
+        folder: The tuning's.
+        metric: What counts; None for the trainer's own.
+        mode: Whether it should be small or large; None for as it is meant.
+        milestones: The epochs at which the scheduler is told how a trial stands.
+        live: Whether it is told of others on the way, too, for the table.
+        options: More for `fit`.
+    """
+
+    trainer: Trainer
+    train: Any
+    validation: Any
+    seed: int
+    folder: Path
+    metric: str | None = None
+    mode: Literal["min", "max"] | None = None
+    milestones: frozenset[int] = frozenset()
+    live: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_jobs: dict[str, TrialJob] = {}
+"""What this process has opened: the next trial in it finds its data mapped already."""
+
+
+def _job(reference: Any) -> TrialJob:
+    import ray
+
+    key = reference.hex()
+    if key not in _jobs:
+        _jobs.clear()
+        _jobs[key] = ray.get(reference)
+    return _jobs[key]
+
+
+def run_trial(config: Mapping[str, Any], reference: Any, path: Iterable[str]) -> None:
+    """Train with the values of `config["params"]`, and report to Ray Tune."""
+    from ray import tune
+
+    sys.path.extend(part for part in path if part not in sys.path)
+    job = _job(reference)
+    number, params = int(config["number"]), dict(config["params"])
+    folder = trial_folder(job.folder, number)
+    if not (folder / "trial.json").exists():
+        raise TrainingError(
+            "the folder of the tuning is not there on this machine",
+            where=str(job.folder),
+            hint="Use a folder that all machines of the cluster share",
+        )
+    began = time.monotonic()
+    reporter = _Reporter(job, tune.report)
+    trial = Trial(number, params)
+    history: list[dict[str, Any]] = []
+    try:
+        result = fit_trial(job, params, folder, reporter)
+        metric = chosen_metric(job.trainer, job.metric, result.metrics)
+        history = result.history
+        trial = replace(trial, status="finished", metrics=result.metrics, value=float(result.metrics[metric]))
+    except Exception as error:  # noqa: BLE001 - whatever a trial fails of, the others go on
+        trial = replace(trial, status="failed", metrics=reporter.metrics, error=_told(error))
+    # A training that was finished before, and only not sealed, reports no epoch again.
+    epoch = int(history[-1].get("epoch", len(history))) if history else reporter.epoch
+    trial = replace(trial, epoch=epoch, seconds=time.monotonic() - began)
+    write_result(folder, trial, history=history)
+    tune.report({"epoch": max(epoch, 1), **_scored(_score(job, trial))})
+
+
+def _scored(score: float | None) -> dict[str, float]:
+    # Schedulers look whether the entry is there, and compare it if it is.
+    return {} if score is None else {"score": score}
+
+
+def fit_trial(job: TrialJob, params: Mapping[str, Any], folder: Path, reporter: _Reporter) -> TrainResult:
+    """Train, and keep what the model says of the validation rows."""
+    import numpy as np
+
+    trainer: Any = _of_one_trial(with_settings(job.trainer, params))
+    result: TrainResult = trainer.fit(
+        job.train, job.validation, seed=job.seed, folder=folder, on_epoch=reporter, **job.options
+    )
+    if result.validation_scores is not None:
+        np.save(folder / SCORES, result.validation_scores)
+    return result
+
+
+def _of_one_trial(trainer: Trainer) -> Trainer:
+    """With `workers: 0` Ray gives the trial's process its GPUs, and the training takes what it sees."""
+    scaling = trainer.scaling
+    if scaling.workers or not scaling.gpus_per_worker:
+        return trainer
+    plain = scaling.model_copy(update={"gpus_per_worker": 0.0, "gpu_type": None})
+    return trainer.model_copy(update={"scaling": plain})
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, SpRayError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def chosen_metric(trainer: Trainer, wanted: str | None, metrics: Mapping[str, float]) -> str:
+    """The metric that counts.
+
+    Raises:
+        TrainingError: It is not among those that the training gave.
+    """
+    if wanted is None:
+        wanted = next((name for name in trainer.main_metrics if name in metrics), None)
+    if wanted is None or wanted not in metrics:
+        raise TrainingError(
+            f"the training gave no metric {wanted!r} (it gave: {', '.join(metrics)})",
+            where="tune.metric",
+            hint="Set tune.metric to one of them",
+        )
+    return wanted
+
+
+def sign_of(metric: str, mode: Literal["min", "max"] | None) -> float:
+    """What a metric is multiplied by to be larger for the better."""
+    if mode is None:
+        mode = "max" if larger_is_better(metric) else "min"
+    return 1.0 if mode == "max" else -1.0
+
+
+def _score(job: TrialJob, trial: Trial) -> float | None:
+    if trial.value is None:
+        return None
+    return sign_of(chosen_metric(job.trainer, job.metric, trial.metrics), job.mode) * trial.value
+
+
+class _Reporter:
+    """Hears of the epochs of a training, and tells Ray Tune of some."""
+
+    def __init__(self, job: TrialJob, report: Any) -> None:
+        self._job, self._report = job, report
+        self._told = time.monotonic()
+        self.epoch = 0
+        self.metrics: dict[str, float] = {}
+
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        self.epoch = int(metrics.get("epoch", self.epoch + 1))
+        self.metrics = {
+            name: float(value)
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and name not in {"epoch", "epochs"}
+        }
+        due = self._job.live and time.monotonic() - self._told > _EVERY_S
+        if self.epoch not in self._job.milestones and not due:
+            return
+        self._told = time.monotonic()
+        self._report({"epoch": self.epoch, "metrics": self.metrics, **_scored(self._standing())})
+
+    def _standing(self) -> float | None:
+        """How good the training is so far, by the epoch's metric that is nearest to the one that counts."""
+        held_out = [name for name in self.metrics if name.startswith("validation/")]
+        wanted = [self._job.metric] if self._job.metric else list(self._job.trainer.main_metrics)
+        for metric in wanted:
+            for name in [*held_out, *self.metrics]:
+                if _bare(name) == _bare(metric):
+                    return sign_of(metric, self._job.mode) * self.metrics[name]
+        # An epoch often knows less than the end: the loss then stands for it.
+        for name in [*reversed(held_out), *(name for name in self.metrics if "loss" in name)]:
+            return self.metrics[name] if _bare(name).partition("@")[0] in _GROWING else -self.metrics[name]
+        return None
+
+
+def _bare(metric: str) -> str:
+    """The frameworks' names of one metric made alike: `validation/mlogloss`, `log_loss`."""
+    name = metric.rpartition("/")[2].replace("_", "").lower()
+    return "logloss" if name == "mlogloss" else name
