@@ -377,14 +377,24 @@ def _graph(summary: Mapping[str, Any]) -> str:
     return f"{text} ({_figures(summary, *new).replace('cold ', '')} without any)" if new else text
 
 
+_PARTS = {"validation": "the validation slice", "training": "what it learned from"}
+_LEADING = ("ndcg@", "recall@", "rmse", "log_loss")
+
+
 def _train(summary: Mapping[str, Any]) -> str:
-    found = {name.removeprefix("validation "): value for name, value in summary.items() if "@" in name}
-    metric = next((name for start in ("ndcg@", "recall@") for name in found if name.startswith(start)), None)
     text = _figures(summary, "epochs")
-    return f"{text}, {metric} {found[metric]:.4f} on the validation slice" if metric else text
+    for part, words in _PARTS.items():
+        found = {n.removeprefix(f"{part} "): v for n, v in summary.items() if n.startswith(f"{part} ")}
+        metric = next((name for start in _LEADING for name in found if name.startswith(start)), None)
+        if metric:
+            return f"{text}, {metric} {found[metric]:.4f} on {words}"
+    return text
 
 
 def _evaluate(summary: Mapping[str, Any]) -> str:
+    if "rows" in summary:
+        metrics = [f"{name} {value:.4f}" for name, value in summary.items() if name != "rows"]
+        return ", ".join([f"{int(summary['rows']):,} test rows", *metrics])
     longest = max((int(name.partition("@")[2]) for name in summary if "@" in name), default=0)
     metrics = [
         f"{name} {summary[name]:.4f}" for name in (f"recall@{longest}", f"ndcg@{longest}") if name in summary
@@ -401,11 +411,11 @@ def _write(summary: Mapping[str, Any]) -> str:
 
 
 _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "read": lambda s: _figures(s, "events", "users", "items") + (f" ({s['dropped']:,} dropped)" if s.get("dropped") else ""),
+    "read": lambda s: _figures(s, "events", "users", "items", "rows", "columns") + (f" ({s['dropped']:,} dropped)" if s.get("dropped") else ""),
     "split": lambda s: ", ".join(f"{s[name]:,} {name}" for name in ("train", "validation", "test") if name in s),
     "graph": _graph,
     "train": _train,
     "evaluate": _evaluate,
-    "predict": lambda s: f"{_figures(s, 'rows')} for {_figures(s, 'users')}",
+    "predict": lambda s: f"{_figures(s, 'rows')} for {_figures(s, 'users')}" if "users" in s else _figures(s, "rows"),
     "write": _write,
 }  # fmt: skip

@@ -16,6 +16,7 @@ from sp_ray_ml.storage import read_json
 from sp_ray_ml.train.pyg import PyGTrainer
 
 if TYPE_CHECKING:
+    from sp_ray_ml.data.settings import Events
     from sp_ray_ml.pipeline import Pipeline
     from sp_ray_ml.tracking.run import Run
     from sp_ray_ml.train.recommender import Recommender
@@ -23,21 +24,23 @@ if TYPE_CHECKING:
 
 __all__ = ["plan", "preflight", "run"]
 
+_EXAMPLE_ROWS = 3
+
 
 def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
     """The job, from top to bottom."""
     from sp_ray_ml import _steps
     from sp_ray_ml.data.warehouse import open_warehouse
 
-    trainer = _trainer(p)
+    events, trainer = _events(p), _trainer(p)
     warehouse = open_warehouse(p.warehouse)
     tables = input_fingerprints(warehouse, _columns_read(p))
     tracked.log_tags({f"data.{table}": mark for table, mark in tables.items()})
 
     read = folder.step(
         "read",
-        lambda step: _steps.read(step, warehouse, p.events, p.nodes),
-        inputs=[p.events, p.nodes, tables],
+        lambda step: _steps.read(step, warehouse, events, p.nodes),
+        inputs=[events, p.nodes, tables],
         code=["data", "_steps.py"],
     )
     catalog = _steps.Catalog.load(read.folder)
@@ -71,7 +74,7 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
             catalog,
             topology,
             features=features.folder,
-            events=p.events,
+            events=events,
             nodes=p.nodes,
             seed=p.seed,
             on_epoch=_on_epoch(step, tracked),
@@ -159,8 +162,13 @@ def plan(p: Pipeline) -> list[PlannedStep]:
     return planned
 
 
+def _events(p: Pipeline) -> Events:
+    assert p.events is not None  # this job is that of `events`
+    return p.events
+
+
 def _columns_read(p: Pipeline) -> dict[str, list[str]]:
-    events = p.events
+    events = _events(p)
     found = {events.table: [c for c in (events.user, events.item, events.time, events.rating) if c]}
     for node in (p.nodes.user, p.nodes.item):
         if node is not None:
@@ -236,6 +244,7 @@ def _on_epoch(step: StepContext, tracked: Run) -> Any:
 def _track_results(
     tracked: Run, p: Pipeline, table: Mapping[str, Mapping[str, Any]], train: Step, recommender: Recommender
 ) -> None:
+    import pyarrow as pa
 
     tracked.log_metrics(dict(table["model"]))
     for name, row in table.items():
@@ -253,4 +262,10 @@ def _track_results(
     if history:
         tracked.log_plot("history", history, "plots/history.png", f"{p.name}: training")
     if p.tracking.model:
-        tracked.log_model(train.folder / "predictor", signature=recommender.mlflow_signature())
+        users = pa.table({recommender.user_column: recommender.user_ids[:_EXAMPLE_ROWS]})
+        tracked.log_model(
+            train.folder / "predictor",
+            signature=recommender.mlflow_signature(),
+            input_example=recommender.input_example(users),
+            register=p.tracking.register,
+        )

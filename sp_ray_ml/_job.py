@@ -25,7 +25,8 @@ class RunResult:
     """What a run gives.
 
     Attributes:
-        metrics: Of the trained model on the test events: `recall@20`, `ndcg@20/cold_items`, ….
+        metrics: Of the trained model on what was held out: `recall@20`, `ndcg@20/cold_items`, … of events; `rmse`,
+            `accuracy`, … of a table.
         baselines: The same for each baseline.
         outputs: Tables that were written, and the warehouse of each.
         path: The run's folder.
@@ -41,10 +42,11 @@ class RunResult:
     steps: Sequence[Step]
 
     def __repr__(self) -> str:
+        ranking = any("@" in name for name in self.metrics)
         shown = ", ".join(
             f"{name} {value:.4f}"
             for name, value in self.metrics.items()
-            if name.startswith(("recall@", "ndcg@")) and "/" not in name
+            if (name.startswith(("recall@", "ndcg@")) and "/" not in name) or (not ranking and name != "rows")
         )
         return f"RunResult({shown}, path={str(self.path)!r})"
 

@@ -1,4 +1,4 @@
-"""What a run ends with: metrics beside baselines, a few recommendations, where to look next."""
+"""What a run ends with: metrics beside baselines, a few recommendations or predictions, where to look next."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.pipeline import Pipeline, PlannedStep, RunResult
     from sp_ray_ml.train.recommender import Recommender
+    from sp_ray_ml.train.table_predictor import TablePredictor
 
 __all__ = ["as_json", "recommendations", "show_plan", "show_recommendations", "show_result", "show_runs"]
 
 _METRICS = ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage")
 _USERS, _TITLES, _HISTORY = 3, 5, 3
+_ROWS, _COLUMNS = 5, 3
 
 
 def as_json(result: RunResult) -> dict[str, Any]:
@@ -60,7 +62,8 @@ def show_result(result: RunResult, *, examples: bool = True, file: TextIO | None
     with _page(file) as console:
         config = _load_config(result.path / "config.yaml")
         console.print()
-        console.print(_metrics_table(result, _model_name(config)))
+        of_table = config.get("table") is not None
+        console.print((_table_metrics if of_table else _metrics_table)(result, _model_name(config)))
         for name, row in result.baselines.items():
             if "skipped" in row:
                 console.print(f"[bold]{name}[/] was left out: {_escape(row['skipped'])}")
@@ -73,12 +76,16 @@ def show_result(result: RunResult, *, examples: bool = True, file: TextIO | None
 def _examples_and_next(console: RichConsole, result: RunResult) -> None:
     from sp_ray_ml.train.predictor import Predictor
     from sp_ray_ml.train.recommender import Recommender
+    from sp_ray_ml.train.table_predictor import TablePredictor
 
     predictor = Predictor.load(result.checkpoint_path)
-    if isinstance(predictor, Recommender):
-        console.print()
-        console.print(_recommendations(predictor, console.width))
     console.print()
+    if isinstance(predictor, Recommender):
+        console.print(_recommendations(predictor, console.width))
+        console.print()
+    elif isinstance(predictor, TablePredictor):
+        console.print(_predictions(result, predictor))
+        console.print()
     _where_to_look(console, result, predictor)
 
 
@@ -107,6 +114,8 @@ def show_runs(runs: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> 
         }
         k = max((int(name.partition("@")[2]) for name in measured), default=0)
         metrics = [name for name in (f"recall@{k}", f"ndcg@{k}") if name in measured]
+        of_tables = {name for run in runs for name in run.get("metrics") or {}}
+        metrics += [name for name in ("rmse", "log_loss", "accuracy") if name in of_tables]
         for name in ("name", "status", "step", "updated"):
             table.add_column(name, no_wrap=name != "status")
         for name in metrics:
@@ -225,7 +234,10 @@ def _load_config(file: Path) -> dict[str, Any]:
 
 
 def _model_name(config: Mapping[str, Any]) -> str:
-    kind = str(config.get("train", {}).get("model", {}).get("kind", "model"))
+    train = config.get("train", {})
+    if config.get("table") is not None:
+        return str(train.get("kind", "model")).rpartition(":")[2]
+    kind = str(train.get("model", {}).get("kind", "model"))
     return kind.rpartition(":")[2]
 
 
@@ -257,6 +269,28 @@ def _metrics_table(result: RunResult, model: str) -> Table:
                 *(_cell(row.get(f"{n}@{k}"), best[n], n) for n in names),
             )
     return table
+
+
+def _table_metrics(result: RunResult, model: str) -> Table:
+    from sp_ray_ml.metrics.supervised import larger_is_better
+
+    rows = {model: result.metrics, **result.baselines}
+    names = [name for name in result.metrics if name != "rows"]
+    table = _titled(f"Test rows: {int(result.metrics['rows']):,}")
+    table.add_column("")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    best = {
+        n: (max if larger_is_better(n) else min)(row[n] for row in rows.values() if n in row) for n in names
+    }
+    for label, row in rows.items():
+        cells = (_cell(row.get(name), best[name], name) for name in names)
+        table.add_row(f"[bold]{label}[/]" if label == model else label.replace("_", " "), *cells)
+    return table
+
+
+def _titled(title: str, **options: Any) -> Table:
+    return _plain_table(title=title, title_justify="left", title_style="bold", **options)
 
 
 def _cell(value: float | None, best: float, name: str) -> str:
@@ -320,6 +354,42 @@ def _recommendations(recommender: Recommender, width: int) -> Table:
     return table
 
 
+def _predictions(result: RunResult, predictor: TablePredictor) -> Table:
+    """What the model says of a few test rows, beside what is true."""
+    import numpy as np
+
+    from sp_ray_ml import _steps, _table_steps
+    from sp_ray_ml.data.splits import TEST
+
+    spec, steps = predictor.spec, result.path / "steps"
+    test = np.flatnonzero(_steps.load_labels(steps / "split") == TEST)
+    chosen = test[np.unique(np.linspace(0, len(test) - 1, _ROWS).astype(int))]
+    rows = predictor.predict(_table_steps.Rows.load(steps / "read").table.take(chosen)).to_pylist()
+    names = [*list(spec.schema)[:_COLUMNS], spec.target.column, *predictor.output_names]
+    table = _titled("Some test rows")
+    table.add_column("row", justify="right", style="dim")
+    for name in names:
+        numeric = not isinstance(rows[0][name], str | list)
+        table.add_column(
+            _escape(name),
+            justify="right" if numeric else "left",
+            max_width=24,
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    for place, row in zip(chosen.tolist(), rows, strict=True):
+        table.add_row(f"{place + 1:,}", *(_escape(_value(row[name])) for name in names))
+    return table
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(_value(each) for each in value)
+    return "–" if value is None else str(value)
+
+
 def _examples(recommender: Recommender) -> Any:
     """Users spread over all those with a history."""
     import numpy as np
@@ -368,14 +438,9 @@ def _where_to_look(console: RichConsole, result: RunResult, predictor: Any) -> N
         ask = f"sp-ray recommend {result.path.name} --user {shlex.quote(str(users[0]))}{runs}"
         table.add_row("ask it", f"[cyan]{_escape(ask)}[/]")
     table.add_row("folder", f"{_escape(str(result.path))} [dim](config.yaml, run.log, steps/)[/]")
-    if users:
-        table.add_row("notebook", "")
+    asked = f"predictor.recommend({users!r}, k=5)" if users else "predictor.predict(table)"
+    table.add_row("notebook", "")
     console.print(table)
-    if users:
-        load = f"predictor = Predictor.load({str(result.path)!r})"
-        for line in (
-            "from sp_ray_ml import Predictor",
-            load,
-            f"predictor.recommend({users!r}, k=5)",
-        ):
-            console.print(f"    [cyan]{_escape(line)}[/]", soft_wrap=True)
+    load = f"predictor = Predictor.load({str(result.path)!r})"
+    for line in ("from sp_ray_ml import Predictor", load, asked):
+        console.print(f"    [cyan]{_escape(line)}[/]", soft_wrap=True)

@@ -38,14 +38,27 @@ if TYPE_CHECKING:
     from sp_ray_ml.inference.settings import Evaluate, Predict
     from sp_ray_ml.train.pyg import PyGTrainer
 
-__all__ = ["Catalog", "Topology", "build", "encode", "measure", "predict", "read", "split", "train", "write"]
+__all__ = [
+    "Catalog",
+    "Topology",
+    "build",
+    "encode",
+    "measure",
+    "nanoseconds",
+    "output_of",
+    "predict",
+    "read",
+    "split",
+    "train",
+    "write",
+]
 
 USER, ITEM = "user", "item"
 _LARGEST_SECONDS = 32_503_680_000  # the year 3000: what is larger was not in seconds
 
 
 @contextmanager
-def _output_of(folder: Path) -> Iterator[None]:
+def output_of(folder: Path) -> Iterator[None]:
     """Around what reads an earlier step's output: a file of it that is gone or damaged is one clear error."""
     try:
         yield
@@ -85,7 +98,7 @@ class Catalog:
     @classmethod
     def load(cls, folder: Path) -> Catalog:
         """Open what `read` wrote; memory-mapped."""
-        with _output_of(folder):
+        with output_of(folder):
             ids = {
                 name: read_arrow(folder / f"ids-{name}.arrow")["id"].combine_chunks() for name in (USER, ITEM)
             }
@@ -138,7 +151,7 @@ def read(context: StepContext, warehouse: Warehouse, events: Events, nodes: Node
         raise DataError("no event names both a known user and a known item", where="events")
     encoded: dict[str, NDArray[Any]] = {name: values[keep] for name, values in codes.items()}
     if events.time:
-        encoded["time"] = _nanoseconds(table[events.time], events.time)[keep]
+        encoded["time"] = nanoseconds(table[events.time], f"events.time ({events.time})", "events")[keep]
     if events.rating:
         encoded["rating"] = _ratings(table[events.rating], events.rating)[keep]
     write_arrow(context.output / "events.arrow", pa.table(encoded))
@@ -220,10 +233,14 @@ def _encode_ids(
     return ids, codes
 
 
-def _nanoseconds(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
-    where = f"events.time ({name})"
+def nanoseconds(column: pa.ChunkedArray, where: str, rows: str = "rows") -> NDArray[np.int64]:
+    """Times as nanoseconds since 1970.
+
+    Raises:
+        DataError: A time is missing or out of range, or the type is none of a time.
+    """
     if column.null_count:
-        raise DataError(f"{column.null_count} of {len(column)} events have no time", where=where)
+        raise DataError(f"{column.null_count} of {len(column)} {rows} have no time", where=where)
     kind = column.type
     if pa.types.is_integer(kind):
         seconds = column.cast(pa.int64()).to_numpy()
@@ -279,7 +296,7 @@ def split(context: StepContext, catalog: Catalog, settings: Split, seed: int) ->
 
 def load_labels(folder: Path) -> NDArray[np.int8]:
     """The part of each event: TRAIN, VALIDATION or TEST."""
-    with _output_of(folder):
+    with output_of(folder):
         return np.load(folder / "label.npy", allow_pickle=False)  # type: ignore[no-any-return]
 
 
@@ -313,7 +330,7 @@ class Topology:
     @classmethod
     def load(cls, folder: Path) -> Topology:
         """Open what `build` wrote; memory-mapped."""
-        with _output_of(folder):
+        with output_of(folder):
             order = {name: np.load(folder / f"order-{name}.npy", allow_pickle=False) for name in (USER, ITEM)}
             fit, full = Graph.load(folder / "fit"), Graph.load(folder / "full")
             seen, validation, test = (
@@ -459,7 +476,7 @@ def encode(
 def load_features(folder: Path) -> dict[str, NDArray[np.float32]]:
     """float32 [nodes, width] of the node types that have features; memory-mapped."""
     files = {name: folder / f"features-{name}.npy" for name in (USER, ITEM)}
-    with _output_of(folder):
+    with output_of(folder):
         return {
             name: np.load(file, mmap_mode="r", allow_pickle=False)
             for name, file in files.items()
@@ -618,7 +635,7 @@ def write(
     """
     output = settings.output
     warehouse = open_warehouse(output.warehouse)
-    with _output_of(folder):
+    with output_of(folder):
         tables: dict[str, Source] = {output.table: as_source(str(folder / "recommendations.parquet"))}
     for name, ids, column, vectors in (
         (output.embeddings.user, recommender.user_ids, recommender.user_column, recommender.user_vectors),
@@ -652,13 +669,13 @@ def check_k(settings: Mapping[str, int], num_items: int) -> None:
 
 def load_metrics(folder: Path) -> dict[str, dict[str, Any]]:
     """What `measure` wrote: metrics by model, the trained one first."""
-    with _output_of(folder):
+    with output_of(folder):
         return json.loads((folder / "metrics.json").read_bytes())  # type: ignore[no-any-return]
 
 
 def load_recommender(folder: Path) -> Recommender:
     """The predictor that `train` sealed."""
-    with _output_of(folder):
+    with output_of(folder):
         predictor = Predictor.load(folder / "predictor")
     assert isinstance(predictor, Recommender)
     return predictor

@@ -1,6 +1,7 @@
-"""`Pipeline` and `run`: from a warehouse of events to recommendations written back, as a straight list of steps.
+"""`Pipeline` and `run`: from a warehouse to what was predicted written back, as a straight list of steps.
 
-    read → split → graph → features → train → evaluate → predict → write
+    read → split → graph → features → train → evaluate → predict → write     of `events`: recommendations
+    read → split ────────────────────→ train → evaluate → predict → write     of a `table`: one of its columns
 
 Each step's output is kept in the run's folder with a fingerprint of its inputs, settings and code. A run that is
 started again keeps what has not changed and goes on from there, in the same MLflow run.
@@ -22,6 +23,7 @@ import pydantic
 from sp_ray_ml._job import PlannedStep, RunResult, tables_written
 from sp_ray_ml._runs import Reporter, RunFolder
 from sp_ray_ml.config import (
+    Custom,
     Document,
     Settings,
     check,
@@ -31,15 +33,16 @@ from sp_ray_ml.config import (
     read_document,
     to_yaml,
 )
-from sp_ray_ml.data.settings import Events, Nodes
-from sp_ray_ml.data.splits import PerUserSplit, SplitField
+from sp_ray_ml.data.settings import Events, Nodes, Table, TableField
+from sp_ray_ml.data.splits import LastNSplit, PerUserSplit, RandomSplit, Split, SplitField, TimeSplit
 from sp_ray_ml.errors import SpRayError
 from sp_ray_ml.graph.settings import GraphSettings
 from sp_ray_ml.inference.settings import Evaluate, Predict
 from sp_ray_ml.storage import write_text
 from sp_ray_ml.tracking.settings import Tracking
 from sp_ray_ml.train.pyg import PyGTrainer
-from sp_ray_ml.train.trainer import TrainerField
+from sp_ray_ml.train.table import TableTrainer
+from sp_ray_ml.train.trainer import Trainer, TrainerField
 
 if TYPE_CHECKING:
     from sp_ray_ml.tracking.run import Run
@@ -47,6 +50,30 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "PlannedStep", "RunResult", "load_config", "plan", "run"]
 
 
+def _no_default(schema: dict[str, Any]) -> None:
+    """Leave out of the JSON schema a default that depends on the rest."""
+    schema.pop("default", None)
+
+
+def _of(info: pydantic.ValidationInfo) -> Literal["events", "table"] | None:
+    """What the config is about; None where that is wrong itself."""
+    if "events" not in info.data or "table" not in info.data:
+        return None
+    return "events" if info.data["table"] is None else "table"
+
+
+def _refuse(value: Settings, of: str | None, *path: str, events: Sequence[str], table: Sequence[str]) -> None:
+    """Refuse what is set of the settings that belong to the other kind of job."""
+    foreign = {"table": events, "events": table}.get(of or "", ())
+    message = _OF_TABLE if of == "table" else _OF_EVENTS
+    default = type(value).model_fields
+    if wrong := [name for name in foreign if getattr(value, name) != default[name].default]:
+        raise located([((*path, name), message) for name in wrong])
+
+
+_WHAT = {"events": "`events`", "table": "a `table`"}
+_OF_TABLE = "is for `events`, this is a `table`"
+_OF_EVENTS = "is for a `table`, these are `events`"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
 
@@ -58,17 +85,20 @@ class Pipeline(Settings):
     seed: int = pydantic.Field(default=0, ge=0)
     """The same seed on the same machine gives the same numbers."""
     warehouse: str = pydantic.Field(min_length=1)
-    """Where events and nodes are: a folder of Parquet files or a DuckDB file. It is only read."""
-    events: Events
-    """The events."""
+    """Where the tables are: a folder of Parquet files or a DuckDB file. It is only read."""
+    # What comes after `events` and `table` depends on which of the two is given: their validators look back at them.
+    events: Events | None = None
+    """The events, to recommend items to users. Either they or `table`."""
+    table: TableField | None = pydantic.Field(default=None, validate_default=True)
+    """The table, or a query, to learn a column of. Either it or `events`."""
     nodes: Nodes = Nodes()
     """Tables about users and items."""
-    split: SplitField = PerUserSplit()
-    """What is held out to test on."""
+    split: SplitField = pydantic.Field(default=None, validate_default=True, json_schema_extra=_no_default)
+    """What is held out to test on; without, each user's last fifth of events, or a fifth of the table's rows at random."""
     graph: GraphSettings = GraphSettings()
     """How events become a graph."""
-    train: TrainerField = PyGTrainer()
-    """What is trained, and how."""
+    train: TrainerField = pydantic.Field(default=None, validate_default=True, json_schema_extra=_no_default)
+    """What is trained, and how; for `events` a GNN without."""
     evaluate: Evaluate = Evaluate()
     """Metrics and baselines."""
     predict: Predict | None = None
@@ -90,6 +120,86 @@ class Pipeline(Settings):
                 f"{name!r} cannot name a folder: use letters, digits, dots, dashes and underscores, a letter or digit first"
             )
         return name
+
+    @pydantic.field_validator("table")
+    @classmethod
+    def _either_it_or_events(cls, table: Table | None, info: pydantic.ValidationInfo) -> Table | None:
+        if "events" not in info.data:
+            return table
+        if (table is None) == (info.data["events"] is None):
+            given = "both are there" if table is not None else "neither is there"
+            raise ValueError(
+                f"give either `events` (to recommend items) or `table` (to predict a column): {given}"
+            )
+        return table
+
+    @pydantic.field_validator("nodes", "graph")
+    @classmethod
+    def _goes_with_events(cls, value: Settings, info: pydantic.ValidationInfo) -> Settings:
+        if _of(info) == "table" and value != type(value)():
+            raise ValueError(_OF_TABLE)
+        return value
+
+    @pydantic.field_validator("split", mode="before")
+    @classmethod
+    def _default_split(cls, split: Any, info: pydantic.ValidationInfo) -> Any:
+        if split is not None:
+            return split
+        return RandomSplit() if _of(info) == "table" else PerUserSplit()
+
+    @pydantic.field_validator("split")
+    @classmethod
+    def _split_fits(cls, split: Split, info: pydantic.ValidationInfo) -> Split:
+        if _of(info) != "table":
+            return split
+        if isinstance(split, PerUserSplit | LastNSplit):
+            raise located([(("kind",), "goes by users, which a `table` has not: use random or time")])
+        if isinstance(split, TimeSplit) and not info.data["table"].time:
+            raise located([(("kind",), "needs the time: table: {table: …, time: COLUMN}")])
+        return split
+
+    @pydantic.field_validator("train", mode="before")
+    @classmethod
+    def _default_trainer(cls, train: Any, info: pydantic.ValidationInfo) -> Any:
+        if _of(info) != "table":
+            return PyGTrainer() if train is None else train
+        if train is None:
+            raise ValueError("required for a `table`, for example {kind: xgboost, label: COLUMN}")
+        if isinstance(train, Mapping) and "kind" not in train:
+            raise located([(("kind",), "required for a `table`, for example xgboost")])
+        return train
+
+    @pydantic.field_validator("train")
+    @classmethod
+    def _trainer_fits(cls, train: Trainer, info: pydantic.ValidationInfo) -> Trainer:
+        of, on_tables = _of(info), isinstance(train, TableTrainer)
+        if of is None or isinstance(train, Custom):  # a trainer of the user's own that is not imported yet
+            return train
+        name = type(train).__name__
+        if on_tables != (of == "table"):
+            wants, use = ("a `table`", "pyg") if on_tables else ("`events`", "xgboost, torch or tensorflow")
+            raise located([(("kind",), f"{name} learns from {wants}; from {_WHAT[of]} learns {use}")])
+        if isinstance(train, TableTrainer) and train.label in info.data["table"].left_out:
+            raise located([(("label",), f"{train.label!r} is the id or the time of the `table`")])
+        return train
+
+    @pydantic.field_validator("evaluate")
+    @classmethod
+    def _evaluation_fits(cls, evaluate: Evaluate, info: pydantic.ValidationInfo) -> Evaluate:
+        _refuse(evaluate, _of(info), events=["k", "baselines"], table=["metrics"])
+        return evaluate
+
+    @pydantic.field_validator("predict")
+    @classmethod
+    def _prediction_fits(cls, predict: Predict | None, info: pydantic.ValidationInfo) -> Predict | None:
+        if predict is None:
+            return predict
+        _refuse(predict, _of(info), events=["k", "users"], table=["rows"])
+        _refuse(predict.output, _of(info), "output", events=["embeddings"], table=[])
+        if _of(info) == "table" and "table" not in predict.output.model_fields_set:
+            output = predict.output.model_copy(update={"table": "predictions"})
+            return predict.model_copy(update={"output": output})
+        return predict
 
     @pydantic.field_validator("predict")
     @classmethod
@@ -234,10 +344,10 @@ class _Job(Protocol):
     def preflight(self, p: Pipeline) -> None: ...
 
 
-def _job_of(p: Pipeline) -> _Job:  # noqa: ARG001
-    from sp_ray_ml import _event_job
+def _job_of(p: Pipeline) -> _Job:
+    from sp_ray_ml import _event_job, _table_job
 
-    return _event_job
+    return _event_job if p.table is None else _table_job
 
 
 def _place(url: str) -> str:

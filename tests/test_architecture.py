@@ -71,7 +71,7 @@ PUBLIC = {
         "WarehouseContract",
     ],
     "sp_ray_ml.tracking": [
-        "Outcome", "Run", "Tracking", "environment_tags", "plot_history", "plot_metrics", "serve_ui",
+        "Outcome", "Run", "Tracking", "environment_tags", "plot_history", "plot_importance", "plot_metrics", "serve_ui",
         "sync", "tracking_uri", "ui_command", "ui_environment",
     ],
     "sp_ray_ml.train": [

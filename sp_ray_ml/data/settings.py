@@ -1,15 +1,15 @@
-"""Settings that say where events and nodes lie in a warehouse. Imports no heavy library."""
+"""Settings that say where events and nodes, or the rows to learn from, lie in a warehouse. Imports no heavy library."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
 from sp_ray_ml.config import Settings
 from sp_ray_ml.data.preprocessors import PreprocessorField
 
-__all__ = ["Events", "Node", "Nodes"]
+__all__ = ["Events", "Node", "Nodes", "Table", "TableField"]
 
 
 class Events(Settings):
@@ -57,3 +57,32 @@ class Nodes(Settings):
     """Who has events."""
     item: Node | None = None
     """What is recommended."""
+
+
+class Table(Settings):
+    """Rows to learn a column of: one row an example. A string alone is short for `table`."""
+
+    table: str = pydantic.Field(min_length=1)
+    """A table of the warehouse, or a query where it has SQL."""
+    time: str | None = None
+    """Column with the row's time (timestamp, date, or whole seconds since 1970), for a split by time."""
+    id: str | None = None
+    """Column with the row's own id; unique. With one, a random split draws the same rows however the table is sorted."""
+
+    @property
+    def left_out(self) -> list[str]:
+        """Columns that are no features unless `train.features` names them: they only go along into the predictions."""
+        return [name for name in (self.time, self.id) if name]
+
+
+def _table(value: Any) -> Any:
+    return {"table": value} if isinstance(value, str) else value
+
+
+TableField = Annotated[
+    Table,
+    pydantic.BeforeValidator(
+        _table, json_schema_input_type=Annotated[str, pydantic.Field(min_length=1)] | Table
+    ),
+]
+"""A setting that takes a table's name, a query, or one of them with more."""

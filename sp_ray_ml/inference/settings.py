@@ -11,16 +11,24 @@ from sp_ray_ml.inference.baselines import BaselineField, Ease, Popularity
 
 __all__ = ["EmbeddingTables", "Evaluate", "Output", "Predict"]
 
+Metric = Literal["rmse", "mae", "r2", "log_loss", "accuracy", "f1", "auc"]
 PositiveInt = Annotated[int, pydantic.Field(ge=1)]
 
 
 class Evaluate(Settings):
-    """Ranking metrics on the held-out events, beside baselines on the same split."""
+    """Metrics on what was held out, beside baselines on the same split.
+
+    `k` and `baselines` are of recommendations, `metrics` of the predictions of a table's column, whose baseline is the
+    mean or the most frequent class.
+    """
 
     k: list[PositiveInt] = pydantic.Field(default=[10, 20], min_length=1)
     """Lengths of the list of recommendations."""
     baselines: list[BaselineField] = pydantic.Field(default=[Popularity(), Ease()])
     """Models to compare with."""
+    metrics: list[Metric] | None = pydantic.Field(default=None, min_length=1)
+    """Metrics of a table, those of the label's task: `rmse`, `mae`, `r2` of values; `log_loss`, `accuracy`, `f1`
+    (macro), `auc` (two classes) of classes. All of them without."""
 
 
 class EmbeddingTables(Settings):
@@ -33,12 +41,14 @@ class EmbeddingTables(Settings):
 
 
 class Output(Settings):
-    """Where recommendations are written."""
+    """Where recommendations, or predictions, are written."""
 
     warehouse: str
     """URL of the warehouse; the one that is read stays untouched."""
     table: str = "recommendations"
-    """Table with the columns user, rank (from 1), item and score, the ids under their original names."""
+    """Table with the columns user, rank (from 1), item and score, the ids under their original names. For a `table`
+    it is `predictions` without, with the columns of the rows and `prediction`, and `probability` or `probabilities`
+    for classes."""
     mode: Literal["replace", "append"] = "replace"
     """Whether the table is replaced or grows; an append is made once, also when the run is resumed."""
     embeddings: EmbeddingTables = EmbeddingTables()
@@ -46,10 +56,12 @@ class Output(Settings):
 
 
 class Predict(Settings):
-    """The best items for each user, those of the training history left out."""
+    """The best items for each user, those of the training history left out; or predictions for the rows of a table."""
 
     k: PositiveInt = 20
     """How many items a user."""
     users: str | None = None
     """Table of the input warehouse with the users to score, in the user's id column; all users without."""
+    rows: str | None = pydantic.Field(default=None, min_length=1)
+    """Table or query of the input warehouse with the rows to predict for; all rows of `table` without."""
     output: Output

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.tracking._process import Outcome, sync
     from sp_ray_ml.tracking._store import tracking_uri, ui_command, ui_environment
     from sp_ray_ml.tracking._ui import serve_ui
-    from sp_ray_ml.tracking.plots import plot_history, plot_metrics
+    from sp_ray_ml.tracking.plots import plot_history, plot_importance, plot_metrics
     from sp_ray_ml.tracking.run import Run
     from sp_ray_ml.tracking.settings import Tracking
 
@@ -20,6 +20,7 @@ __all__ = [
     "Tracking",
     "environment_tags",
     "plot_history",
+    "plot_importance",
     "plot_metrics",
     "serve_ui",
     "sync",
@@ -34,6 +35,7 @@ _MODULES = {
     "Tracking": "settings",
     "environment_tags": "_environment",
     "plot_history": "plots",
+    "plot_importance": "plots",
     "plot_metrics": "plots",
     "serve_ui": "_ui",
     "sync": "_process",

@@ -20,6 +20,7 @@ from typing import Any
 
 from sp_ray_ml.errors import DataError, LockedError, StorageError, TrackingError
 from sp_ray_ml.storage import Lock
+from sp_ray_ml.tracking._child import CHILD_KINDS
 from sp_ray_ml.tracking._sink import RefusedError, RunGoneError, Sink
 from sp_ray_ml.tracking._state import JOURNAL, LOCK, SendState
 from sp_ray_ml.tracking.journal import Entry, Journal, finish_of, first_entry, last_opening, read_entries
@@ -45,6 +46,7 @@ class _Sender:
         self.sink = Sink(order["send_uri"], order["artifacts"], folder)
         self._retry_at = 0.0
         self._inode = self.journal.stat().st_ino
+        self._children: dict[str, Sink] = {}
 
     def run(self) -> int:
         threading.Thread(target=self._watch, daemon=True).start()
@@ -98,6 +100,7 @@ class _Sender:
             return 0  # reopened meanwhile: the next sender goes on
         if finish_of(self.journal) is None:
             self._patiently(lambda: self.sink.set_ended("KILLED", time.time_ns() // 1_000_000))
+            self._patiently(self._end_children)
         self.state.state = "closed"
         self._save()
         return 0
@@ -122,6 +125,8 @@ class _Sender:
             except RunGoneError as error:
                 self._note(f"{error.message}: all of it is sent again as a new run")
                 self.state.run_id, self.state.offset, self.state.deferred = None, 0, []
+                self.state.children, self.state.open_children = {}, []
+                self._children.clear()
                 self._patiently(self._open)
                 continue
             except TrackingError as error:
@@ -210,6 +215,8 @@ class _Sender:
             self.sink.send_artifact(records[0])
         elif kind == "plot":
             self._plot(records[0])
+        elif kind in CHILD_KINDS:
+            self._send_child(records[0])
         elif kind == "model":
             self.sink.send_model(records[0], f"{first_entry(self.journal)['session']}:{batch[0].start}")
         elif kind in {"metrics", "params", "tags"}:
@@ -220,10 +227,54 @@ class _Sender:
                     (params if record["kind"] == "params" else tags).update(record["values"])
             self.sink.send((r for r in records if r["kind"] == "metrics"), params, tags)
 
-    def _plot(self, record: dict[str, Any]) -> None:
-        from sp_ray_ml.tracking.plots import plot_history, plot_metrics
+    def _send_child(self, record: dict[str, Any]) -> None:
+        """Send a record about a nested run."""
+        key = record["child"]
+        sink = self._child(key, record)
+        if sink is None:
+            return
+        if record["kind"] == "child":
+            sink.set_running()
+            self.state.open_children = sorted({*self.state.open_children, key})
+        elif record["kind"] == "child_params":
+            sink.send([], record["values"], {})
+        elif record["kind"] == "child_metrics":
+            sink.send([{**point, "time": record["time"]} for point in record["points"]], {}, {})
+        else:
+            sink.send([], {}, record["tags"])
+            sink.set_ended(record["status"], record["time"])
+            self.state.open_children = [other for other in self.state.open_children if other != key]
 
-        draw: Any = plot_history if record["plot"] == "history" else plot_metrics
+    def _child(self, key: str, record: dict[str, Any]) -> Sink | None:
+        """The sink of a nested run, made where there is none; None for one that was deleted in MLflow."""
+        if key not in self._children:
+            known = self.state.children.get(key)
+            if known == "":
+                return None
+            session = f"{first_entry(self.journal)['session']}:{key}"
+            opening = {"session": session, "name": record.get("name", key), "tags": {}, "time": record["time"]}
+            try:
+                self._children[key] = self.sink.nested(known, opening)
+            except RunGoneError as error:
+                self._note(f"{error.message}: what follows of {key} is left out")
+                self.state.children[key] = ""
+                return None
+            self.state.children[key] = self._children[key].run_id
+        return self._children[key]
+
+    def _end_children(self) -> None:
+        for key in list(self.state.open_children):
+            now = time.time_ns() // 1_000_000
+            sink = self._child(key, {"time": now})
+            if sink is not None:
+                sink.set_ended("KILLED", now)
+            self.state.open_children.remove(key)
+
+    def _plot(self, record: dict[str, Any]) -> None:
+        from sp_ray_ml.tracking import _trial_plots, plots
+
+        name = f"plot_{record['plot']}"
+        draw = getattr(plots if hasattr(plots, name) else _trial_plots, name)
         target = self.folder / record["path"]
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ place of its record.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import posixpath
 import re
 import tempfile
@@ -28,6 +30,7 @@ _METRICS_A_CALL, _TEXTS_A_CALL = 1000, 20
 _FINAL = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 _KEY_TAG = "sp_ray.journal"
 _MODEL_TAG = "sp_ray.record"
+_CONTENT_TAG = "sp_ray.content"
 ItemT = TypeVar("ItemT")
 
 
@@ -170,6 +173,14 @@ class Sink:
             }
             return run_id
 
+    def nested(self, run_id: str | None, opening: Mapping[str, Any]) -> Sink:
+        """A sink for a run nested in this one; arguments and errors as those of `open_run`."""
+        child = Sink(self.uri, self.artifacts, self.folder)
+        child._client = self._client
+        tags = {**opening["tags"], "mlflow.parentRunId": self.run_id}
+        child.open_run(self._experiment_id, run_id, {**opening, "tags": tags})
+        return child
+
     def is_gone(self) -> bool:
         """Whether the run was deleted in MLflow since it was opened."""
         with _mlflow_errors("cannot ask for the run"):
@@ -273,13 +284,59 @@ class Sink:
                         signature=ModelSignature.from_dict(record["signature"])
                         if record["signature"]
                         else None,
-                        input_example=record["input_example"],
+                        input_example=_example(record),
                     )
                     client.log_model_artifacts(model.model_id, f"{scratch}/model")
                 client.finalize_logged_model(model.model_id, "READY")
             outputs = client.get_run(self.run_id).outputs
             if model.model_id not in {o.model_id for o in (outputs.model_outputs if outputs else ())}:
                 client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
+            if name := record.get("register"):
+                self._register(str(name), model.model_id, _content(source))
+
+    def _register(self, name: str, model_id: str, content: str) -> None:
+        """Make a model a version of a registered one, unless a version has the same content."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._client
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        quoted = name.replace("'", "''")
+        known = client.search_model_versions(f"name='{quoted}'")
+        if not any(version.tags.get(_CONTENT_TAG) == content for version in known):
+            client.create_model_version(
+                name,
+                f"models:/{model_id}",
+                run_id=self.run_id,
+                model_id=model_id,
+                tags={_CONTENT_TAG: content},
+            )
+
+
+def _content(folder: Path) -> str:
+    """What tells a checkpoint from others."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _example(record: Mapping[str, Any]) -> Any:
+    """The example as the table that MLflow would be given."""
+    given = record["input_example"]
+    if given is None:
+        return None
+    import pandas as pd
+
+    table = pd.DataFrame(given["data"], columns=given["columns"])
+    inputs = json.loads((record["signature"] or {}).get("inputs", "[]"))
+    for column in inputs:
+        if column["type"] == "datetime":
+            table[column["name"]] = pd.to_datetime(table[column["name"]])
+    return table
 
 
 def _key(name: str) -> str:

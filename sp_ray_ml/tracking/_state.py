@@ -32,6 +32,8 @@ class SendState:
         error: Why it waits.
         failed_at: When an attempt failed last, in seconds since 1970; None while all is well.
         notes: What a user should know: records that MLflow refused, a run that was deleted there.
+        children: Ids in MLflow of the nested runs, by key; empty for one that was deleted there.
+        open_children: Keys of those that have not ended.
     """
 
     session: str = ""
@@ -45,6 +47,8 @@ class SendState:
     error: str | None = None
     failed_at: float | None = None
     notes: list[str] = field(default_factory=list)
+    children: dict[str, str] = field(default_factory=dict)
+    open_children: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path, session: str | None = None) -> SendState:

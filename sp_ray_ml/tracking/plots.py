@@ -1,4 +1,4 @@
-"""Pictures of a run: training curves, and its metrics beside the baselines', as PNG."""
+"""Pictures of a run: training curves, its metrics beside the baselines', what a model goes by; as PNG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_history", "plot_metrics"]
+__all__ = ["plot_history", "plot_importance", "plot_metrics"]
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -110,6 +110,30 @@ def plot_metrics(
             axes.set_axis_off()
             continue
         _draw_bars(axes, metrics[i], {name: _number(row.get(metrics[i])) for name, row in table.items()})
+    _save(figure, path)
+
+
+def plot_importance(importance: Mapping[str, Any], path: str | os.PathLike[str], title: str = "") -> None:
+    """Draw how much a model goes by each feature, as bars, in the order given.
+
+    Args:
+        importance: A number for each feature.
+        path: The PNG.
+        title: Title of the picture.
+
+    Raises:
+        DataError: There is no number in it.
+        StorageError: The file cannot be written.
+    """
+    values = {name: _number(value) for name, value in importance.items()}
+    if not any(math.isfinite(value) for value in values.values()):
+        raise DataError("there is no importance to draw")
+    longest = max(len(_short(name)) for name in values)
+    figure = _figure(5.5 + 0.07 * longest, 0.9 + 0.27 * len(values), title)
+    axes = figure.subplots()
+    _draw_bars(axes, "share of the gain", values)
+    for bar in axes.patches:
+        bar.set_color(_COLOURS[0])
     _save(figure, path)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from sp_ray_ml.config import redact
 from sp_ray_ml.errors import TrackingError
 from sp_ray_ml.storage import storage_errors
+from sp_ray_ml.tracking._child import ChildRun
 from sp_ray_ml.tracking._environment import package_versions, user_name
 from sp_ray_ml.tracking._process import (
     Outcome,
@@ -30,7 +31,7 @@ from sp_ray_ml.tracking._process import (
 )
 from sp_ray_ml.tracking._state import JOURNAL, SendState
 from sp_ray_ml.tracking._store import redact_uri, tracking_uri
-from sp_ray_ml.tracking.journal import Journal, finite, flatten
+from sp_ray_ml.tracking.journal import Journal, finite, flatten, read_entries
 from sp_ray_ml.tracking.settings import Tracking
 
 __all__ = ["Run"]
@@ -163,12 +164,17 @@ class Run:
         self._append("artifact", path=self._kept(source), name=source.name, artifact_path=artifact_path)
 
     def log_plot(
-        self, kind: Literal["history", "metrics"], data: Any, path: str | os.PathLike[str], title: str = ""
+        self,
+        kind: Literal["history", "metrics", "importance", "trials", "parallel"],
+        data: Any,
+        path: str | os.PathLike[str],
+        title: str = "",
     ) -> None:
         """Have a picture drawn by the sender, not here, where matplotlib's import alone would cost 2 seconds.
 
         Args:
-            kind: `history` for `plot_history`, `metrics` for `plot_metrics`.
+            kind: `history` for `plot_history`, `metrics` for `plot_metrics`, `importance` for `plot_importance`;
+                `trials` and `parallel` for the pictures of a tuning.
             data: What that function takes.
             path: The PNG, in the run's folder; logged in MLflow under `plots/`, too.
             title: Title of the picture.
@@ -185,6 +191,7 @@ class Run:
         input_example: Any = None,
         pip_requirements: Sequence[str] | None = None,
         loader_module: str = "sp_ray_ml.train.mlflow_model",
+        register: str | None = None,
     ) -> None:
         """Log a checkpoint as a model that `mlflow.pyfunc.load_model` opens, without pickle.
 
@@ -192,9 +199,10 @@ class Run:
             checkpoint_folder: As `log_artifact`'s: in the run's folder it must stay until it is sent.
             name: The model's name in the run: `runs:/<mlflow_run_id>/<name>`.
             signature: `{"inputs": [{"name": "user", "type": "string"}], "outputs": […]}`, MLflow's own form.
-            input_example: One input, as JSON has it.
+            input_example: `{"columns": […], "data": [[…], …]}`, a few rows.
             pip_requirements: What the model needs; without, this package and the libraries that it uses here.
             loader_module: Module whose `_load_pyfunc(path)` opens the checkpoint.
+            register: Name of a registered model that this becomes a version of, unless it is one already.
 
         Raises:
             StorageError: There is no such folder, or it cannot be copied.
@@ -214,7 +222,24 @@ class Run:
             input_example=input_example,
             pip_requirements=list(pip_requirements),
             loader_module=loader_module,
+            register=register,
         )
+
+    def child(self, key: str, name: str) -> ChildRun:
+        """Open a run that is nested in this one.
+
+        Args:
+            key: Tells it from its siblings: the same key is the same run in MLflow, from another process, too.
+            name: Its name in MLflow.
+        """
+        self._append("child", child=key, name=name)
+        return ChildRun(key, self._append)
+
+    @property
+    def finished_children(self) -> set[str]:
+        """Keys of the nested runs that were finished, by earlier processes, too."""
+        records = (entry.record for entry in read_entries(self.folder / JOURNAL))
+        return {record["child"] for record in records if record and record["kind"] == "child_finish"}
 
     def _append(self, kind: str, **values: Any) -> None:
         if self._journal is None:

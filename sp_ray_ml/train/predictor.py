@@ -9,8 +9,11 @@ Nothing in it is a pickle, so a folder from elsewhere is safe to open.
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import hashlib
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -86,9 +89,25 @@ class Predictor(ABC):
     def mlflow_signature(self) -> dict[str, list[dict[str, Any]]]:
         """Input and output columns in MLflow's own form, for `mlflow models serve`."""
 
+    def input_example(self, rows: pa.Table) -> dict[str, Any]:
+        """What it reads of a few rows, as plain data that goes into MLflow: `{"columns": […], "data": [[…], …]}`."""
+        names = [column["name"] for column in self.mlflow_signature()["inputs"]]
+        return {
+            "columns": names,
+            "data": [[_as_json(row[name]) for name in names] for row in rows.select(names).to_pylist()],
+        }
+
     @abstractmethod
     def predict(self, table: pa.Table) -> pa.Table:
         """Predict for the rows of a table."""
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, datetime.date):  # a time, too
+        return value.isoformat()
+    if isinstance(value, float | decimal.Decimal):
+        return float(value) if math.isfinite(value) else None
+    return value
 
 
 def _folder(source: Any) -> Path:

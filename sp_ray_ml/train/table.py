@@ -42,12 +42,14 @@ class TrainResult:
         history: One entry an epoch (a round of boosting): loss, validation metrics, seconds.
         path: The folder of the training: `predictor` is the sealed best model, the rest is to go on from.
         validation_scores: float32 [rows, outputs], what the best model said of the validation rows in training.
+        plots: Pictures' data for the tracking, by kind: `importance`, the share of each feature, largest first.
     """
 
     metrics: Mapping[str, float]
     history: list[dict[str, Any]]
     path: Path
     validation_scores: NDArray[np.float32] | None = field(default=None, repr=False)
+    plots: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def predictor_path(self) -> Path:
@@ -77,12 +79,15 @@ class Learned:
         history: One entry an epoch.
         validation_scores: float32 [rows, outputs] of the best model, or None where there is nothing to validate on.
         plots: Pictures' data for the tracking, by kind.
+        metrics: Of the best model on the validation rows, or on the training rows where there are none; None where
+            they are still to be computed.
     """
 
     model: TableModel
     history: list[dict[str, Any]]
     validation_scores: NDArray[np.float32] | None = None
     plots: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] | None = None
 
 
 class TableTrainer(Trainer):
@@ -109,6 +114,11 @@ class TableTrainer(Trainer):
     def one_hot(self) -> bool:
         """Whether the model takes a category as a one among zeros; otherwise as one column with its code."""
         return True
+
+    @property
+    def _keep(self) -> int:
+        """How many bytes of encoded training rows may be kept from the fit of the preprocessors."""
+        return 0
 
     @abstractmethod
     def learn(self, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
@@ -168,11 +178,14 @@ class TableTrainer(Trainer):
             one_hot=self.one_hot,
             scale=self._scale,
             start=_opened(start_from),
+            keep=self._keep,
         )
         place = new_training_folder(type(self).__name__) if folder is None else Path(folder)
         learned = self.learn(data, seed=seed, folder=place / "training", on_epoch=on_epoch or _ignore)
         predictor = TablePredictor(data.spec, learned.model)
-        metrics = predictor.evaluate(train if data.validation is None else data.validation)
+        metrics = learned.metrics
+        if metrics is None:
+            metrics = predictor.evaluate(data.train if data.validation is None else data.validation)
         predictor.save(
             place / "predictor",
             about={
@@ -182,7 +195,7 @@ class TableTrainer(Trainer):
                 **(about or {}),
             },
         )
-        return TrainResult(metrics, learned.history, place, learned.validation_scores)
+        return TrainResult(metrics, learned.history, place, learned.validation_scores, learned.plots)
 
 
 def _opened(start_from: Any) -> TablePredictor | None:
