@@ -75,8 +75,9 @@ PUBLIC = {
         "sync", "tracking_uri", "ui_command", "ui_environment",
     ],
     "sp_ray_ml.train": [
-        "BPR", "Domain", "EarlyStopping", "Learned", "Loss", "Predictor", "PyGTrainer", "Recommender", "RecommenderTraining",
-        "SampledSoftmax", "Scaling", "Schedule", "Supervision", "TableModel", "TablePredictor", "TableTrainer",
+        "BPR", "CrossEntropy", "Domain", "EarlyStopping", "Huber", "Learned", "Loss", "MAE", "MLP", "MSE", "ModelInputs",
+        "Network", "Optimizer", "Predictor", "PyGTrainer", "Recommender", "RecommenderTraining", "SampledSoftmax",
+        "Scaling", "Schedule", "Supervision", "TableModel", "TablePredictor", "TableTrainer", "TorchTrainer",
         "TrainContext", "TrainResult", "Trainer", "Trial", "Tune", "TuneResult", "XGBoostTrainer", "run_loop",
     ],
 }  # fmt: skip

@@ -15,16 +15,35 @@ if TYPE_CHECKING:
     from sp_ray_ml.train.settings import EarlyStopping, Scaling, Schedule
     from sp_ray_ml.train.table import Learned, TableTrainer, TrainResult
     from sp_ray_ml.train.table_predictor import TableModel, TablePredictor
+    from sp_ray_ml.train.torch import (
+        MAE,
+        MLP,
+        MSE,
+        CrossEntropy,
+        Huber,
+        ModelInputs,
+        Network,
+        Optimizer,
+        TorchTrainer,
+    )
     from sp_ray_ml.train.trainer import Trainer
     from sp_ray_ml.train.tuning import Domain, Trial, Tune, TuneResult
     from sp_ray_ml.train.xgboost import XGBoostTrainer
 
 __all__ = [
     "BPR",
+    "MAE",
+    "MLP",
+    "MSE",
+    "CrossEntropy",
     "Domain",
     "EarlyStopping",
+    "Huber",
     "Learned",
     "Loss",
+    "ModelInputs",
+    "Network",
+    "Optimizer",
     "Predictor",
     "PyGTrainer",
     "Recommender",
@@ -36,6 +55,7 @@ __all__ = [
     "TableModel",
     "TablePredictor",
     "TableTrainer",
+    "TorchTrainer",
     "TrainContext",
     "TrainResult",
     "Trainer",
@@ -60,6 +80,17 @@ def __getattr__(name: str) -> Any:
             "settings": ["EarlyStopping", "Scaling", "Schedule"],
             "table": ["Learned", "TableTrainer", "TrainResult"],
             "table_predictor": ["TableModel", "TablePredictor"],
+            "torch": [
+                "MAE",
+                "MLP",
+                "MSE",
+                "CrossEntropy",
+                "Huber",
+                "ModelInputs",
+                "Network",
+                "Optimizer",
+                "TorchTrainer",
+            ],
             "trainer": ["Trainer"],
             "tuning": ["Domain", "Trial", "Tune", "TuneResult"],
             "xgboost": ["XGBoostTrainer"],

@@ -1,0 +1,502 @@
+"""How `TorchTrainer` trains: all rows in one tensor, each step's rows taken by a permutation of the epoch's own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from sp_ray_ml.config import near_match
+from sp_ray_ml.errors import CheckpointError, ConfigError, TrainingError
+from sp_ray_ml.metrics.supervised import larger_is_better
+from sp_ray_ml.train._seeds import hash_seed
+from sp_ray_ml.train._table_data import Arrays, TableData, Target
+from sp_ray_ml.train._torch_data import Rows
+from sp_ray_ml.train._torch_losses import Objective
+from sp_ray_ml.train._torch_model import TorchModel, build, inputs_of, named, weights_of
+from sp_ray_ml.train._torch_step import Stepper
+from sp_ray_ml.train.context import TrainContext, read_state, run_loop
+from sp_ray_ml.train.table import Learned, OnEpoch
+from sp_ray_ml.train.table_predictor import BATCH_ROWS, metrics_of, padded_scores
+
+if TYPE_CHECKING:
+    from sp_ray_ml.train.torch import ModelInputs, Optimizer, TorchTrainer
+
+__all__ = ["learn"]
+
+_MODEL, _BEST, _TENSORS = "model.safetensors", "best.safetensors", "optimizer.pt"
+_LOOK_EVERY = 64
+_SAVE_AFTER_S = 30.0
+_EPOCH_AFTER_S = 1.0
+_SMALL = 2_000_000
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the workers are given.
+
+    Attributes:
+        rows: The rows themselves, or the folder that has them as files.
+        label: Mean and standard deviation that a regression's label is learned in.
+        start: Weights of a trained model to go on from.
+    """
+
+    trainer: TorchTrainer
+    inputs: ModelInputs
+    target: Target
+    rows: Mapping[str, Arrays] | Path
+    batch_size: int
+    label: tuple[float, float]
+    network: Mapping[str, Any]
+    seed: int
+    start: Mapping[str, torch.Tensor] | None
+
+    def arrays(self, part: str) -> Arrays | None:
+        if isinstance(self.rows, Path):
+            return Arrays.load(self.rows / part) if (self.rows / part).exists() else None
+        return self.rows.get(part)
+
+    def model(self, network: torch.nn.Module, device: torch.device | None = None) -> TorchModel:
+        mean, std = self.label
+        return TorchModel(network, self.network, task=self.target.task, mean=mean, std=std, device=device)
+
+
+def learn(trainer: TorchTrainer, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
+    """See `TableTrainer.learn`."""
+    parts = {part: arrays for part in ("train", "validation") if (arrays := data.arrays(part)) is not None}
+    train = parts["train"]
+    start = _started(data.start)
+    job = _Job(
+        trainer,
+        inputs_of(data.spec),
+        data.spec.target,
+        parts,
+        _batch_size(trainer, len(train)),
+        _label(trainer, data.spec.target, train) if start is None else (start.mean, start.std),
+        named(trainer.model),
+        seed,
+        None if start is None else weights_of(start.network),
+    )
+    with torch.random.fork_rng():
+        if trainer.scaling.workers:
+            # What is wrong with the model or the loss is said before any worker is started.
+            _first_network(job, torch.device("cpu"), train)
+            job = _on_disk(job, parts, (folder / "rows").resolve())
+        kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch)
+        state = read_state(kept.last)
+        network = build(trainer.model, job.inputs)
+    best = kept.last / _BEST
+    _fill(network, _read(best if best.exists() else kept.last / _MODEL), kept.last)
+    model = job.model(network)
+    held_out = parts.get("validation")
+    scores = None if held_out is None or not len(held_out) else padded_scores(model, held_out.x)
+    return Learned(model, state["history"], scores)
+
+
+def _on_disk(job: _Job, parts: Mapping[str, Arrays], folder: Path) -> _Job:
+    for part, arrays in parts.items():
+        arrays.save(folder / part)
+    return replace(job, rows=folder)
+
+
+def _started(model: Any) -> TorchModel | None:
+    if model is None or isinstance(model, TorchModel):
+        return model
+    raise ConfigError(f"a network cannot go on from a {model.kind} model", where="start_from")
+
+
+def _batch_size(trainer: TorchTrainer, rows: int) -> int:
+    size = trainer.batch_size
+    if size is None:
+        return min(rows, max(32, min(1_024, 1 << round(math.log2(max(1, rows / 50))))))
+    if size > rows:
+        raise ConfigError(
+            f"a batch of {size:,} rows is larger than the data: there are {rows:,}",
+            where="train.batch_size",
+            hint=f"Set it to {rows:,} at most, or leave it out",
+        )
+    return size
+
+
+def _label(trainer: TorchTrainer, target: Target, train: Arrays) -> tuple[float, float]:
+    if target.task != "regression" or not trainer.standardize_label:
+        return 0.0, 1.0
+    return float(train.y.mean(dtype=np.float64)), float(train.y.std(dtype=np.float64)) or 1.0
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load(file.read_bytes())  # type: ignore[no-any-return]
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot be gone on from: {error}", where=str(file)) from None
+
+
+def _fill(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: Path | str) -> None:
+    try:
+        network.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"its weights are those of another network: {' '.join(str(error).split())[:300]}",
+            where=str(where),
+            hint="Train in another folder, or with the model that it was made with",
+        ) from None
+
+
+# --- before the first step --------------------------------------------------------------------------------------
+
+
+def _first_network(job: _Job, device: torch.device, train: Arrays) -> torch.nn.Module:
+    """Make the network and show it a few rows, so that what is wrong with it is said at once and in its words.
+
+    Raises:
+        ConfigError: The factory, the network or the loss does not do what it should.
+    """
+    torch.manual_seed(hash_seed(job.seed))
+    network = build(job.trainer.model, job.inputs).to(device)
+    # More rows than outputs: a loss for each class cannot be taken for one for each row.
+    count = job.inputs.outputs + 2
+    some = np.resize(np.arange(min(len(train), count)), count)
+    x = torch.from_numpy(np.ascontiguousarray(train.x[some])).to(device)
+    y = torch.from_numpy(np.ascontiguousarray(train.y[some])).to(device)
+    network.eval()
+    with torch.no_grad():
+        outputs = _outputs(network, x, job.inputs.outputs)
+        Objective(job.trainer, job.target, weighted=train.weight is not None).check(outputs, y)
+    if job.start is not None:
+        _fill(network, job.start, "start_from")
+    return network
+
+
+def _outputs(network: torch.nn.Module, x: torch.Tensor, width: int) -> torch.Tensor:
+    name = type(network).__name__
+    try:
+        outputs = network(x)
+    except Exception as error:
+        raise ConfigError(
+            f"{name} fails on rows {tuple(x.shape)} on {x.device}: {type(error).__name__}: {error}",
+            where="train.model",
+            hint=f"forward(x) is given float32 [batch, {x.shape[1]}] on the model's device",
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or not outputs.is_floating_point():
+        kind = outputs.dtype if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
+        raise ConfigError(f"{name} must return a tensor of floats, got {kind}", where="train.model")
+    if outputs.device.type != x.device.type:
+        raise ConfigError(
+            f"{name} returns outputs on the device {outputs.device}, its rows and weights are on {x.device}",
+            where="train.model",
+            hint="Make new tensors in forward with device=x.device",
+        )
+    if outputs.shape != (len(x), width) and not (width == 1 and outputs.shape == (len(x),)):
+        raise ConfigError(
+            f"{name} must return [batch, {width}], got {tuple(outputs.shape)} for {len(x)} rows",
+            where="train.model",
+        )
+    return outputs
+
+
+def _optimizer(settings: Optimizer, network: torch.nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    if not weights:
+        raise ConfigError("the model has no weight that could be trained", where="train.model")
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.kind == "sgd":
+        momentum = 0.9 if settings.momentum is None else settings.momentum
+        return torch.optim.SGD(weights, lr=rate, momentum=momentum, weight_decay=decay or 0.0)
+    adam = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
+    default = 0.01 if settings.kind == "adamw" else 0.0
+    decay = default if decay is None else decay
+    return adam(
+        weights, lr=rate, betas=settings.betas, weight_decay=decay, fused=device.type == "cuda" or None
+    )
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------
+
+
+def _loop(context: TrainContext, job: _Job) -> None:
+    with _threads(job):
+        _Training(context, job).run()
+
+
+@contextlib.contextmanager
+def _threads(job: _Job) -> Iterator[None]:
+    """One thread for a small batch: its operations are so short that threads mostly wait for one another."""
+    before = torch.get_num_threads()
+    if job.batch_size * job.inputs.width * 64 < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass
+class _State:
+    """Where training is, as a checkpoint keeps it beside the tensors.
+
+    Attributes:
+        epoch: Epochs that are done.
+        step: Steps of the next one that are done.
+        loss: Sum of their losses.
+        seconds: How long they took, before a restart.
+        history: One entry an epoch.
+        best: The best value of the watched metric, larger is better.
+        best_epoch: When it was.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float | None = None
+    best_epoch: int | None = None
+
+
+class _Training:
+    """Training from where the last checkpoint was to the last epoch."""
+
+    def __init__(self, context: TrainContext, job: _Job) -> None:
+        self.context, self.job, self.trainer = context, job, job.trainer
+        self.device = context.device
+        train = job.arrays("train")
+        assert train is not None
+        self.train, self.held_out = train, job.arrays("validation")
+        if self.held_out is not None and not len(self.held_out):
+            self.held_out = None
+        if self.trainer.precision == "fp16" and self.device.type != "cuda":
+            raise ConfigError("fp16 needs a GPU", where="train.precision", hint="Set precision: bf16, or 32")
+        self.network = _first_network(job, self.device, train)
+        self.objective = Objective(self.trainer, job.target, weighted=train.weight is not None)
+        self.state = _State()
+        self.best: dict[str, torch.Tensor] | None = None
+        self.random: list[dict[str, torch.Tensor]] | None = None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.trainer.precision == "fp16")
+        saved = self._resumed()
+        self.model = context.prepare(self.network)
+        self.optimizer = _optimizer(self.trainer.optimizer, self.network, self.device)
+        if saved is not None:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"])
+        self.judge = job.model(self.network, self.device)
+        self.rows = Rows(train, job.label, self.device)
+        self.stepper = Stepper(
+            self.trainer,
+            context,
+            self.model,
+            self.optimizer,
+            self.scaler,
+            self.rows,
+            self.objective,
+            job.batch_size,
+        )
+        self.group = job.batch_size * self.trainer.accumulate
+        self.steps = math.ceil(len(train) / self.group)
+        self.pending: list[torch.Tensor] = []
+        self.saved_at = self.began = time.monotonic()
+
+    def _resumed(self) -> dict[str, Any] | None:
+        folder = self.context.resume()
+        if folder is None:
+            return None
+        try:
+            self.state = _State(**read_state(folder))
+            saved: dict[str, Any] = torch.load(folder / _TENSORS, map_location="cpu", weights_only=True)
+            self.random = saved["random"]
+        except (TypeError, KeyError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"cannot be gone on from: {error}", where=str(folder)) from None
+        _fill(self.network, _read(folder / _MODEL), folder)
+        if (folder / _BEST).exists():
+            self.best = _read(folder / _BEST)
+        return saved
+
+    # --- epochs -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train until the last epoch, or until nothing gets better."""
+        state = self.state
+        while state.epoch < self.trainer.epochs and not self._stopped():
+            number = state.epoch + 1
+            self.began = time.monotonic()
+            self._seed(number)
+            due = self._train(number)
+            metrics = {"loss": state.loss / self.steps, **self._validated()}
+            self._remember(number, metrics)
+            shown = {**state.history[-1], "epochs": self.trainer.epochs}
+            if due or number == self.trainer.epochs or self._stopped():
+                self.saved_at = time.monotonic()
+                self.context.report(shown, self._files(), score=float(number))
+            else:
+                self.context.log(shown)
+
+    def _seed(self, number: int) -> None:
+        """What is drawn in an epoch comes from its number; in the midst of one, from where the generators were."""
+        if self.random is not None and self.state.step and len(self.random) == self.context.world_size:
+            own = self.random[self.context.rank]
+            torch.set_rng_state(own["cpu"])
+            if "cuda" in own and self.device.type == "cuda":
+                torch.cuda.set_rng_state(own["cuda"], self.device)
+        else:
+            torch.manual_seed(hash_seed(self.job.seed, number, self.context.rank, self.state.step))
+        self.random = None
+
+    def _train(self, number: int) -> bool:
+        """The epoch's steps that are left; whether a checkpoint is due after them."""
+        state, trainer, step_of = self.state, self.trainer, self.stepper.step
+        self.model.train()
+        order = self.rows.order(hash_seed(self.job.seed, number))
+        scheduled = trainer.schedule.kind != "constant" or trainer.schedule.warmup > 0
+        before = (number - 1) * self.steps
+        for step in range(state.step, self.steps):
+            if scheduled:
+                self._set_rate((before + step) / (self.steps * trainer.epochs))
+            self.pending.append(step_of(order[step * self.group : (step + 1) * self.group]))
+            state.step = step + 1
+            if state.step == self.steps:
+                break
+            if trainer.checkpoint_steps is not None:
+                due = (before + state.step) % trainer.checkpoint_steps == 0
+                if due or len(self.pending) == _LOOK_EVERY:
+                    self._look(number, math.inf)
+            else:
+                due = len(self.pending) == _LOOK_EVERY and self._look(number, _SAVE_AFTER_S)
+            if due:
+                self._clock()
+                self.saved_at = time.monotonic()
+                self.context.save(self._files())
+        due = self._look(number, _EPOCH_AFTER_S)
+        return due or bool(trainer.checkpoint_steps and number * self.steps % trainer.checkpoint_steps == 0)
+
+    def _set_rate(self, progress: float) -> None:
+        rate = self.trainer.optimizer.learning_rate * self.trainer.schedule.factor(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _clock(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self.began
+        self.began = now
+
+    def _look(self, number: int, after: float) -> bool:
+        """Wait for the steps that were begun and look at their losses, all workers at what all of them add up to.
+
+        Args:
+            number: The epoch.
+            after: Seconds since the last checkpoint from which another one is due.
+
+        Returns:
+            Whether one is due, by the clock of rank 0.
+        """
+        due = self.context.rank == 0 and time.monotonic() - self.saved_at > after
+        seen = torch.stack([*self.pending, self.pending[0].new_tensor(float(due))]).double()
+        *losses, due_somewhere = self.context.total(seen).tolist()
+        for place, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise self._broken(number, self.state.step - len(losses) + place, f"the loss is {loss}")
+            self.state.loss += loss
+        self.pending.clear()
+        return bool(due_somewhere)
+
+    def _broken(self, number: int, step: int, what: str) -> TrainingError:
+        """The error of a step (from 0) in an epoch (from 1)."""
+        order = self.rows.order(hash_seed(self.job.seed, number))
+        batch = self.rows.fingerprint(order[step * self.group : (step + 1) * self.group])
+        last = self.context.last_checkpoint
+        return TrainingError(
+            f"{what} in step {(number - 1) * self.steps + step + 1} (epoch {number}, batch {batch}); "
+            + (f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"),
+            where="train",
+            hint=f"Lower train.optimizer.learning_rate (it is {self.trainer.optimizer.learning_rate:g}), set "
+            "train.clip: 1, and look for values that are far too large",
+        )
+
+    # --- after an epoch -----------------------------------------------------------------------------------------
+
+    def _validated(self) -> dict[str, float]:
+        """Metrics of the validation rows, each worker scoring its part of the batches."""
+        if self.held_out is None:
+            return {}
+        held_out, context = self.held_out, self.context
+        mine = context.shard(math.ceil(len(held_out) / BATCH_ROWS))
+        own = slice(mine.start * BATCH_ROWS, mine.stop * BATCH_ROWS)
+        metrics = metrics_of(self.job.target)
+        self.network.eval()
+        if len(held_out.y[own]):
+            metrics.update(padded_scores(self.judge, held_out.x[own]), np.asarray(held_out.y[own]))
+        first, *others = context.gather(metrics)
+        for other in others:
+            first.merge(other)
+        return {f"validation/{name}": value for name, value in first.finish().items()}
+
+    @property
+    def _watched(self) -> str:
+        stopping = self.trainer.early_stopping
+        return f"validation/{(stopping and stopping.metric) or metrics_of(self.job.target).main}"
+
+    def _remember(self, number: int, metrics: Mapping[str, float]) -> None:
+        state = self.state
+        self._clock()
+        rate = self.optimizer.param_groups[0]["lr"]
+        state.history.append({"epoch": number, **metrics, "learning_rate": rate, "seconds": state.seconds})
+        state.epoch, state.step, state.loss, state.seconds = number, 0, 0.0, 0.0
+        if self.held_out is None:
+            return
+        if self._watched not in metrics:
+            known = [name.partition("/")[2] for name in metrics if "/" in name]
+            name = self._watched.partition("/")[2]
+            raise ConfigError(
+                f"unknown metric {name!r}{near_match(name, known)} (known: {', '.join(known)})",
+                where="train.early_stopping.metric",
+            )
+        value = metrics[self._watched] if larger_is_better(self._watched) else -metrics[self._watched]
+        if state.best is None or value > state.best:
+            state.best, state.best_epoch = value, number
+            if self.context.rank == 0:
+                self.best = weights_of(self.network)
+
+    def _stopped(self) -> bool:
+        stopping, state = self.trainer.early_stopping, self.state
+        if stopping is None or state.best_epoch is None:
+            return False
+        return state.epoch - state.best_epoch >= stopping.patience
+
+    def _files(self) -> Callable[[], dict[str, bytes]]:
+        """What a checkpoint of now holds; called by every worker."""
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.network.parameters()):
+            epoch, step = (
+                (self.state.epoch + 1, self.state.step) if self.state.step else (self.state.epoch, self.steps)
+            )
+            raise self._broken(epoch, step - 1, "the weights are not finite")
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        everyones = self.context.gather(random)
+
+        def files() -> dict[str, bytes]:
+            tensors = io.BytesIO()
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random": everyones,
+            }
+            torch.save(state, tensors)
+            found = {
+                _MODEL: save(weights_of(self.network)),
+                _TENSORS: tensors.getvalue(),
+                "state.json": json.dumps(asdict(self.state)).encode(),
+            }
+            return found if self.best is None else {**found, _BEST: save(self.best)}
+
+        return files
