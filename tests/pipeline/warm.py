@@ -121,7 +121,7 @@ def _die() -> None:
 
 
 def _child(order: Mapping[str, Any]) -> None:
-    from sp_ray_ml import _steps, pipeline
+    from sp_ray_ml import _steps, _table_steps, pipeline
     from sp_ray_ml.errors import SpRayError
 
     os.chdir(order["folder"])
@@ -132,13 +132,14 @@ def _child(order: Mapping[str, Any]) -> None:
         name = {"graph": "build", "features": "encode", "evaluate": "measure"}.get(
             order["kill"][1], order["kill"][1]
         )
-        work = getattr(_steps, name)
+        steps = _table_steps if "table" in order["config"] else _steps
+        work = getattr(steps, name)
 
         def and_die(*args: Any, **named: Any) -> None:
             work(*args, **named)
             _die()
 
-        setattr(_steps, name, and_die)
+        setattr(steps, name, and_die)
     told = _Told(order["kill"])
     found: dict[str, Any]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -159,7 +160,7 @@ def _serve() -> None:
     import torch
     import torch_geometric.nn  # noqa: F401
 
-    import sp_ray_ml._steps
+    import sp_ray_ml._table_steps
     import sp_ray_ml.data._duckdb
     import sp_ray_ml.data._parquet
     import sp_ray_ml.graph._lightgcn
