@@ -270,7 +270,9 @@ def test_the_commands_do_it_all(sp_ray, file, namespace):
     sp_ray("suspend", "cluster", "mine")
     sp_ray("resume", "cluster", "mine", "--no-wait")
     assert "Deleted cluster mine" in sp_ray("delete", "cluster", "mine").out
-    assert "post-mortem" not in sp_ray("describe", "cluster", "mine", "--post-mortem").err
+    gone = sp_ray("describe", "cluster", "mine", "--post-mortem").out
+    assert gone.startswith(f"{namespace}/mine: it is being deleted\n")
+    assert sp_ray("describe", "--post-mortem", "mine").out == gone
     assert sp_ray("delete", "cluster", "mine", code=2).err.startswith("error: namespace")
     sp_ray("delete", "cluster", "mine", "--missing-ok")
     assert "No clusters in namespace" in sp_ray("get", "cluster").err
@@ -480,6 +482,7 @@ def test_a_server_that_goes_away_in_delete_changes_nothing(new, interrupted, nam
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a control plane takes its time to be itself again, three times
 @pytest.mark.skipif(
     "SP_RAY_TEST_RESTART_API" not in os.environ,
     reason="SP_RAY_TEST_RESTART_API names no command that stops and starts this cluster's API server",
