@@ -69,10 +69,18 @@ class Form(StrEnum):
     name = "name"
 
 
-def group(help: str, command: Callable[..., Any]) -> typer.Typer:
-    """A verb, whose one noun is `cluster`."""
+def group(
+    help: str, command: Callable[..., Any], *, alone: Callable[..., Any] = help_without_command
+) -> typer.Typer:
+    """A verb, whose one noun is `cluster`.
+
+    Args:
+        help: Its help.
+        command: What it does to a cluster.
+        alone: What it does where no noun follows; it is called in front of the command, too.
+    """
     app = typer.Typer(help=help)
-    app.callback(invoke_without_command=True)(help_without_command)
+    app.callback(invoke_without_command=True)(alone)
     app.command("cluster")(_naming_options(command))
     return app
 

@@ -19,6 +19,7 @@ from sp_ray_ml.cli._cluster_options import (
     print_object,
     table,
 )
+from sp_ray_ml.cli._options import help_without_command
 from sp_ray_ml.cli._output import print_data, say
 
 __all__ = ["build", "get"]
@@ -32,7 +33,7 @@ def build(verb: str) -> typer.Typer:
         "logs": ("Print what a cluster's pods or jobs have printed.", logs),
     }
     help, command = commands[verb]
-    return group(help, command)
+    return group(help, command, alone=describe_gone) if verb == "describe" else group(help, command)
 
 
 def get(
@@ -107,6 +108,32 @@ def describe(
             )
         if description.state != "ready":
             say(f"It is {description.state}. Why: sp-ray explain cluster {name} -n {description.namespace}")
+
+
+def describe_gone(
+    here: typer.Context,
+    post_mortem: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Say what became of a cluster that was deleted: from its black box.",
+            show_default=False,
+        ),
+    ] = None,
+    namespace: Namespace = None,
+    black_box_at: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where that lies, if it is not found.", show_default=False),
+    ] = None,
+    output: Annotated[Form, typer.Option("-o", "--output", help="Form of what is printed.")] = Form.text,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+) -> None:
+    """The callback of `describe`: `sp-ray describe --post-mortem NAME` names no kind of thing, as only clusters end so."""
+    if post_mortem is None:
+        help_without_command(here)
+    elif here.invoked_subcommand is None:
+        _describe_post_mortem(post_mortem, namespace, black_box_at, output, kubeconfig, context)
 
 
 def _describe_post_mortem(

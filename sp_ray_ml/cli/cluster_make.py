@@ -307,4 +307,4 @@ def delete(
     )
     print_data(f"Deleted cluster {name} in namespace {cluster.namespace}")
     if kept:
-        say(f"Its logs and Events: sp-ray describe cluster --post-mortem {name} -n {cluster.namespace}")
+        say(f"Its logs and Events: sp-ray describe --post-mortem {name} -n {cluster.namespace}")

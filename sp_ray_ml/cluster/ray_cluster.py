@@ -568,7 +568,7 @@ class RayCluster:
         place = f"{self.name} -n {self.namespace}"
         hint = f"Bring it back: sp-ray resume cluster {place}"
         if for_logs:
-            hint += f"\nWhat was saved of it before: sp-ray describe cluster --post-mortem {place}"
+            hint += f"\nWhat was saved of it before: sp-ray describe --post-mortem {place}"
         raise ClusterError(
             f"it is suspended{': its pods are gone, and their logs with them' if for_logs else ''}",
             where=f"{self.namespace}/{self.name}", hint=hint,

@@ -10,6 +10,7 @@ import pytest
 
 from sp_ray_ml.cli.__main__ import main
 from sp_ray_ml.cluster import RayCluster
+from sp_ray_ml.cluster._black_box import save_black_box
 from sp_ray_ml.errors import ClusterError
 
 from .recorded import RecordedServer
@@ -52,11 +53,11 @@ Run = Callable[..., tuple[int, str, str]]
 def sp_ray(capsys: Any, monkeypatch: Any) -> Run:
     """Runs `sp-ray … -n NAMESPACE` in this process on a recording."""
 
-    def run(server: RecordedServer, *arguments: str) -> tuple[int, str, str]:
+    def run(server: RecordedServer, *arguments: str, bare: bool = False) -> tuple[int, str, str]:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
         monkeypatch.delenv("SP_RAY_DEBUG", raising=False)
         capsys.readouterr()
-        code = main([*arguments[:3], "-n", server.namespace, *arguments[3:]])
+        code = main(list(arguments) if bare else [*arguments[:3], "-n", server.namespace, *arguments[3:]])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
@@ -148,8 +149,24 @@ def test_logs_of_a_suspended_cluster_say_where_they_are(sp_ray: Run) -> None:
     assert err.splitlines() == [
         f"error: {server.namespace}/demo: it is suspended: its pods are gone, and their logs with them",
         f"  Bring it back: sp-ray resume cluster demo -n {server.namespace}",
-        f"  What was saved of it before: sp-ray describe cluster --post-mortem demo -n {server.namespace}",
+        f"  What was saved of it before: sp-ray describe --post-mortem demo -n {server.namespace}",
     ]
+
+
+def test_a_post_mortem_takes_the_name_alone(sp_ray: Run, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with RecordedServer("01-ready", at=READY_S) as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+        place = save_black_box(server.api(), server.namespace, "demo")
+        command = ["describe", "--post-mortem", "demo", "-n", server.namespace]
+        code, out, _ = sp_ray(server, *command, bare=True)
+        assert code == 0
+        assert out.startswith(f"{server.namespace}/demo: it is being deleted\n")
+        assert place in out
+        assert (0, out) == sp_ray(server, "describe", "cluster", "demo", "--post-mortem")[:2]
+        code, out, err = sp_ray(server, *command[:2], "dmo", *command[3:], bare=True)
+        assert (code, out) == (2, "")
+        assert "there is no black box of this name" in err
 
 
 # --- names --------------------------------------------------------------------------------------------------------------
