@@ -17,7 +17,14 @@ from sp_ray_ml.errors import ResourceError
 if TYPE_CHECKING:
     from sp_ray_ml.train.settings import Scaling
 
-__all__ = ["Available", "available", "check_resources", "check_tuning", "concurrent_trials", "trial_resources"]
+__all__ = [
+    "Available",
+    "available",
+    "check_resources",
+    "check_tuning",
+    "concurrent_trials",
+    "trial_resources",
+]
 
 _DRIVER_CPUS = 1.0
 """A trial's own process, which waits for its workers and reads their reports."""
@@ -132,7 +139,12 @@ def _check_places(scaling: Scaling, there: Available, workers: int, hint: str) -
     nodes = [node for node in there.nodes if gpu_type is None or node.get(gpu_type, 0) > 0]
     if gpu_type and not nodes:
         known = sorted(
-            {name.partition(":")[2] for node in there.nodes for name in node if name.startswith("accelerator_type:")}
+            {
+                name.partition(":")[2]
+                for node in there.nodes
+                for name in node
+                if name.startswith("accelerator_type:")
+            }
         )
         raise ResourceError(
             f"{there.place} has no GPU of the type {scaling.gpu_type!r} ({', '.join(known) or 'it names none'})",

@@ -18,9 +18,11 @@ from sp_ray_ml.errors import ConfigError, TrainingError
 from sp_ray_ml.metrics.supervised import larger_is_better
 from sp_ray_ml.storage import Lock
 from sp_ray_ml.train._resources import available, check_tuning, trial_resources
+from sp_ray_ml.train._tune_pbt import pbt_scheduler
 from sp_ray_ml.train._tune_search import Search, search_of
 from sp_ray_ml.train._tune_store import TrialStore, trial_folder
-from sp_ray_ml.train._tune_trial import TrialJob, chosen_metric, run_trial, sign_of
+from sp_ray_ml.train._tune_tracking import TrialTracking
+from sp_ray_ml.train._tune_trial import TrialJob, chosen_metric, run_trial, sign_of, trial_name
 from sp_ray_ml.train.table import new_training_folder
 from sp_ray_ml.train.tuning import OnTrial, Trial, Tune, TuneResult, check_space, with_settings
 
@@ -78,7 +80,9 @@ def tune(
             seed,
             [_likeness(train), _likeness(validation), {name: _likeness(v) for name, v in options.items()}],
         )
-        tuning = _Tuning(trainer, settings, search, TrialStore(place, key), on_trial)
+        store = TrialStore(place, key)
+        tracking = None if run is None else TrialTracking(run, store.history)
+        tuning = _Tuning(trainer, settings, search, store, _both(on_trial, tracking))
         tuning.recall()
         if tuning.left:
             job = TrialJob(
@@ -91,10 +95,25 @@ def tune(
                 settings.mode,
                 _milestones(trainer, settings),
                 settings.scheduler in {"none", "asha"},
+                settings.scheduler == "pbt",
                 options,
             )
             _run_on_ray(tuning, job, at_a_time)
-        return tuning.result()
+        result = tuning.result()
+        if tracking is not None:
+            tracking.best(result)
+        return result
+
+
+def _both(on_trial: OnTrial, tracking: TrialTracking | None) -> OnTrial:
+    if tracking is None:
+        return on_trial
+
+    def told(trial: Trial) -> None:
+        tracking.show(trial)
+        on_trial(trial)
+
+    return told
 
 
 # --- what travels -----------------------------------------------------------------------------------------------
@@ -164,6 +183,8 @@ def _scheduler(trainer: Trainer, settings: Tune) -> Any:
 
     if settings.scheduler == "none":
         return FIFOScheduler()
+    if settings.scheduler == "pbt":
+        return pbt_scheduler(settings)
     epochs = _most_epochs(trainer, settings)
     if settings.scheduler == "asha":
         return ASHAScheduler(
@@ -249,9 +270,11 @@ class _Tuning:
         """A trial says how it stands."""
         trial = self.trials[number]
         if "metrics" in report:
+            config = report.get("config", {})
             self._heard(
                 replace(
                     trial,
+                    params=config.get("params", trial.params),
                     epoch=int(report["epoch"]),
                     metrics=report["metrics"],
                     seconds=float(report.get("time_total_s", 0.0)),
@@ -285,7 +308,7 @@ class _Tuning:
         better = score is not None and (self._best is None or score > self._score(self._best))
         if better and trial.status == "finished":
             self._best, loser = trial, self._best
-        if loser is not None:
+        if loser is not None and self.settings.scheduler != "pbt":  # others may go on from it
             self.store.discard_model(loser.number)
         self._heard(trial)
 
@@ -318,6 +341,9 @@ class _Tuning:
                 "no trial was finished in time", where="tune.time_budget", hint="Allow for more time"
             )
         self.store.seal(best.number)
+        for trial in trials:
+            if trial.number != best.number and trial.status != "interrupted":
+                self.store.discard_model(trial.number)
         metric = self._metric(best)
         mode: Literal["min", "max"] = self.settings.mode or ("max" if larger_is_better(metric) else "min")
         return TuneResult(
@@ -355,20 +381,32 @@ def _run_on_ray(tuning: _Tuning, job: TrialJob, at_a_time: int) -> None:
                 run_trial(config, reference, path)
 
             needs = trial_resources(job.trainer.scaling)
+            space: Any = None
+            search: Any = Proposals(tuning, at_a_time)
+            if job.pbt:
+                # A population takes turns, and Ray Tune lets no search make it: what limits it is the room for each.
+                population = dict(iter(tuning.next, None))
+                space = {
+                    "number": ray_tune.grid_search(list(population)),
+                    "params": ray_tune.sample_from(lambda spec: population[spec.config.number]),
+                }
+                search = None
+                needs["CPU"] = max(needs.get("CPU", 0.0), float(ray.cluster_resources()["CPU"] // at_a_time))
             tuning.start()
             with tempfile.TemporaryDirectory(prefix="sp_ray_ml-tune-") as scratch:
                 ray_tune.Tuner(
                     ray_tune.with_resources(trial, needs),
+                    param_space=space,
                     tune_config=ray_tune.TuneConfig(
                         metric="score",
                         mode="max",
-                        search_alg=Proposals(tuning, at_a_time),
+                        search_alg=search,
                         scheduler=_scheduler(job.trainer, tuning.settings),
-                        num_samples=-1,
+                        num_samples=1 if job.pbt else -1,
                         time_budget_s=tuning.seconds_left,
                         reuse_actors=True,
-                        trial_name_creator=_name,
-                        trial_dirname_creator=_name,
+                        trial_name_creator=trial_name,
+                        trial_dirname_creator=trial_name,
                     ),
                     run_config=ray_tune.RunConfig(
                         name="tune",
@@ -380,10 +418,6 @@ def _run_on_ray(tuning: _Tuning, job: TrialJob, at_a_time: int) -> None:
         finally:
             if started_here:
                 ray.shutdown()
-
-
-def _name(trial: Any) -> str:
-    return f"trial-{trial.config['number']:04d}-{trial.trial_id}"
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Callback
 from ray.tune.search import Searcher
 
+from sp_ray_ml.train._tune_trial import number_of
+
 if TYPE_CHECKING:
     from sp_ray_ml.train._tune_loop import _Tuning
 
@@ -56,15 +58,15 @@ class Follower(Callback):  # type: ignore[misc]
 
     def on_trial_result(self, *, trial: Any, result: Mapping[str, Any], **info: Any) -> None:  # noqa: ARG002
         """A trial says how it stands."""
-        self._tuning.progress(trial.config["number"], result)
+        self._tuning.progress(number_of(str(trial)), result)
 
     def on_trial_complete(self, *, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial has ended, or was ended."""
-        self._tuning.end(trial.config["number"], trial.last_result or {})
+        self._tuning.end(number_of(str(trial)), trial.last_result or {})
 
     def on_trial_error(self, *, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial's process has died: what a training fails of, the trial itself says."""
         lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
         self._tuning.end(
-            trial.config["number"], {}, error=f"its process died: {lines[-1] if lines else 'no reason given'}"
+            number_of(str(trial)), {}, error=f"its process died: {lines[-1] if lines else 'no reason given'}"
         )

@@ -22,6 +22,7 @@ from sp_ray_ml.train.tuning import Trial
 __all__ = ["TrialStore", "trial_folder", "write_result"]
 
 SCORES = "validation_scores.npy"
+EVOLUTION = "evolution.json"
 _RESULT = "result.json"
 _KEPT = {"result.json", "trial.json", SCORES}
 
@@ -93,10 +94,11 @@ class TrialStore:
 
     def begun(self) -> dict[int, dict[str, Any]]:
         """The values of all trials that were begun."""
-        return {
-            int(file.parent.name): read_json(file)["params"]
-            for file in sorted((self.folder / "trials").glob("[0-9]*/trial.json"))
-        }
+        found = {}
+        for file in sorted((self.folder / "trials").glob("[0-9]*/trial.json")):
+            evolved = file.with_name(EVOLUTION)
+            found[int(file.parent.name)] = read_json(evolved if evolved.exists() else file)["params"]
+        return found
 
     def result(self, number: int) -> Trial | None:
         """How a trial ended; None where it has not."""
@@ -118,7 +120,8 @@ class TrialStore:
 
     def history(self, number: int) -> list[dict[str, Any]]:
         """What a finished trial reported of its epochs."""
-        return list(read_json(trial_folder(self.folder, number) / _RESULT)["history"])
+        file = trial_folder(self.folder, number) / _RESULT
+        return list(read_json(file)["history"]) if file.exists() else []
 
     def discard_model(self, number: int) -> None:
         """Remove the model of a trial that is not the best; what it gave stays."""

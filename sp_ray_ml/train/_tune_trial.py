@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sp_ray_ml.errors import SpRayError, TrainingError
 from sp_ray_ml.metrics.supervised import larger_is_better
+from sp_ray_ml.train._tune_pbt import evolve
 from sp_ray_ml.train._tune_store import SCORES, trial_folder, write_result
 from sp_ray_ml.train.tuning import Trial, with_settings
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.train.table import TrainResult
     from sp_ray_ml.train.trainer import Trainer
 
-__all__ = ["TrialJob", "chosen_metric", "run_trial"]
+__all__ = ["Reporter", "TrialJob", "chosen_metric", "number_of", "run_trial", "trial_name"]
 
 _EVERY_S = 2.0
 _GROWING = {
@@ -51,6 +52,7 @@ class TrialJob:
         mode: Whether it should be small or large; None for as it is meant.
         milestones: The epochs at which the scheduler is told how a trial stands.
         live: Whether it is told of others on the way, too, for the table.
+        pbt: Whether the trials are a population.
         options: More for `fit`.
     """
 
@@ -63,7 +65,13 @@ class TrialJob:
     mode: Literal["min", "max"] | None = None
     milestones: frozenset[int] = frozenset()
     live: bool = True
+    pbt: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """How good a training is by what it gave; larger is better."""
+        metric = chosen_metric(self.trainer, self.metric, metrics)
+        return sign_of(metric, self.mode) * float(metrics[metric])
 
 
 _jobs: dict[str, TrialJob] = {}
@@ -80,13 +88,24 @@ def _job(reference: Any) -> TrialJob:
     return _jobs[key]
 
 
+def trial_name(trial: Any) -> str:
+    """What Ray Tune calls a trial."""
+    return f"trial-{trial.config['number']:04d}-{trial.trial_id}"
+
+
+def number_of(name: str) -> int:
+    """The number in a trial's name."""
+    return int(name.split("-")[1])
+
+
 def run_trial(config: Mapping[str, Any], reference: Any, path: Iterable[str]) -> None:
     """Train with the values of `config["params"]`, and report to Ray Tune."""
     from ray import tune
 
     sys.path.extend(part for part in path if part not in sys.path)
     job = _job(reference)
-    number, params = int(config["number"]), dict(config["params"])
+    # Not by the config, which a population's trial takes over from another one.
+    number, params = number_of(str(tune.get_context().get_trial_name())), dict(config["params"])
     folder = trial_folder(job.folder, number)
     if not (folder / "trial.json").exists():
         raise TrainingError(
@@ -95,11 +114,15 @@ def run_trial(config: Mapping[str, Any], reference: Any, path: Iterable[str]) ->
             hint="Use a folder that all machines of the cluster share",
         )
     began = time.monotonic()
-    reporter = _Reporter(job, tune.report)
+    reporter = Reporter(job, tune.report)
     trial = Trial(number, params)
     history: list[dict[str, Any]] = []
     try:
-        result = fit_trial(job, params, folder, reporter)
+        result = (
+            evolve(job, params, folder, reporter, fit_trial)
+            if job.pbt
+            else fit_trial(job, params, folder, reporter)
+        )
         metric = chosen_metric(job.trainer, job.metric, result.metrics)
         history = result.history
         trial = replace(trial, status="finished", metrics=result.metrics, value=float(result.metrics[metric]))
@@ -109,7 +132,8 @@ def run_trial(config: Mapping[str, Any], reference: Any, path: Iterable[str]) ->
     epoch = int(history[-1].get("epoch", len(history))) if history else reporter.epoch
     trial = replace(trial, epoch=epoch, seconds=time.monotonic() - began)
     write_result(folder, trial, history=history)
-    tune.report({"epoch": max(epoch, 1), **_scored(_score(job, trial))})
+    score = job.score(trial.metrics) if trial.status == "finished" and not job.pbt else None
+    tune.report({"epoch": max(epoch, 1), **_scored(score)})
 
 
 def _scored(score: float | None) -> dict[str, float]:
@@ -117,16 +141,18 @@ def _scored(score: float | None) -> dict[str, float]:
     return {} if score is None else {"score": score}
 
 
-def fit_trial(job: TrialJob, params: Mapping[str, Any], folder: Path, reporter: _Reporter) -> TrainResult:
+def fit_trial(
+    job: TrialJob, params: Mapping[str, Any], folder: Path, reporter: Reporter, **more: Any
+) -> TrainResult:
     """Train, and keep what the model says of the validation rows."""
     import numpy as np
 
     trainer: Any = _of_one_trial(with_settings(job.trainer, params))
     result: TrainResult = trainer.fit(
-        job.train, job.validation, seed=job.seed, folder=folder, on_epoch=reporter, **job.options
+        job.train, job.validation, seed=job.seed, folder=folder, on_epoch=reporter, **job.options, **more
     )
     if result.validation_scores is not None:
-        np.save(folder / SCORES, result.validation_scores)
+        np.save((folder.parent if job.pbt else folder) / SCORES, result.validation_scores)
     return result
 
 
@@ -169,23 +195,17 @@ def sign_of(metric: str, mode: Literal["min", "max"] | None) -> float:
     return 1.0 if mode == "max" else -1.0
 
 
-def _score(job: TrialJob, trial: Trial) -> float | None:
-    if trial.value is None:
-        return None
-    return sign_of(chosen_metric(job.trainer, job.metric, trial.metrics), job.mode) * trial.value
-
-
-class _Reporter:
+class Reporter:
     """Hears of the epochs of a training, and tells Ray Tune of some."""
 
     def __init__(self, job: TrialJob, report: Any) -> None:
         self._job, self._report = job, report
         self._told = time.monotonic()
-        self.epoch = 0
+        self.epoch = self.before = 0
         self.metrics: dict[str, float] = {}
 
     def __call__(self, metrics: Mapping[str, float]) -> None:
-        self.epoch = int(metrics.get("epoch", self.epoch + 1))
+        self.epoch = self.before + int(metrics.get("epoch", self.epoch - self.before + 1))
         self.metrics = {
             name: float(value)
             for name, value in metrics.items()

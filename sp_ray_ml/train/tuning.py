@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -251,6 +252,13 @@ def check_space(trainer: Trainer, tune: Tune) -> None:
             Problem(
                 "tune.scheduler",
                 f"{tune.scheduler} compares trainings epoch by epoch, and {type(trainer).__name__} has no epochs",
+            )
+        )
+    if tune.scheduler == "pbt" and "start_from" not in inspect.signature(type(trainer).fit).parameters:  # type: ignore[attr-defined]
+        problems.append(
+            Problem(
+                "tune.scheduler",
+                f"pbt trains in parts, and {type(trainer).__name__} cannot go on from a model",
             )
         )
     known_metrics = trainer.metric_names
