@@ -35,6 +35,7 @@ class PodServer:
         self.pods = {"head-1"}
         self.asked: list[str] = []
         self.sizes: list[dict] = []
+        self._open: list[web.Request] = []
         self._tls, self._token, self._protocols = tls, token, protocols
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pod-server")
@@ -78,6 +79,16 @@ class PodServer:
             return web.json_response(body, status=404)
         return None
 
+    def drop(self) -> None:
+        """Break all connections through which ports are forwarded."""
+
+        async def abort() -> None:
+            for request in self._open:
+                if request.transport is not None:
+                    request.transport.abort()
+
+        asyncio.run_coroutine_threadsafe(abort(), self._loop).result()
+
     async def _proxy(self, request: web.Request) -> web.Response:
         """Nobody may use the proxy here."""
         self.asked.append(f"{request.method} proxy")
@@ -88,6 +99,7 @@ class PodServer:
             return refusal
         socket = web.WebSocketResponse(protocols=["v4.channel.k8s.io"], max_msg_size=0)
         await socket.prepare(request)
+        self._open.append(request)
         port = int(request.query["ports"])
         name = port.to_bytes(2, "little")
         await socket.send_bytes(b"\0" + name)

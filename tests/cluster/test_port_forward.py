@@ -179,6 +179,46 @@ def test_new_connections_go_to_the_pod_that_came_next(server, tmp_path):
     assert server.asked[-1] == "head-2"
 
 
+FORWARDING = """
+import sys
+from pathlib import Path
+from sp_ray_ml.cluster._api import Api
+from sp_ray_ml.cluster._port_forward import PortForward
+
+kubeconfig, pod, port = sys.argv[1:]
+with Api(kubeconfig) as api, PortForward(api, "default", Path(pod).read_text, {0: int(port)}) as forward:
+    print(forward.local_port(int(port)), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_forwarded_port_works_again_after_a_sleep_in_which_all_was_lost(server, tmp_path):
+    pod = tmp_path / "pod"
+    pod.write_text(POD)
+    kubeconfig = tmp_path / "kubeconfig"
+    api_of(server, tmp_path).close()
+    with backend(echo) as port:
+        command = [sys.executable, "-c", FORWARDING, str(kubeconfig), str(pod), str(port)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            local = int(process.stdout.readline())
+            with socket.create_connection(("127.0.0.1", local)) as connection:
+                connection.sendall(b"before")
+                assert connection.recv(6) == b"before"
+                process.send_signal(signal.SIGSTOP)  # as a laptop whose lid is shut: nothing of it runs
+                server.drop()
+                server.pods = {"head-2"}
+                pod.write_text("head-2")
+                process.send_signal(signal.SIGCONT)
+                with pytest.raises(ConnectionResetError):  # what was open is lost, and not taken for complete
+                    read_all(connection)
+            with socket.create_connection(("127.0.0.1", local)) as connection:
+                connection.sendall(b"after")
+                assert connection.recv(5) == b"after"
+            process.stdin.close()
+    assert process.returncode == 0
+    assert server.asked[-1] == "head-2"
+
+
 def test_connection_is_held_while_there_is_no_pod(server, tmp_path):
     looked = threading.Event()
     there = threading.Event()
