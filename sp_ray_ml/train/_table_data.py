@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -14,7 +14,14 @@ import pyarrow.compute as pc
 
 from sp_ray_ml.config import near_match
 from sp_ray_ml.data._columns import is_text, number_unit, numbers, plain, plain_type
-from sp_ray_ml.data.preprocessors import Categorical, FittedFeatures, Numeric, Preprocessor, Standardize
+from sp_ray_ml.data.preprocessors import (
+    Categorical,
+    Fitted,
+    FittedFeatures,
+    Numeric,
+    Preprocessor,
+    Standardize,
+)
 from sp_ray_ml.data.preprocessors import fit_features as fit_preprocessors
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, DataError
@@ -213,6 +220,8 @@ class TableData:
         validation: The rows to choose the best model by, or None.
         weight: The column with the rows' weights, or None.
         start: A trained model to go on from, or None.
+        kept: All training rows, encoded in the pass that the preprocessors were fitted in; empty where that was not
+            possible, or they were too many.
     """
 
     spec: TableSpec
@@ -220,6 +229,7 @@ class TableData:
     validation: Source | None = None
     weight: str | None = None
     start: TableModel | None = None
+    kept: list[Block] = field(default_factory=list, repr=False)
 
     def source(self, part: str) -> Source | None:
         """The rows of a part, `train` or `validation`."""
@@ -230,10 +240,16 @@ class TableData:
         source = self.source(part)
         if source is None:
             return
-        target = self.spec.target
+        if part == "train" and self.kept:
+            yield from list(self.kept)
+            return
         for batch in source.select(_columns(self.spec, self.weight)).blocks():
-            y = target.encode(batch.column(target.column), f"{source.name}.{target.column}")
-            yield Block(self.spec.encode(batch), y, self._weight(batch, y, source.name))
+            yield self._block(batch, source.name)
+
+    def _block(self, batch: pa.RecordBatch, where: str) -> Block:
+        target = self.spec.target
+        y = target.encode(batch.column(target.column), f"{where}.{target.column}")
+        return Block(self.spec.encode(batch), y, self._weight(batch, y, where))
 
     def _weight(self, batch: pa.RecordBatch, y: NDArray[Any], where: str) -> NDArray[np.float32] | None:
         weight = None
@@ -298,6 +314,7 @@ def prepare(
     one_hot: bool,
     scale: bool,
     start: TablePredictor | None = None,
+    keep: int = 0,
 ) -> TableData:
     """Look at all training rows once for the label and once for the features.
 
@@ -312,6 +329,7 @@ def prepare(
         one_hot: Whether categories become ones among zeros.
         scale: Whether numbers are standardized where `features` does not say.
         start: A predictor whose model is trained on; rows become numbers as they did for it.
+        keep: How many bytes of encoded training rows may be kept, so that they need not be read again.
 
     Raises:
         ColumnNotFoundError: A column is not there.
@@ -332,9 +350,54 @@ def prepare(
         features = default_features(train, [label, *([weight] if weight else [])], scale=scale)
     elif reads := [f"{i}" for i, feature in enumerate(features) if label in feature.columns]:
         raise DataError(f"the label {label!r} is among the columns", where=f"train.features.{reads[0]}")
-    fitted = fit_preprocessors(features, train, where="train.features")
+    kept: list[Block] = []
+    watched = train
+    if keep and all(type(feature) is Numeric for feature in features):
+        watched = _Kept(_unfitted(features, train, target, weight), keep, kept)
+    fitted = fit_preprocessors(features, watched, where="train.features")
     schema = {name: str(plain_type(train.schema.field(name).type)) for name in fitted.columns}
-    return TableData(TableSpec(fitted, target, schema, one_hot), train, validation, weight)
+    return TableData(TableSpec(fitted, target, schema, one_hot), train, validation, weight, kept=kept)
+
+
+def _unfitted(
+    features: Sequence[Preprocessor], train: Source, target: Target, weight: str | None
+) -> TableData:
+    """As rows become numbers where nothing has to be learned of them."""
+    units = {name: {"unit": number_unit(train.schema.field(name).type)} for name in train.schema.names}
+    read = [feature for feature in features if set(feature.columns) <= units.keys()]
+    return TableData(
+        TableSpec(FittedFeatures([Fitted(f, units) for f in read]), target, {}, False), train, None, weight
+    )
+
+
+class _Kept(Source):
+    """Rows that are encoded as they pass by, and kept as long as they are few enough."""
+
+    def __init__(self, data: TableData, most: int, kept: list[Block]) -> None:
+        source = data.train
+        super().__init__(source.name, source.schema, source.batches, num_rows=source.num_rows)
+        self._data, self._most, self._blocks = data, most, kept
+
+    def select(self, columns: Sequence[str]) -> Source:
+        names = require_columns(self.schema, columns, self.name)
+        needed = list(dict.fromkeys([*names, *_columns(self._data.spec, self._data.weight)]))
+
+        def stream() -> Iterator[pa.RecordBatch]:
+            left, keeping = self._most, True
+            for batch in self._data.train.select(needed).blocks():
+                if keeping:
+                    left -= batch.num_rows * self._data.spec.width * 4
+                    try:
+                        keeping = left >= 0
+                        if keeping:
+                            self._blocks.append(self._data._block(batch, self.name))
+                    except DataError:
+                        keeping = False  # what it says is said better by what looks at all rows
+                    if not keeping:
+                        self._blocks.clear()
+                yield batch.select(names)
+
+        return Source(self.name, pa.schema([self.schema.field(name) for name in names]), stream)
 
 
 def _check_columns(source: Source, label: str, weight: str | None) -> None:

@@ -15,10 +15,9 @@ import xgboost
 
 from sp_ray_ml.errors import ConfigError, DataError, TrainingError
 from sp_ray_ml.metrics.supervised import larger_is_better
-from sp_ray_ml.train._memory import available_memory
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Arrays, Block, TableData
-from sp_ray_ml.train._xgboost_model import XGBoostModel
+from sp_ray_ml.train._table_data import Arrays, Block, TableData, Target
+from sp_ray_ml.train._xgboost_model import XGBoostModel, as_scores
 from sp_ray_ml.train._xgboost_params import (
     boosting_params,
     draws,
@@ -30,7 +29,7 @@ from sp_ray_ml.train._xgboost_params import (
 )
 from sp_ray_ml.train.context import TrainContext, read_state, run_loop
 from sp_ray_ml.train.table import Learned, OnEpoch
-from sp_ray_ml.train.table_predictor import padded_scores
+from sp_ray_ml.train.table_predictor import metrics_of, padded_scores
 
 if TYPE_CHECKING:
     from sp_ray_ml.train.xgboost import XGBoostTrainer
@@ -51,7 +50,7 @@ class _Job:
     seed: int
     data: TableData | Path
     start: bytes | None
-    label: str
+    target: Target
 
 
 def learn(trainer: XGBoostTrainer, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
@@ -68,23 +67,22 @@ def learn(trainer: XGBoostTrainer, data: TableData, *, seed: int, folder: Path, 
             if (arrays := data.arrays(part)) is not None:
                 _check_shards(len(arrays), trainer.scaling.workers, part)
                 arrays.save(rows / part)
-    job = _Job(trainer, params, names, types, seed, rows, start, spec.target.column)
+    job = _Job(trainer, params, names, types, seed, rows, start, spec.target)
     kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch, backend="xgboost")
     state = read_state(kept.last)
     booster = xgboost.Booster(model_file=str(kept.last / _MODEL))
     if trainer.early_stopping is not None and (best := state.get("best_round")) is not None:
         booster = booster[: best + 1]
     model = XGBoostModel(booster, spec.target.outputs)
-    scores = None
+    scores, metrics = None, state.get("metrics")
     if data.validation is not None:
-        parts = [padded_scores(model, block.x) for block in data.blocks("validation")]
-        scores = np.concatenate(parts) if parts else None
-    return Learned(
-        model,
-        state["history"],
-        scores,
-        {"importance": _importance(booster, dict(zip(names, spec.names, strict=True)))},
-    )
+        measure, parts = metrics_of(spec.target), []
+        for block in data.blocks("validation"):
+            parts.append(padded_scores(model, block.x))
+            measure.update(parts[-1], block.y)
+        scores, metrics = np.concatenate(parts) if parts else None, measure.finish()
+    importance = _importance(booster, dict(zip(names, spec.names, strict=True)))
+    return Learned(model, state["history"], scores, {"importance": importance}, metrics)
 
 
 def _check_shards(rows: int, workers: int, part: str) -> None:
@@ -161,19 +159,22 @@ def _matrix(job: _Job, part: str, context: TrainContext, ref: Any, folder: Path)
     source = data.source(part)
     if source is None:
         return None
-    limit = job.trainer.memory_limit or available_memory() // 2
-    kept, size = [], 0
-    stream = data.blocks(part)
-    for block in stream:
-        size += block.x.nbytes
-        if size > limit:
-            kept.clear()
-            stream.close()
-            return _external(job, lambda: data.blocks(part), ref, folder / part)
-        kept.append(block)
+    kept = data.kept if part == "train" else []
     if not kept:
-        return None
-    return _quantile(job, lambda: iter(kept), ref)
+        limit, size = job.trainer.row_memory, 0
+        stream = data.blocks(part)
+        for block in stream:
+            size += block.x.nbytes
+            if size > limit:
+                kept.clear()
+                stream.close()
+                return _external(job, lambda: data.blocks(part), ref, folder / part)
+            kept.append(block)
+    try:
+        return _quantile(job, lambda: iter(kept), ref) if kept else None
+    finally:
+        # What calls back from XGBoost refers to itself: else the rows would stay until memory is collected.
+        kept.clear()
 
 
 def _quantile(job: _Job, open_: Callable[[], Iterator[Block]], ref: Any) -> Any:
@@ -232,7 +233,7 @@ def _boost(context: TrainContext, job: _Job, train: Any, validation: Any) -> Non
             booster.update(train, number)
             metrics = measured(booster, parts, number)
         except xgboost.core.XGBoostError as error:
-            raise refusal(error, str(job.params["objective"]), job.label) from None
+            raise refusal(error, str(job.params["objective"]), job.target.column) from None
         _remember(trainer, state, number, metrics, time.perf_counter() - began)
         last = state["round"] == trainer.num_boost_round or _stopped(trainer, state)
         if trainer.scaling.workers:
@@ -240,11 +241,20 @@ def _boost(context: TrainContext, job: _Job, train: Any, validation: Any) -> Non
         else:
             due = time.monotonic() - written > _EVERY_S
         shown = {**state["history"][-1], "epochs": trainer.num_boost_round}
+        if last and validation is None and context.world_size == 1:
+            state["metrics"] = _of_training(booster, job.target, train)
         if last or due:
             context.report(shown, lambda: _files(booster, state), score=float(state["round"]))
             written = time.monotonic()
         else:
             context.log(shown)
+
+
+def _of_training(booster: Any, target: Target, train: Any) -> dict[str, float]:
+    """The metrics on the training rows, whose predictions XGBoost has at hand."""
+    measure = metrics_of(target)
+    measure.update(as_scores(booster.predict(train), target.outputs), train.get_label())
+    return measure.finish()
 
 
 def _seed(booster: Any, job: _Job, number: int) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.train._table_data import TableSpec
 
-__all__ = ["XGBoostModel"]
+__all__ = ["XGBoostModel", "as_scores"]
 
 _FILE = "model.ubj"
 
@@ -38,12 +38,8 @@ class XGBoostModel(TableModel):
 
     def scores(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 [rows, 1] or [rows, classes]."""
-        found = np.asarray(
-            self.booster.inplace_predict(x, missing=np.nan, validate_features=False), np.float32
-        )
-        if self._classes == 2 and found.ndim == 1:
-            return np.stack([1 - found, found], axis=1)
-        return found.reshape(len(x), -1)
+        found = self.booster.inplace_predict(x, missing=np.nan, validate_features=False)
+        return as_scores(found, self._classes)
 
     def save(self, folder: Path) -> None:
         """Write `model.ubj`."""
@@ -62,3 +58,11 @@ class XGBoostModel(TableModel):
                 f"{_FILE} is no XGBoost model: {str(error).strip().splitlines()[-1]}", where=str(folder)
             ) from None
         return cls(booster, len(spec.target.classes))
+
+
+def as_scores(found: NDArray[Any], classes: int) -> NDArray[np.float32]:
+    """What XGBoost predicts as a model's scores: float32 [rows, 1] or [rows, classes]."""
+    found = np.asarray(found, np.float32)
+    if classes == 2 and found.ndim == 1:
+        return np.stack([1 - found, found], axis=1)
+    return found.reshape(len(found), -1)

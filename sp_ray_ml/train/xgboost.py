@@ -50,6 +50,17 @@ class XGBoostTrainer(TableTrainer):
         """Trees split categories themselves."""
         return False
 
+    @property
+    def _keep(self) -> int:
+        return 0 if self.scaling.workers else self.row_memory
+
+    @property
+    def row_memory(self) -> int:
+        """How many bytes of encoded rows are kept in memory."""
+        from sp_ray_ml.train._memory import available_memory
+
+        return self.memory_limit or available_memory() // 2
+
     @pydantic.field_validator("params")
     @classmethod
     def _has_no_setting_of_its_own(cls, params: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 import xgboost
 
+from sp_ray_ml.data.source import Source
 from sp_ray_ml.errors import ConfigError, DataError, SpRayError
-from sp_ray_ml.train import EarlyStopping, TrainResult, XGBoostTrainer
+from sp_ray_ml.train import EarlyStopping, TablePredictor, TrainResult, XGBoostTrainer
 
 SAMPLED = {"subsample": 0.6, "colsample_bytree": 0.5, "colsample_bylevel": 0.9}
 
@@ -229,6 +230,19 @@ def test_importance_says_which_columns_count(tmp_path: Path) -> None:
     assert list(importance.values()) == sorted(importance.values(), reverse=True)
 
 
+@pytest.mark.parametrize("label", ["value", "sign", "third"])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_metrics_are_those_of_the_sealed_predictor_to_the_bit(
+    tmp_path: Path, label: str, held_out: bool
+) -> None:
+    rows = only(label, table())
+    train, validation = rows.slice(0, 1_500), rows.slice(1_500)
+    result = trainer(label, params=SAMPLED).fit(train, validation if held_out else None, folder=tmp_path)
+    predictor = result.predictor()
+    assert isinstance(predictor, TablePredictor)
+    assert predictor.evaluate(validation if held_out else train) == result.metrics
+
+
 # --- memory -----------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +268,39 @@ def test_rows_beyond_the_memory_limit_go_through_the_disk(
     assert all(seen), "nothing was on disk"
     assert list(cache.iterdir()) == []
     assert abs(outside.metrics["rmse"] - inside.metrics["rmse"]) < 0.01 * inside.metrics["rmse"]
+
+
+def test_numbers_are_read_once_and_let_go_before_boosting(tmp_path: Path) -> None:
+    rows = only("value", table(150_000)).drop_columns(["city"])
+    passes: list[list[str]] = []
+
+    class Counted(Source):
+        def select(self, columns: Any) -> Source:
+            passes.append(list(columns))
+            return super().select(columns)
+
+    source = Counted("rows", rows.schema, lambda: iter(rows.to_batches()), num_rows=len(rows))
+    kept: list[Any] = []
+
+    class Watched(XGBoostTrainer):
+        def learn(self, data: Any, **options: Any) -> Any:
+            kept.append((len(data.kept), data.kept))
+            return super().learn(data, **options)
+
+    result = Watched(label="value", num_boost_round=3).fit(source, folder=tmp_path / "kept")
+    assert passes == [["value"], [*rows.column_names[:6], "value"]]
+    assert (kept[0][0], kept[0][1]) == (3, [])
+    again = trainer(num_boost_round=3, max_depth=6, memory_limit=1_000).fit(rows, folder=tmp_path / "read")
+    assert abs(again.metrics["rmse"] - result.metrics["rmse"]) < 0.01
+
+
+def test_what_cannot_be_kept_is_named_by_the_fit(tmp_path: Path) -> None:
+    rows = only("value", table()).set_column(0, "x0", pa.array([np.inf] + [0.0] * 1_999))
+    with pytest.raises(DataError, match=r"train\.x0\): 1 of 2,000 rows are infinite"):
+        trainer().fit(rows, folder=tmp_path)
+    large = only("value", table()).set_column(0, "x0", pa.array([1e300] + [0.0] * 1_999))
+    with pytest.raises(DataError, match="a value as large as 1e\\+300 gives no 32-bit number"):
+        trainer().fit(large, folder=tmp_path)
 
 
 def test_the_disk_is_free_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
