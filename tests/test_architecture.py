@@ -13,7 +13,7 @@ import pytest
 import sp_ray_ml
 
 ROOT = Path(sp_ray_ml.__file__).parent
-HEAVY = {"ray", "torch", "torch_geometric", "pandas", "pyarrow", "mlflow", "numpy", "scipy", "duckdb", "numba", "matplotlib", "xgboost"}  # fmt: skip
+HEAVY = {"ray", "torch", "torch_geometric", "pandas", "pyarrow", "mlflow", "numpy", "scipy", "duckdb", "numba", "matplotlib", "xgboost", "tensorflow", "keras"}  # fmt: skip
 
 BOTTOM = {
     "config",
@@ -77,7 +77,7 @@ PUBLIC = {
     "sp_ray_ml.train": [
         "BPR", "CrossEntropy", "Domain", "EarlyStopping", "Huber", "Learned", "Loss", "MAE", "MLP", "MSE", "ModelInputs",
         "Network", "Optimizer", "Predictor", "PyGTrainer", "Recommender", "RecommenderTraining", "SampledSoftmax",
-        "Scaling", "Schedule", "Supervision", "TableModel", "TablePredictor", "TableTrainer", "TorchTrainer",
+        "Scaling", "Schedule", "Supervision", "TableModel", "TablePredictor", "TableTrainer", "TensorFlowTrainer", "TorchTrainer",
         "TrainContext", "TrainResult", "Trainer", "Trial", "Tune", "TuneResult", "XGBoostTrainer", "run_loop",
     ],
 }  # fmt: skip

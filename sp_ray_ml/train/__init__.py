@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.train.settings import EarlyStopping, Scaling, Schedule
     from sp_ray_ml.train.table import Learned, TableTrainer, TrainResult
     from sp_ray_ml.train.table_predictor import TableModel, TablePredictor
+    from sp_ray_ml.train.tensorflow import TensorFlowTrainer
     from sp_ray_ml.train.torch import (
         MAE,
         MLP,
@@ -55,6 +56,7 @@ __all__ = [
     "TableModel",
     "TablePredictor",
     "TableTrainer",
+    "TensorFlowTrainer",
     "TorchTrainer",
     "TrainContext",
     "TrainResult",
@@ -80,6 +82,7 @@ def __getattr__(name: str) -> Any:
             "settings": ["EarlyStopping", "Scaling", "Schedule"],
             "table": ["Learned", "TableTrainer", "TrainResult"],
             "table_predictor": ["TableModel", "TablePredictor"],
+            "tensorflow": ["TensorFlowTrainer"],
             "torch": [
                 "MAE",
                 "MLP",

@@ -91,6 +91,7 @@ TrainerField = Annotated[
         "trainer",
         {
             "pyg": "sp_ray_ml.train.pyg:PyGTrainer",
+            "tensorflow": "sp_ray_ml.train.tensorflow:TensorFlowTrainer",
             "torch": "sp_ray_ml.train.torch:TorchTrainer",
             "xgboost": "sp_ray_ml.train.xgboost:XGBoostTrainer",
         },

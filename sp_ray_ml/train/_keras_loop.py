@@ -1,0 +1,434 @@
+"""How `TensorFlowTrainer` trains: a loop of its own over steps in one graph, in this process or in several workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sp_ray_ml.config import near_match
+from sp_ray_ml.errors import CheckpointError, ConfigError, TrainingError
+from sp_ray_ml.metrics.supervised import larger_is_better
+from sp_ray_ml.train._keras import tf
+from sp_ray_ml.train._keras_losses import Objective
+from sp_ray_ml.train._keras_model import KerasModel
+from sp_ray_ml.train._keras_network import build, check_outputs, own_random
+from sp_ray_ml.train._keras_step import Stepper, make_optimizer
+from sp_ray_ml.train._seeds import hash_seed
+from sp_ray_ml.train._table_data import Arrays, TableData, Target
+from sp_ray_ml.train.context import TrainContext, read_state, run_loop
+from sp_ray_ml.train.table import Learned, OnEpoch
+from sp_ray_ml.train.table_predictor import metrics_of, padded_scores
+from sp_ray_ml.train.torch import ModelInputs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sp_ray_ml.train.tensorflow import TensorFlowTrainer
+
+__all__ = ["learn"]
+
+_MODEL, _BEST, _OPTIMIZER = "model.safetensors", "best.safetensors", "optimizer.safetensors"
+_SAVE_AFTER_S = 30.0
+_EPOCH_AFTER_S = 1.0
+# What the first worker measures comes to the others as numbers in this order.
+_METRICS = {"regression": ("rmse", "mae", "r2"), "classification": ("log_loss", "accuracy", "f1", "auc")}
+
+Weights = list["NDArray[Any]"]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the workers are given.
+
+    Attributes:
+        rows: The rows themselves, or the folder that has them as files.
+        label: Mean and standard deviation that a regression's label is learned in.
+        start: A trained model to go on from, as a `.keras` file.
+    """
+
+    trainer: TensorFlowTrainer
+    inputs: ModelInputs
+    target: Target
+    rows: Mapping[str, Arrays] | Path
+    batch_size: int
+    label: tuple[float, float]
+    seed: int
+    start: bytes | None
+
+    def arrays(self, part: str) -> Arrays | None:
+        if isinstance(self.rows, Path):
+            return Arrays.load(self.rows / part) if (self.rows / part).exists() else None
+        return self.rows.get(part)
+
+    def model(self, network: Any) -> KerasModel:
+        mean, std = self.label
+        return KerasModel(network, self.inputs.width, task=self.target.task, mean=mean, std=std)
+
+    def network(self) -> tuple[Any, Objective]:
+        """The network with its first weights, or those that it goes on from, and its loss, both shown a few rows."""
+        train = self.arrays("train")
+        assert train is not None
+        objective = Objective(self.trainer, self.target, weighted=train.weight is not None)
+        if self.start is None:
+            network = build(self.trainer.model, self.inputs)
+        else:
+            network = (
+                self.model(None)
+                .from_bytes(
+                    self.start,
+                    self.inputs.width,
+                    task=self.target.task,
+                    mean=self.label[0],
+                    std=self.label[1],
+                )
+                .network
+            )
+        # More rows than there are outputs: a loss for each class cannot be taken for one for each row.
+        count = self.inputs.outputs + 2
+        some = np.resize(np.arange(min(len(train), count)), count)
+        outputs = check_outputs(
+            network, tf.constant(np.ascontiguousarray(train.x[some])), self.inputs.outputs
+        )
+        y = np.asarray(train.y[some])
+        objective.check(tf.constant(y[:, None] if self.target.task == "regression" else y), outputs)
+        return network, objective
+
+
+def learn(
+    trainer: TensorFlowTrainer, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch
+) -> Learned:
+    """See `TableTrainer.learn`."""
+    parts = {part: arrays for part in ("train", "validation") if (arrays := data.arrays(part)) is not None}
+    train, spec, start = parts["train"], data.spec, _started(data.start)
+    inputs = ModelInputs(
+        spec.width, spec.target.outputs, dict(spec.cardinalities), list(spec.names), spec.target.task
+    )
+    job = _Job(
+        trainer,
+        inputs,
+        spec.target,
+        parts,
+        _batch_size(trainer, len(train)),
+        _label(trainer, spec.target, train) if start is None else (start.mean, start.std),
+        seed,
+        None if start is None else start.to_bytes(),
+    )
+    with own_random(hash_seed(seed), trainer.precision):
+        network, _ = job.network()
+        # That it cannot be kept is said before it is trained.
+        job.model(None).from_bytes(
+            job.model(network).to_bytes(), inputs.width, task=spec.target.task, mean=0.0, std=1.0
+        )
+    if trainer.scaling.workers:
+        for part, arrays in parts.items():
+            arrays.save((folder / "rows").resolve() / part)
+        job = dataclasses.replace(job, rows=(folder / "rows").resolve())
+    kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch, backend="tensorflow")
+    state = read_state(kept.last)
+    best = kept.last / _BEST
+    _fill(network.variables, _read(best if best.exists() else kept.last / _MODEL), kept.last)
+    model = job.model(network)
+    held_out = parts.get("validation")
+    scores = None if held_out is None or not len(held_out) else padded_scores(model, held_out.x)
+    return Learned(model, state["history"], scores)
+
+
+def _started(model: Any) -> KerasModel | None:
+    if model is None or isinstance(model, KerasModel):
+        return model
+    raise ConfigError(f"a Keras model cannot go on from a {model.kind} model", where="start_from")
+
+
+def _batch_size(trainer: TensorFlowTrainer, rows: int) -> int:
+    size = trainer.batch_size
+    if size is None:
+        return min(rows, max(32, min(1_024, int(2 ** round(math.log2(max(1, rows / 50)))))))
+    if size > rows:
+        raise ConfigError(
+            f"a batch of {size:,} rows is larger than the data: there are {rows:,}",
+            where="train.batch_size",
+            hint=f"Set it to {rows:,} at most, or leave it out",
+        )
+    return size
+
+
+def _label(trainer: TensorFlowTrainer, target: Target, train: Arrays) -> tuple[float, float]:
+    if target.task != "regression" or not trainer.standardize_label:
+        return 0.0, 1.0
+    return float(train.y.mean(dtype=np.float64)), float(train.y.std(dtype=np.float64)) or 1.0
+
+
+# --- tensors in files -------------------------------------------------------------------------------------------
+
+
+def _values(variables: Any) -> Weights:
+    return [np.array(variable.value) for variable in variables]
+
+
+def _pack(values: Weights) -> bytes:
+    from safetensors.numpy import save
+
+    content: bytes = save({f"{place:05}": np.ascontiguousarray(value) for place, value in enumerate(values)})
+    return content
+
+
+def _read(file: Path) -> Weights:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        found = load(file.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot be gone on from: {error}", where=str(file)) from None
+    return [found[name] for name in sorted(found)]
+
+
+def _fill(variables: Any, values: Weights, where: Path) -> None:
+    shapes = [tuple(variable.shape) for variable in variables]
+    if shapes != [value.shape for value in values]:
+        raise CheckpointError(
+            f"its weights {[value.shape for value in values][:6]} are those of another network, this one has {shapes[:6]}",
+            where=str(where),
+            hint="Train in another folder, or with the model that it was made with",
+        )
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------
+
+
+def _loop(context: TrainContext, job: _Job) -> None:
+    # Sums of gradients in one order, whatever threads do.
+    tf.config.experimental.enable_op_determinism()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy() if context.world_size > 1 else None
+    with own_random(hash_seed(job.seed), job.trainer.precision):
+        if strategy is None:
+            _Training(context, job, None).run()
+        else:
+            with strategy.scope():
+                _Training(context, job, strategy).run()
+
+
+@dataclass
+class _State:
+    """Where training is, as a checkpoint keeps it beside the tensors.
+
+    Attributes:
+        epoch: Epochs that are done.
+        step: Steps of the next one that are done.
+        loss: Sum of their losses.
+        seconds: How long they took.
+        history: One entry an epoch.
+        best: The best value of the watched metric, larger is better.
+        best_epoch: When it was.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float | None = None
+    best_epoch: int | None = None
+
+
+class _Training:
+    def __init__(self, context: TrainContext, job: _Job, strategy: Any) -> None:
+        self.context, self.job, self.trainer, self.strategy = context, job, job.trainer, strategy
+        train, self.held_out = job.arrays("train"), job.arrays("validation")
+        assert train is not None
+        self.rows = len(train)
+        if self.held_out is not None and not len(self.held_out):
+            self.held_out = None
+        self.network, objective = job.network()
+        self.optimizer = make_optimizer(self.trainer.optimizer)
+        self.optimizer.build(self.network.trainable_variables)
+        self.state = _State()
+        self.best: Weights | None = None
+        self._resume()
+        self.stepper = Stepper(
+            self.trainer,
+            context,
+            strategy,
+            self.network,
+            self.optimizer,
+            objective,
+            train,
+            job.label,
+            job.batch_size,
+        )
+        self.steps = self.stepper.steps
+        self.judge = job.model(self.network)
+        self.began = self.saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        folder = self.context.resume()
+        if folder is None:
+            return
+        try:
+            self.state = _State(**read_state(folder))
+        except TypeError as error:
+            raise CheckpointError(f"cannot be gone on from: {error}", where=str(folder)) from None
+        # Among the variables are the states of what layers draw at random from.
+        _fill(self.network.variables, _read(folder / _MODEL), folder)
+        _fill(self.optimizer.variables, _read(folder / _OPTIMIZER), folder)
+        if (folder / _BEST).exists():
+            self.best = _read(folder / _BEST)
+
+    def run(self) -> None:
+        state = self.state
+        while state.epoch < self.trainer.epochs and not self._stopped():
+            number = state.epoch + 1
+            self._steps(number)
+            metrics = {"loss": state.loss / self.steps, **self._validated()}
+            self._remember(number, metrics)
+            shown = {**state.history[-1], "epochs": self.trainer.epochs}
+            last = number == self.trainer.epochs or self._stopped()
+            if last or self._due(_EPOCH_AFTER_S):
+                self.context.report(shown, self._files(number), score=float(number))
+                self.saved_at = time.monotonic()
+            else:
+                self.context.log(shown)
+
+    def _order(self, number: int) -> NDArray[np.int64]:
+        return np.random.default_rng(hash_seed(self.job.seed, number)).permutation(self.rows)
+
+    def _steps(self, number: int) -> None:
+        state, every = self.state, self.trainer.checkpoint_steps
+        order = self._order(number)
+        while state.step < self.steps:
+            count = min(self.stepper.chunk, self.steps - state.step)
+            if every is not None:
+                done = (number - 1) * self.steps + state.step
+                count = min(count, every - done % every)
+            rates = [self._rate(number, state.step + place) for place in range(count)]
+            losses = self._total(self.stepper.run(order, state.step, count, rates))
+            for place, loss in enumerate(losses.tolist()):
+                if not math.isfinite(loss):
+                    raise self._broken(number, state.step + place, f"the loss is {loss}")
+                state.loss += loss
+            state.step += count
+            if state.step == self.steps:
+                return
+            done = (number - 1) * self.steps + state.step
+            if self._due(_SAVE_AFTER_S) if every is None else done % every == 0:
+                self._clock()
+                self.context.save(self._files(number))
+                self.saved_at = time.monotonic()
+
+    def _rate(self, number: int, step: int) -> float:
+        progress = (number - 1 + step / self.steps) / self.trainer.epochs
+        return self.trainer.optimizer.learning_rate * self.trainer.schedule.factor(progress)
+
+    def _clock(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self.began
+        self.began = now
+
+    def _due(self, after: float) -> bool:
+        """Whether a checkpoint is due, by the clock of the first worker."""
+        due = self.context.rank == 0 and time.monotonic() - self.saved_at > after
+        return bool(self._total(np.array([float(due)]))[0])
+
+    def _total(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum over the workers; called by every worker."""
+        if self.strategy is None:
+            return value
+        return np.asarray(self._summed(tf.constant(value)))
+
+    @property
+    def _summed(self) -> Any:
+        if not hasattr(self, "_sum"):
+
+            def add(value: Any) -> Any:
+                return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+            self._sum = tf.function(lambda value: self.strategy.run(add, args=(value,)), autograph=False)
+        return self._sum
+
+    def _broken(self, number: int, step: int, what: str) -> TrainingError:
+        """The error of a step (from 0) in an epoch (from 1)."""
+        batch = self.stepper.fingerprint(self._order(number), step)
+        last = self.context.last_checkpoint
+        return TrainingError(
+            f"{what} in step {(number - 1) * self.steps + step + 1} (epoch {number}, batch {batch}); "
+            + (f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"),
+            where="train",
+            hint=f"Lower train.optimizer.learning_rate (it is {self.trainer.optimizer.learning_rate:g}), set "
+            "train.clip: 1, and look for values that are far too large",
+        )
+
+    # --- after an epoch -----------------------------------------------------------------------------------------
+
+    def _validated(self) -> dict[str, float]:
+        """Metrics of the validation rows; the first worker measures."""
+        if self.held_out is None:
+            return {}
+        found: dict[str, float] = {}
+        if self.context.rank == 0:
+            metrics = metrics_of(self.job.target)
+            metrics.update(padded_scores(self.judge, self.held_out.x), np.asarray(self.held_out.y))
+            found = metrics.finish()
+        if self.strategy is not None:
+            names = _METRICS[self.job.target.task]
+            values = [found.get(name, math.nan) if self.context.rank == 0 else 0.0 for name in names]
+            told = self._total(np.array(values, np.float64)).tolist()
+            found = {name: value for name, value in zip(names, told, strict=True) if not math.isnan(value)}
+        return {f"validation/{name}": value for name, value in found.items()}
+
+    @property
+    def _watched(self) -> str:
+        stopping = self.trainer.early_stopping
+        return f"validation/{(stopping and stopping.metric) or metrics_of(self.job.target).main}"
+
+    def _remember(self, number: int, metrics: Mapping[str, float]) -> None:
+        state = self.state
+        self._clock()
+        rate = self._rate(number, self.steps - 1)
+        state.history.append({"epoch": number, **metrics, "learning_rate": rate, "seconds": state.seconds})
+        state.epoch, state.step, state.loss, state.seconds = number, 0, 0.0, 0.0
+        if self.held_out is None:
+            return
+        if self._watched not in metrics:
+            known = [name.partition("/")[2] for name in metrics if "/" in name]
+            name = self._watched.partition("/")[2]
+            raise ConfigError(
+                f"unknown metric {name!r}{near_match(name, known)} (known: {', '.join(known)})",
+                where="train.early_stopping.metric",
+            )
+        value = metrics[self._watched] if larger_is_better(self._watched) else -metrics[self._watched]
+        if state.best is None or value > state.best:
+            state.best, state.best_epoch = value, number
+            if self.context.rank == 0:
+                self.best = _values(self.network.variables)
+
+    def _stopped(self) -> bool:
+        stopping, state = self.trainer.early_stopping, self.state
+        if stopping is None or state.best_epoch is None:
+            return False
+        return state.epoch - state.best_epoch >= stopping.patience
+
+    def _files(self, number: int) -> Callable[[], dict[str, bytes]]:
+        """What a checkpoint of now holds."""
+        values = _values(self.network.variables)
+        if not all(np.isfinite(value).all() for value in values if value.dtype.kind == "f"):
+            raise self._broken(number, (self.state.step or self.steps) - 1, "the weights are not finite")
+
+        def files() -> dict[str, bytes]:
+            found = {
+                _MODEL: _pack(values),
+                _OPTIMIZER: _pack(_values(self.optimizer.variables)),
+                "state.json": json.dumps(asdict(self.state)).encode(),
+            }
+            return found if self.best is None else {**found, _BEST: _pack(self.best)}
+
+        return files
