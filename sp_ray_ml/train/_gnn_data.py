@@ -128,10 +128,12 @@ class TrainingEdges:
         left = Edges(indptr, np.asarray(edges.indices)[keep], np.asarray(edges.weight)[keep])
         return Graph(self.graph.num_nodes, {**self.graph.edges, USER_ITEM: left}, self.graph.features)
 
-    def batches(self, epoch: _Epoch, number: int, phase: int, context: TrainContext) -> Iterator[Batch]:
-        """This worker's part of each batch of users. All workers share the negatives' generator."""
+    def batches(
+        self, epoch: _Epoch, number: int, phase: int, context: TrainContext, *, first: int = 0
+    ) -> Iterator[Batch]:
+        """This worker's part of each batch of users, from the `first` on. All share the negatives' generator."""
         size = self.settings.batch_size
-        for start in range(0, len(epoch.users), size):
+        for start in range(first * size, len(epoch.users), size):
             users = epoch.users[start : start + size]
             generator = torch.Generator().manual_seed(hash_seed(self.seed, phase, number, start))
             total = _gather(users, epoch.target_indptr, epoch.target_weight)[1].sum()

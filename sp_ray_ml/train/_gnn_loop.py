@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from sp_ray_ml.metrics.topk import top_k
 from sp_ray_ml.train._gnn_data import TrainingEdges
 from sp_ray_ml.train._losses import Scores, loss_of
 from sp_ray_ml.train._seeds import hash_seed
+from sp_ray_ml.train._torch_random import random_state, restore_random
 from sp_ray_ml.train.context import TrainContext, read_state, run_loop
 from sp_ray_ml.train.pyg import PyGTrainer, RecommenderTraining
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 SELECT, REFIT = 0, 1
+_LOOK_EVERY = 64  # steps between two looks at their losses, for which a GPU is waited for
+_SAVE_AFTER_S = 30.0
 _CALIBRATION_USERS = 2_000
 _SMALL = 4_000_000  # numbers that a step works on
 
@@ -131,7 +135,7 @@ def _loop(context: TrainContext, job: _Job) -> None:
         if phase < state["phase"]:
             continue
         if phase > state["phase"]:
-            state, checkpoint = {**state, "phase": phase, "epoch": 0}, None
+            state, checkpoint = {**state, "phase": phase, "epoch": 0, "step": 0, "loss": 0.0}, None
         with _threads(job, phase):
             state = _Phase(context, job, phase, state, checkpoint).run()
 
@@ -159,7 +163,8 @@ class _Phase:
     def __init__(
         self, context: TrainContext, job: _Job, phase: int, state: dict[str, Any], checkpoint: Path | None
     ) -> None:
-        self.context, self.job, self.phase, self.state = context, job, phase, state
+        self.context, self.job, self.phase = context, job, phase
+        self.state = {"step": 0, "loss": 0.0, **state}
         self.trainer = job.trainer
         self.edges = TrainingEdges(job.graph(phase), self.trainer, job.seed, context.device)
         torch.manual_seed(hash_seed(job.seed, phase))
@@ -171,8 +176,11 @@ class _Phase:
             self.ranker.parameters(), lr=self.trainer.learning_rate, weight_decay=self.trainer.weight_decay
         )
         if checkpoint:
-            saved = torch.load(checkpoint / "optimizer.pt", map_location=context.device, weights_only=True)
-            self.optimizer.load_state_dict(saved)
+            saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(saved["optimizer"])
+        self.random: list[dict[str, torch.Tensor]] = saved["random"] if checkpoint else []
+        self.pending: list[torch.Tensor] = []
+        self.saved_at = time.monotonic()
 
     @property
     def epochs(self) -> int:
@@ -187,7 +195,7 @@ class _Phase:
         while self.state["epoch"] < self.epochs and not self._stopped():
             began = time.perf_counter()
             number = self.state["epoch"] + 1
-            torch.manual_seed(hash_seed(self.job.seed, self.phase, number))
+            self._seed(number)
             loss = self._train(number)
             metrics: dict[str, Any] = {"loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"]}
             metrics |= self._validate()
@@ -201,31 +209,79 @@ class _Phase:
                 if number == self.epochs
                 else 1e9 + number
             )
-            self.context.report({**metrics, "epochs": self.epochs}, self._files, score=score)
+            self.saved_at = time.monotonic()
+            self.context.report({**metrics, "epochs": self.epochs}, self._files(), score=score)
         return self.state
+
+    def _seed(self, number: int) -> None:
+        """What is drawn in an epoch comes from its number; in the midst of one, from where the generators were."""
+        if self.state["step"] and len(self.random) == self.context.world_size:
+            restore_random(self.random[self.context.rank], self.context.device)
+        else:
+            # In the midst of an epoch only where there are other workers now than there were.
+            amid = [self.state["step"]] if self.state["step"] else []
+            torch.manual_seed(hash_seed(self.job.seed, self.phase, number, *amid))
+        self.random = []
 
     def _train(self, number: int) -> float:
         self.model.train()
-        epoch = self.edges.epoch(number, self.phase)
+        epoch, state = self.edges.epoch(number, self.phase), self.state
         steps = math.ceil(len(epoch.users) / self.trainer.batch_size)
-        total = torch.zeros((), device=self.context.device)
-        for step, batch in enumerate(self.edges.batches(epoch, number, self.phase, self.context)):
-            progress = (number - 1 + step / steps) / self.trainer.epochs
+        for batch in self.edges.batches(epoch, number, self.phase, self.context, first=state["step"]):
+            progress = (number - 1 + state["step"] / steps) / self.trainer.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = self.trainer.learning_rate * self.trainer.schedule.factor(progress)
             loss = loss_of(self.trainer.loss, Scores(*self.model(epoch.data)), batch)  # type: ignore[arg-type]
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            total += loss.detach()
-        mean = float(self.context.average(total)) / max(1, steps)
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the loss is {mean} in epoch {number}",
-                where="train",
-                hint=f"Lower train.learning_rate (it is {self.trainer.learning_rate:g})",
-            )
+            self.pending.append(loss.detach())
+            state["step"] += 1
+            if state["step"] < steps and self._due(epoch.users, number, steps):
+                self.saved_at = time.monotonic()
+                self.context.save(self._files())
+        if self.pending:
+            self._look(epoch.users, number, math.inf)
+        mean = float(state["loss"]) / max(1, steps)
+        state["step"], state["loss"] = 0, 0.0
         return mean
+
+    def _due(self, users: NDArray[np.int64], number: int, steps: int) -> bool:
+        """Whether a checkpoint is due after a step amid an epoch; the losses were looked at then."""
+        every = self.trainer.checkpoint_steps
+        if every is None:
+            return len(self.pending) == _LOOK_EVERY and self._look(users, number, _SAVE_AFTER_S)
+        due: bool = ((number - 1) * steps + self.state["step"]) % every == 0
+        if due or len(self.pending) == _LOOK_EVERY:
+            self._look(users, number, math.inf)
+        return due
+
+    def _look(self, users: NDArray[np.int64], number: int, after: float) -> bool:
+        """Wait for the steps that were begun and look at their losses, all workers at what all of them add up to.
+
+        Returns:
+            Whether by the clock of rank 0 the last checkpoint is older than `after` seconds.
+        """
+        due = self.context.rank == 0 and time.monotonic() - self.saved_at > after
+        seen = torch.stack([*self.pending, self.pending[0].new_tensor(float(due))]).double()
+        *losses, due_somewhere = self.context.average(seen).tolist()
+        for place, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                self._broken(users, number, self.state["step"] - len(losses) + place, loss)
+            self.state["loss"] += loss
+        self.pending.clear()
+        return bool(due_somewhere)
+
+    def _broken(self, users: NDArray[np.int64], number: int, step: int, loss: float) -> NoReturn:
+        size = self.trainer.batch_size
+        batch = hashlib.sha256(users[step * size : (step + 1) * size].tobytes()).hexdigest()[:16]
+        last = self.context.last_checkpoint
+        raise TrainingError(
+            f"the loss is {loss} in step {step + 1} of epoch {number} (batch {batch}); "
+            + (f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"),
+            where="train",
+            hint=f"Lower train.learning_rate (it is {self.trainer.learning_rate:g})",
+        )
 
     def _validate(self) -> dict[str, float]:
         if self.phase == REFIT or self.job.validation is None:
@@ -260,16 +316,30 @@ class _Phase:
             return False
         return bool(self.state["epoch"] - self.state["best_epoch"] >= stopping.patience)
 
-    def _files(self) -> dict[str, bytes]:
+    def _files(self) -> Callable[[], dict[str, bytes]]:
+        """What a checkpoint of now holds; called by every worker."""
         from safetensors.torch import save
 
-        optimizer = io.BytesIO()
-        torch.save(self.optimizer.state_dict(), optimizer)
-        return {
-            "model.safetensors": save({k: v.contiguous() for k, v in self.ranker.state_dict().items()}),
-            "optimizer.pt": optimizer.getvalue(),
-            "state.json": json.dumps(self.state).encode(),
-        }
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.ranker.parameters()):
+            last = self.context.last_checkpoint
+            raise TrainingError(
+                f"the weights are not finite after step {self.state['step']} of epoch {self.state['epoch'] + 1}; "
+                + (f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"),
+                where="train",
+                hint=f"Lower train.learning_rate (it is {self.trainer.learning_rate:g})",
+            )
+        everyones = self.context.gather(random_state(self.context.device))
+
+        def files() -> dict[str, bytes]:
+            tensors = io.BytesIO()
+            torch.save({"optimizer": self.optimizer.state_dict(), "random": everyones}, tensors)
+            return {
+                "model.safetensors": save({k: v.contiguous() for k, v in self.ranker.state_dict().items()}),
+                "optimizer.pt": tensors.getvalue(),
+                "state.json": json.dumps(self.state).encode(),
+            }
+
+        return files
 
 
 def _load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:

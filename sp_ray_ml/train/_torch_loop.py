@@ -26,6 +26,7 @@ from sp_ray_ml.train._table_data import Arrays, TableData, Target
 from sp_ray_ml.train._torch_data import Rows
 from sp_ray_ml.train._torch_losses import Objective
 from sp_ray_ml.train._torch_model import TorchModel, build, inputs_of, named, weights_of
+from sp_ray_ml.train._torch_random import random_state, restore_random
 from sp_ray_ml.train._torch_step import Stepper
 from sp_ray_ml.train.context import TrainContext, read_state, run_loop
 from sp_ray_ml.train.table import Learned, OnEpoch
@@ -344,10 +345,7 @@ class _Training:
     def _seed(self, number: int) -> None:
         """What is drawn in an epoch comes from its number; in the midst of one, from where the generators were."""
         if self.random is not None and self.state.step and len(self.random) == self.context.world_size:
-            own = self.random[self.context.rank]
-            torch.set_rng_state(own["cpu"])
-            if "cuda" in own and self.device.type == "cuda":
-                torch.cuda.set_rng_state(own["cuda"], self.device)
+            restore_random(self.random[self.context.rank], self.device)
         else:
             torch.manual_seed(hash_seed(self.job.seed, number, self.context.rank, self.state.step))
         self.random = None
@@ -479,10 +477,7 @@ class _Training:
                 (self.state.epoch + 1, self.state.step) if self.state.step else (self.state.epoch, self.steps)
             )
             raise self._broken(epoch, step - 1, "the weights are not finite")
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
-        everyones = self.context.gather(random)
+        everyones = self.context.gather(random_state(self.device))
 
         def files() -> dict[str, bytes]:
             tensors = io.BytesIO()

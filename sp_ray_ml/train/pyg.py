@@ -77,6 +77,8 @@ class PyGTrainer(Trainer):
     """Passes over the users, at most."""
     batch_size: int = pydantic.Field(default=256, ge=1)
     """Users a step, over all workers."""
+    checkpoint_steps: int | None = pydantic.Field(default=None, ge=1)
+    """Steps between two checkpoints; without, one after about half a minute. There is one after each epoch, too."""
     learning_rate: float = pydantic.Field(default=0.01, gt=0)
     """Of AdamW."""
     weight_decay: float = pydantic.Field(default=0.0, ge=0)

@@ -23,6 +23,10 @@ class World:
 
 @pytest.fixture(scope="session")
 def world() -> World:
+    return make_world()
+
+
+def make_world() -> World:
     users, items, each = 80, 60, 9
     random = np.random.default_rng(0)
     user = np.repeat(np.arange(users), each)

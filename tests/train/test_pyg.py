@@ -167,7 +167,9 @@ def test_an_item_without_events_is_ranked_by_its_features(world: World) -> None:
 def test_a_loss_that_is_not_finite_stops_with_the_epoch_named(world: World) -> None:
     features = {"item": np.full((60, 4), 1e30, dtype=np.float32)}
     graph = world.train.with_features(features)
-    with pytest.raises(TrainingError, match=r"loss is (nan|inf) in epoch 1.*learning_rate"):
+    with pytest.raises(
+        TrainingError, match=r"loss is (nan|inf) in step \d+ of epoch 1 \(batch [0-9a-f]{16}\).*learning_rate"
+    ):
         trainer(similarity="dot").fit(graph)
 
 
