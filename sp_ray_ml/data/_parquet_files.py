@@ -20,6 +20,7 @@ __all__ = ["ParquetSource", "find_files", "is_partitioned", "near_file", "parque
 
 _SCAN_ROWS = 65_536
 _MANY_FILES = 256
+_BUFFER_BYTES = 1 << 16
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -79,6 +80,7 @@ class ParquetSource(Source):
         self._name, self._files, self._folder, self._where = name, list(files), folder, tuple(where)
         with storage_errors(self._files[0], "read"):
             full = self._dataset().schema.remove_metadata()
+        self._full = full
         self._columns = require_columns(full, columns, name) if columns is not None else full.names
         self._conditions: list[Condition] = conditions(where, full, name)
         schema = pa.schema([full.field(column) for column in self._columns])
@@ -91,9 +93,13 @@ class ParquetSource(Source):
         with storage_errors(file, "read"):
             return int(pq.read_metadata(file).num_rows)
 
+    @property
+    def _partitioned(self) -> bool:
+        return self._folder is not None and is_partitioned(self._files, self._folder)
+
     def _dataset(self) -> Any:
         partitioning = None
-        if self._folder is not None and is_partitioned(self._files, self._folder):
+        if self._partitioned:
             partitioning = pads.HivePartitioning.discover(infer_dictionary=False)
         try:
             return pads.dataset(
@@ -108,21 +114,12 @@ class ParquetSource(Source):
             ) from error
 
     def _stream(self) -> Iterator[pa.RecordBatch]:
-        # The defaults read 16 batches and 4 files ahead: far more memory, no more speed on a few cores.
-        options = pads.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
         with storage_errors(self._name, "read"):
             try:
-                scanner = self._dataset().scanner(
-                    columns=self._columns,
-                    filter=as_arrow(self._conditions),
-                    batch_size=_SCAN_ROWS,
-                    batch_readahead=4,
-                    fragment_readahead=1,
-                    fragment_scan_options=options,
-                    cache_metadata=False,
-                )
-                with scanner.to_reader() as reader:
-                    yield from reader
+                if self._conditions or self._partitioned:
+                    yield from self._scanned(self._dataset())
+                else:
+                    yield from self._in_order()
             except FileNotFoundError as error:
                 raise StorageError(
                     "a file of the table went away: it was replaced while it was read",
@@ -131,6 +128,36 @@ class ParquetSource(Source):
                 ) from error
             except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
                 raise DataError(f"cannot be read: {error}", where=self._name) from error
+
+    def _in_order(self) -> Iterator[pa.RecordBatch]:
+        """One file after the other, decoded batch by batch; Arrow's scanner decodes whole row groups at a time."""
+        for file in self._files:
+            with pq.ParquetFile(str(file), buffer_size=_BUFFER_BYTES, pre_buffer=False) as opened:
+                own = opened.schema_arrow
+                if all(
+                    name in own.names and own.field(name).equals(self._full.field(name))
+                    for name in self._columns
+                ):
+                    for batch in opened.iter_batches(_SCAN_ROWS, columns=self._columns):
+                        yield batch.select(self._columns)
+                    continue
+            # It lacks a column, or has one in another type.
+            yield from self._scanned(pads.dataset([str(file)], schema=self._full, format="parquet"))
+
+    def _scanned(self, dataset: Any) -> Iterator[pa.RecordBatch]:
+        # The defaults read 16 batches and 4 files ahead: far more memory, no more speed on a few cores.
+        options = pads.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+        scanner = dataset.scanner(
+            columns=self._columns,
+            filter=as_arrow(self._conditions),
+            batch_size=_SCAN_ROWS,
+            batch_readahead=4,
+            fragment_readahead=1,
+            fragment_scan_options=options,
+            cache_metadata=False,
+        )
+        with scanner.to_reader() as reader:
+            yield from reader
 
     def select(self, columns: Sequence[str]) -> Source:
         require_columns(self.schema, columns, self.name)
@@ -143,10 +170,9 @@ class ParquetSource(Source):
         import ray.data
         from ray.data.datasource import Partitioning
 
-        partitioned = self._folder is not None and is_partitioned(self._files, self._folder)
         dataset = ray.data.read_parquet(
             [str(file) for file in self._files],
-            partitioning=Partitioning("hive", base_dir=str(self._folder)) if partitioned else None,
+            partitioning=Partitioning("hive", base_dir=str(self._folder)) if self._partitioned else None,
             file_extensions=None,
         )
         if (expression := as_ray(self._conditions)) is not None:
