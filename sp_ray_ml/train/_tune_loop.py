@@ -292,13 +292,18 @@ class _Tuning:
             if error is not None:
                 known = replace(trial, status="failed", error=error)
             elif self.seconds_left is not None and self.seconds_left <= 0:
-                # It is not over for a tuning that gets more time.
-                self._heard(replace(trial, status="interrupted"))
-                return
+                return  # it is not over for a tuning that gets more time: see `interrupt`
             else:
                 known = replace(trial, status="stopped")
             write_result(trial_folder(self.store.folder, number), known)
         self._over(known, report.get("score"))
+
+    def interrupt(self) -> None:
+        """No trial is at work any longer: those that seem to be were cut off."""
+        self.store.spend(time.monotonic() - self._since)
+        for trial in list(self.trials.values()):
+            if trial.status == "running":
+                self._heard(replace(trial, status="interrupted"))
 
     def _over(self, trial: Trial, score: float | None = None) -> None:
         if trial.status == "finished":
@@ -415,6 +420,7 @@ def _run_on_ray(tuning: _Tuning, job: TrialJob, at_a_time: int) -> None:
                         callbacks=[Follower(tuning)],
                     ),
                 ).fit()
+            tuning.interrupt()
         finally:
             if started_here:
                 ray.shutdown()

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["Follower", "Proposals"]
 
 
-class Proposals(Searcher):  # type: ignore[misc]
+class _OfThisProcess:
+    """Ray Tune pickles what it is given to restore it one day; a tuning restores itself, and stays where it is."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+class Proposals(_OfThisProcess, Searcher):  # type: ignore[misc]
     """Gives Ray Tune one trial after the other, so many at a time."""
 
     def __init__(self, tuning: _Tuning, at_a_time: int) -> None:
@@ -50,7 +60,7 @@ class Proposals(Searcher):  # type: ignore[misc]
         """As `save`."""
 
 
-class Follower(Callback):  # type: ignore[misc]
+class Follower(_OfThisProcess, Callback):  # type: ignore[misc]
     """Hands what Ray Tune hears of its trials to the tuning."""
 
     def __init__(self, tuning: _Tuning) -> None:
