@@ -63,8 +63,10 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
             seed=p.seed,
             on_epoch=_on_epoch(step, tracked),
             about=about(p, folder),
+            tune=p.tune,
+            tracked=tracked,
         ),
-        inputs=[trainer, p.seed],
+        inputs=[trainer, p.seed, *([] if p.tune is None else [p.tune])],
         after=[split],
         code=["train", "metrics"],
     )
@@ -143,9 +145,13 @@ def plan(p: Pipeline) -> list[PlannedStep]:
 
 def preflight(p: Pipeline) -> None:
     """What can be known to fail before any work is done."""
-    from sp_ray_ml.train.context import check_resources
+    from sp_ray_ml.train._resources import available, check_resources, check_tuning
 
-    check_resources(_trainer(p).scaling)
+    scaling = _trainer(p).scaling
+    if p.tune is None:
+        check_resources(scaling)
+    else:
+        check_tuning(scaling, p.tune.count, p.tune.max_concurrent, available(scaling))
 
 
 def _table(p: Pipeline) -> Table:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from sp_ray_ml.data.warehouse import Warehouse
     from sp_ray_ml.inference.settings import Evaluate, Predict
     from sp_ray_ml.train._table_data import Target
-    from sp_ray_ml.train.table import OnEpoch, TableTrainer
+    from sp_ray_ml.tracking.run import Run
+    from sp_ray_ml.train.table import OnEpoch, TableTrainer, TrainResult
+    from sp_ray_ml.train.tuning import Trial, Tune, TuneResult
 
 __all__ = ["Rows", "load_predictor", "measure", "predict", "read", "split", "train", "write"]
 
@@ -148,8 +150,10 @@ def train(
     seed: int,
     on_epoch: OnEpoch,
     about: Mapping[str, Any],
+    tune: Tune | None = None,
+    tracked: Run | None = None,
 ) -> dict[str, Any]:
-    """Train and seal the predictor. Goes on where an earlier start ended.
+    """Train, or tune, and seal the predictor. Goes on where an earlier start ended.
 
     Raises:
         DataError: The label or a column cannot be used.
@@ -159,19 +163,61 @@ def train(
     left_out = columns.left_out if trainer.features is None else []
     names = [name for name in rows.table.column_names if name not in left_out]
     held_out = label == VALIDATION
-    result = trainer.fit(
+    train, validation = (
         rows.source(label == TRAIN, names),
         rows.source(held_out, names) if held_out.any() else None,
-        seed=seed,
-        folder=context.scratch,
-        on_epoch=on_epoch,
-        about=about,
     )
+    if tune is not None:
+        result: TrainResult = _tuned(context, trainer, train, validation, tune, seed, about, tracked)
+    else:
+        result = trainer.fit(
+            train, validation, seed=seed, folder=context.scratch, on_epoch=on_epoch, about=about
+        )
     shutil.move(result.predictor_path, context.output / "predictor")
     write_json(context.output / "history.json", result.history)
     write_json(context.output / "plots.json", dict(result.plots))
     part = "validation" if held_out.any() else "training"
     return {"epochs": len(result.history), **{f"{part} {name}": v for name, v in result.metrics.items()}}
+
+
+def _tuned(
+    context: StepContext,
+    trainer: TableTrainer,
+    train: Source,
+    validation: Source | None,
+    settings: Tune,
+    seed: int,
+    about: Mapping[str, Any],
+    tracked: Run | None,
+) -> TuneResult:
+    from sp_ray_ml.train._tune_loop import tune
+
+    over: dict[int, Trial] = {}
+
+    def on_trial(trial: Trial) -> None:
+        if trial.status != "running":
+            over[trial.number] = trial
+            if trial.error:
+                context.note(f"trial {trial.number} failed: {' '.join(trial.error.split())}")
+        values = [t.value for t in over.values() if t.value is not None]
+        found = "" if not values else f", last {values[-1]:.4f}"
+        context.progress(len(over), settings.count, f"{len(over)} of {settings.count} trials{found}")
+
+    result = tune(
+        trainer,
+        train,
+        validation,
+        settings,
+        seed=seed,
+        folder=context.scratch,
+        on_trial=on_trial,
+        run=tracked,
+        options={"about": about},
+        prefix="validation/",
+    )
+    chosen = ", ".join(f"{name} {value}" for name, value in result.params.items())
+    context.note(f"the best of {len(result.trials)} trials is {result.best.number}: {chosen}")
+    return result
 
 
 def load_predictor(folder: Path) -> TablePredictor:

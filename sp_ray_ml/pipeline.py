@@ -35,7 +35,7 @@ from sp_ray_ml.config import (
 )
 from sp_ray_ml.data.settings import Events, Nodes, Table, TableField
 from sp_ray_ml.data.splits import LastNSplit, PerUserSplit, RandomSplit, Split, SplitField, TimeSplit
-from sp_ray_ml.errors import SpRayError
+from sp_ray_ml.errors import ConfigError, SpRayError
 from sp_ray_ml.graph.settings import GraphSettings
 from sp_ray_ml.inference.settings import Evaluate, Predict
 from sp_ray_ml.storage import write_text
@@ -43,6 +43,7 @@ from sp_ray_ml.tracking.settings import Tracking
 from sp_ray_ml.train.pyg import PyGTrainer
 from sp_ray_ml.train.table import TableTrainer
 from sp_ray_ml.train.trainer import Trainer, TrainerField
+from sp_ray_ml.train.tuning import Tune, check_space
 
 if TYPE_CHECKING:
     from sp_ray_ml.tracking.run import Run
@@ -99,6 +100,8 @@ class Pipeline(Settings):
     """How events become a graph."""
     train: TrainerField = pydantic.Field(default=None, validate_default=True, json_schema_extra=_no_default)
     """What is trained, and how; for `events` a GNN without."""
+    tune: Tune | None = None
+    """For a `table`: which of the trainer's settings are tried out, and how; the best model is kept. None trains once."""
     evaluate: Evaluate = Evaluate()
     """Metrics and baselines."""
     predict: Predict | None = None
@@ -182,6 +185,21 @@ class Pipeline(Settings):
         if isinstance(train, TableTrainer) and train.label in info.data["table"].left_out:
             raise located([(("label",), f"{train.label!r} is the id or the time of the `table`")])
         return train
+
+    @pydantic.field_validator("tune")
+    @classmethod
+    def _tuning_fits(cls, tune: Tune | None, info: pydantic.ValidationInfo) -> Tune | None:
+        if tune is None or _of(info) is None:
+            return tune
+        if _of(info) == "events":
+            raise ValueError(_OF_EVENTS)
+        trainer = info.data.get("train")
+        if isinstance(trainer, Trainer):
+            try:
+                check_space(trainer, tune)
+            except ConfigError as error:
+                raise located([(tuple(p.path.split(".")[1:]), p.message) for p in error.problems]) from None
+        return tune
 
     @pydantic.field_validator("evaluate")
     @classmethod
