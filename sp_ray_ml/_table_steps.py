@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from sp_ray_ml.data.settings import Table
     from sp_ray_ml.data.warehouse import Warehouse
     from sp_ray_ml.inference.settings import Evaluate, Predict
-    from sp_ray_ml.train._table_data import Target
     from sp_ray_ml.tracking.run import Run
+    from sp_ray_ml.train._table_data import Target
     from sp_ray_ml.train.table import OnEpoch, TableTrainer, TrainResult
     from sp_ray_ml.train.tuning import Trial, Tune, TuneResult
 

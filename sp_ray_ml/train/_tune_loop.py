@@ -59,6 +59,7 @@ def tune(
     on_trial: OnTrial,
     run: Run | None,
     options: Mapping[str, Any],
+    prefix: str = "",
 ) -> TuneResult:
     """See `Trainer.tune`."""
     check_space(trainer, settings)
@@ -101,7 +102,7 @@ def tune(
             _run_on_ray(tuning, job, at_a_time)
         result = tuning.result()
         if tracking is not None:
-            tracking.best(result)
+            tracking.best(result, prefix)
         return result
 
 
@@ -356,6 +357,7 @@ class _Tuning:
             history=self.store.history(best.number),
             path=self.store.folder,
             validation_scores=self.store.scores(best.number),
+            plots=self.store.plots(best.number),
             metric=metric,
             mode=mode,
             trials=trials,

@@ -32,7 +32,13 @@ def trial_folder(folder: Path, number: int) -> Path:
     return folder / "trials" / f"{number:04d}"
 
 
-def write_result(folder: Path, trial: Trial, *, history: list[dict[str, Any]] | None = None) -> None:
+def write_result(
+    folder: Path,
+    trial: Trial,
+    *,
+    history: list[dict[str, Any]] | None = None,
+    plots: Mapping[str, Any] | None = None,
+) -> None:
     """Write how a trial ended into its folder."""
     write_json(
         folder / _RESULT,
@@ -45,6 +51,7 @@ def write_result(folder: Path, trial: Trial, *, history: list[dict[str, Any]] | 
             "seconds": trial.seconds,
             "error": trial.error,
             "history": history or [],
+            "plots": dict(plots or {}),
         },
     )
 
@@ -122,6 +129,10 @@ class TrialStore:
         """What a finished trial reported of its epochs."""
         file = trial_folder(self.folder, number) / _RESULT
         return list(read_json(file)["history"]) if file.exists() else []
+
+    def plots(self, number: int) -> dict[str, Any]:
+        """Pictures' data of a finished trial."""
+        return dict(read_json(trial_folder(self.folder, number) / _RESULT)["plots"])
 
     def discard_model(self, number: int) -> None:
         """Remove the model of a trial that is not the best; what it gave stays."""

@@ -51,9 +51,9 @@ class TrialTracking:
             _STATUS[trial.status], {"trial": trial.status, **({"error": trial.error} if trial.error else {})}
         )
 
-    def best(self, result: TuneResult) -> None:
-        """The tuning is over: the best trial's metrics are the run's."""
-        self._run.log_metrics(result.metrics)
+    def best(self, result: TuneResult, prefix: str = "") -> None:
+        """The tuning is over: the best trial's metrics are the run's, with this before their names."""
+        self._run.log_metrics({f"{prefix}{name}": value for name, value in result.metrics.items()})
         self._run.log_params({"best": dict(result.params)})
         self._run.log_tags({"best_trial": result.best.number})
         data = {

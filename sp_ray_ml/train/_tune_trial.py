@@ -117,6 +117,7 @@ def run_trial(config: Mapping[str, Any], reference: Any, path: Iterable[str]) ->
     reporter = Reporter(job, tune.report)
     trial = Trial(number, params)
     history: list[dict[str, Any]] = []
+    plots: Mapping[str, Any] = {}
     try:
         result = (
             evolve(job, params, folder, reporter, fit_trial)
@@ -124,14 +125,14 @@ def run_trial(config: Mapping[str, Any], reference: Any, path: Iterable[str]) ->
             else fit_trial(job, params, folder, reporter)
         )
         metric = chosen_metric(job.trainer, job.metric, result.metrics)
-        history = result.history
+        history, plots = result.history, getattr(result, "plots", {})
         trial = replace(trial, status="finished", metrics=result.metrics, value=float(result.metrics[metric]))
     except Exception as error:  # noqa: BLE001 - whatever a trial fails of, the others go on
         trial = replace(trial, status="failed", metrics=reporter.metrics, error=_told(error))
     # A training that was finished before, and only not sealed, reports no epoch again.
     epoch = int(history[-1].get("epoch", len(history))) if history else reporter.epoch
     trial = replace(trial, epoch=epoch, seconds=time.monotonic() - began)
-    write_result(folder, trial, history=history)
+    write_result(folder, trial, history=history, plots=plots)
     score = job.score(trial.metrics) if trial.status == "finished" and not job.pbt else None
     tune.report({"epoch": max(epoch, 1), **_scored(score)})
 
