@@ -68,14 +68,14 @@ PUBLIC = {
         "RankingMetrics", "Scorer", "top_k",
     ],
     "sp_ray_ml.testing": [
-        "WarehouseContract",
+        "TrainerContract", "WarehouseContract",
     ],
     "sp_ray_ml.tracking": [
         "Outcome", "Run", "Tracking", "environment_tags", "plot_history", "plot_importance", "plot_metrics", "serve_ui",
         "sync", "tracking_uri", "ui_command", "ui_environment",
     ],
     "sp_ray_ml.train": [
-        "BPR", "CrossEntropy", "Domain", "EarlyStopping", "Huber", "Learned", "Loss", "MAE", "MLP", "MSE", "ModelInputs",
+        "BPR", "CrossEntropy", "Domain", "EarlyStopping", "Huber", "Learned", "LoopTraining", "Loss", "MAE", "MLP", "MSE", "ModelInputs",
         "Network", "Optimizer", "Predictor", "PyGTrainer", "Recommender", "RecommenderTraining", "SampledSoftmax",
         "Scaling", "Schedule", "Supervision", "TableModel", "TablePredictor", "TableTrainer", "TensorFlowTrainer", "TorchTrainer",
         "TrainContext", "TrainResult", "Trainer", "Trial", "Tune", "TuneResult", "XGBoostTrainer", "run_loop",

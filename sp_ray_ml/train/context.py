@@ -25,6 +25,7 @@ from sp_ray_ml.storage import new_folder, read_json, remove, storage_errors, wri
 from sp_ray_ml.train._resources import check_resources
 
 if TYPE_CHECKING:
+    import ray.train
     import torch
 
     from sp_ray_ml.train._table_data import Arrays
@@ -423,6 +424,20 @@ def _unreachable(address: str, why: str) -> ResourceError:
     )
 
 
+def scaling_config(scaling: Scaling) -> ray.train.ScalingConfig:
+    """The workers as Ray Train wants them described."""
+    import ray.train
+
+    return ray.train.ScalingConfig(
+        num_workers=scaling.elastic or scaling.workers,
+        use_gpu=scaling.gpus_per_worker > 0,
+        accelerator_type=scaling.gpu_type,
+        resources_per_worker={"CPU": scaling.cpus_per_worker}
+        | ({"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {})
+        | ({"memory": scaling.memory_per_worker} if scaling.memory_per_worker else {}),
+    )
+
+
 def _worker(config: dict[str, Any]) -> None:
     # A worker has a working directory of its own; modules that lie beside the user's config are found all the same.
     sys.path.extend(path for path in config["sys_path"] if path not in sys.path)
@@ -472,14 +487,7 @@ def _run_on_ray(
             "progress": str(progress),
             "sys_path": [*sys.path, str(Path.cwd())],
         },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.elastic or scaling.workers,
-            use_gpu=scaling.gpus_per_worker > 0,
-            accelerator_type=scaling.gpu_type,
-            resources_per_worker={"CPU": scaling.cpus_per_worker}
-            | ({"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {})
-            | ({"memory": scaling.memory_per_worker} if scaling.memory_per_worker else {}),
-        ),
+        scaling_config=scaling_config(scaling),
         run_config=ray.train.RunConfig(
             # The same name in the same place goes on by itself.
             name="ray",

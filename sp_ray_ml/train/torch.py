@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 
 from sp_ray_ml.config import Custom, Family, Settings, located
+from sp_ray_ml.errors import CheckpointError, ConfigError
 from sp_ray_ml.train.settings import EarlyStopping, Schedule
-from sp_ray_ml.train.table import Learned, OnEpoch, TableTrainer
+from sp_ray_ml.train.table import Learned, OnEpoch, TableTrainer, TrainResult
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ __all__ = [
     "NETWORKS",
     "CrossEntropy",
     "Huber",
+    "LoopTraining",
     "ModelInputs",
     "Network",
     "Optimizer",
@@ -156,6 +158,30 @@ TableLossField = Annotated[
 FunctionField = Annotated[Custom, Family("train_loop", {}, callables=True)]
 
 
+@dataclass(frozen=True)
+class LoopTraining(TrainResult):
+    """What a training loop of the user's own has reported.
+
+    Attributes:
+        metrics: Those last reported.
+        history: All that were reported since this start.
+        checkpoint_path: The last checkpoint, of a loop with a `context` the best one; None if none was reported.
+    """
+
+    checkpoint_path: Path | None = None
+
+    @property
+    def predictor_path(self) -> Path:
+        """The folder of the checkpoint; a sealed predictor only if the loop has sealed one.
+
+        Raises:
+            CheckpointError: The loop reported no checkpoint.
+        """
+        if self.checkpoint_path is None:
+            raise CheckpointError("the train_loop reported no checkpoint", where="train.train_loop")
+        return self.checkpoint_path
+
+
 class TorchTrainer(TableTrainer):
     """Trains a network of PyTorch on a table, or runs a training loop of your own.
 
@@ -219,6 +245,34 @@ class TorchTrainer(TableTrainer):
         if self.train_loop is None and self.train_loop_config is not None:
             raise located([(("train_loop_config",), "needs a train_loop")])
         return self
+
+    def fit(
+        self,
+        train: Any,
+        validation: Any = None,
+        *,
+        seed: int = 0,
+        folder: str | Path | None = None,
+        on_epoch: OnEpoch | None = None,
+        start_from: Any = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> TrainResult:
+        """See `TableTrainer.fit`. With a `train_loop`, the result is a `LoopTraining` with what the loop reported."""
+        if self.train_loop is None:
+            return super().fit(
+                train,
+                validation,
+                seed=seed,
+                folder=folder,
+                on_epoch=on_epoch,
+                start_from=start_from,
+                about=about,
+            )
+        from sp_ray_ml.train._own_loop import fit
+
+        if start_from is not None:
+            raise ConfigError("a train_loop begins by itself", where="start_from")
+        return fit(self, train, validation, seed=seed, folder=folder, on_epoch=on_epoch)
 
     def learn(self, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
         """See `TableTrainer.learn`."""

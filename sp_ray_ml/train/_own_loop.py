@@ -1,0 +1,167 @@
+"""Training loops of the user's own: a function of a `TrainContext`, or one that was written for Ray Train."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sp_ray_ml.data.source import Source, as_source
+from sp_ray_ml.errors import ConfigError, SpRayError, TrainingError
+from sp_ray_ml.train._seeds import hash_seed
+from sp_ray_ml.train._table_data import Arrays, TableData, prepare
+from sp_ray_ml.train.context import TrainContext, check_resources, run_loop
+from sp_ray_ml.train.table import OnEpoch, new_training_folder
+from sp_ray_ml.train.torch import LoopTraining, TorchTrainer
+
+if TYPE_CHECKING:
+    from sp_ray_ml.config import Custom
+
+__all__ = ["fit"]
+
+_WHERE = "train.train_loop"
+
+
+def fit(
+    trainer: TorchTrainer,
+    train: Any,
+    validation: Any,
+    *,
+    seed: int,
+    folder: str | Path | None,
+    on_epoch: OnEpoch | None,
+) -> LoopTraining:
+    """See `TorchTrainer.fit`."""
+    chosen = trainer.train_loop
+    assert chosen is not None
+    function, config = _checked(chosen, trainer.train_loop_config)
+    check_resources(trainer.scaling)
+    sources = {"train": as_source(train, "train")}
+    if validation is not None:
+        sources["validation"] = as_source(validation, "validation")
+    place = new_training_folder(type(trainer).__name__) if folder is None else Path(folder)
+    heard: list[dict[str, Any]] = []
+
+    def hear(metrics: Mapping[str, float]) -> None:
+        heard.append(dict(metrics))
+        if on_epoch is not None:
+            on_epoch(metrics)
+
+    checkpoint: Path | None
+    if config is _CONTEXT:
+        checkpoint = _with_context(trainer, function, sources, seed, place / "training", hear)
+    else:
+        from sp_ray_ml.train._ray_functions import run_function
+
+        checkpoint = run_function(function, config, sources, trainer.scaling, seed, place / "training", hear)
+    return LoopTraining(dict(heard[-1]) if heard else {}, heard, place, checkpoint_path=checkpoint)
+
+
+_CONTEXT: dict[str, Any] = {}
+
+
+def _checked(
+    chosen: Custom, config: dict[str, Any] | None
+) -> tuple[Callable[..., Any], dict[str, Any] | None]:
+    """The function, and what it is called with: `_CONTEXT`, a config, or None for nothing."""
+    try:
+        function = chosen.load()
+    except ConfigError as error:
+        raise ConfigError(error.message, where=_WHERE, hint=error.hint) from None
+    parameters = list(inspect.signature(function).parameters.values())
+    needed = [
+        p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_KEYWORD, p.VAR_POSITIONAL}
+    ]
+    named = "context" in [parameter.name for parameter in parameters]
+    if len(needed) > 1 or (named and config is not None):
+        what = "takes a context, which has no train_loop_config" if named else "takes more than one parameter"
+        raise ConfigError(
+            f"{getattr(function, '__qualname__', function)} {what}",
+            where=_WHERE,
+            hint="It is called with `context` (our TrainContext), with `config` (Ray Train), or with nothing",
+        )
+    if named:
+        return function, _CONTEXT
+    if not parameters:
+        if config is not None:
+            raise ConfigError(
+                "the train_loop has no parameter to take it",
+                where="train.train_loop_config",
+                hint="Add `config`",
+            )
+        return function, None
+    return function, {**chosen.arguments, **(config or {})} if config or needed else None
+
+
+@dataclass(frozen=True)
+class _Job:
+    function: Callable[[TrainContext], Any]
+    rows: TableData | Path | None
+    seed: int
+
+
+def _with_context(
+    trainer: TorchTrainer,
+    function: Callable[[TrainContext], Any],
+    sources: Mapping[str, Source],
+    seed: int,
+    folder: Path,
+    hear: OnEpoch,
+) -> Path:
+    import torch
+
+    rows: TableData | Path | None = None
+    if trainer.label:
+        rows = prepare(
+            sources["train"],
+            sources.get("validation"),
+            label=trainer.label,
+            features=trainer.features,
+            task=trainer.task,
+            weight=trainer.weight,
+            class_weights=trainer.class_weights,
+            one_hot=trainer.one_hot,
+            scale=True,
+        )
+        if trainer.scaling.workers:
+            data, rows = rows, (folder / "rows").resolve()
+            for part in ("train", "validation"):
+                if (arrays := data.arrays(part)) is not None:
+                    arrays.save(rows / part)
+    with torch.random.fork_rng():
+        kept = run_loop(_loop, _Job(function, rows, seed), trainer.scaling, folder / "checkpoints", hear)
+    return kept.best
+
+
+def _loop(context: TrainContext, job: _Job) -> None:
+    import torch
+
+    def rows(part: str) -> Arrays | None:
+        if isinstance(job.rows, Path):
+            return Arrays.load(job.rows / part) if (job.rows / part).exists() else None
+        assert job.rows is not None
+        return job.rows.arrays(part)
+
+    if job.rows is not None:
+        context._rows = rows
+    torch.manual_seed(hash_seed(job.seed, context.rank))
+    called(lambda: job.function(context), job.function)
+
+
+def called(call: Callable[[], Any], function: Callable[..., Any]) -> None:
+    """Call a user's function.
+
+    Raises:
+        TrainingError: It raises.
+    """
+    try:
+        call()
+    except SpRayError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"{getattr(function, '__qualname__', function)} failed: {type(error).__name__}: {error}",
+            where=_WHERE,
+        ) from error
