@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["plan", "preflight", "run"]
 
-_EXAMPLE_ROWS = 3
-
 
 def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
     """The job, from top to bottom."""
@@ -262,7 +260,7 @@ def _track_results(
     if history:
         tracked.log_plot("history", history, "plots/history.png", f"{p.name}: training")
     if p.tracking.model:
-        users = pa.table({recommender.user_column: recommender.user_ids[:_EXAMPLE_ROWS]})
+        users = pa.table({recommender.user_column: recommender.user_ids[:3]})
         tracked.log_model(
             train.folder / "predictor",
             signature=recommender.mlflow_signature(),

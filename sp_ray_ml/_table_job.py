@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plan", "preflight", "run"]
 
-_EXAMPLE_ROWS = 3
+_LOOK_ROWS = 10_000
 _MOST_BARS = 30
 
 
@@ -233,6 +233,6 @@ def _track_results(
         tracked.log_model(
             train.folder / "predictor",
             signature=predictor.mlflow_signature(),
-            input_example=predictor.input_example(rows.table.slice(0, _EXAMPLE_ROWS)),
+            input_example=predictor.input_example(rows.table.slice(0, _LOOK_ROWS)),
             register=p.tracking.register,
         )

@@ -252,7 +252,12 @@ class _Sender:
             if known == "":
                 return None
             session = f"{first_entry(self.journal)['session']}:{key}"
-            opening = {"session": session, "name": record.get("name", key), "tags": {}, "time": record["time"]}
+            opening = {
+                "session": session,
+                "name": record.get("name", key),
+                "tags": {},
+                "time": record["time"],
+            }
             try:
                 self._children[key] = self.sink.nested(known, opening)
             except RunGoneError as error:

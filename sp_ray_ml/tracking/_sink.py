@@ -26,6 +26,13 @@ from sp_ray_ml.storage import Lock
 __all__ = ["RefusedError", "RunGoneError", "Sink"]
 
 _KEY_LENGTH, _PARAM_LENGTH, _TAG_LENGTH = 250, 6000, 8000
+_PANDAS = {
+    "datetime": "datetime64[ns]",
+    "float": "float32",
+    "double": "float64",
+    "integer": "int32",
+    "long": "int64",
+}
 _METRICS_A_CALL, _TEXTS_A_CALL = 1000, 20
 _FINAL = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 _KEY_TAG = "sp_ray.journal"
@@ -332,10 +339,10 @@ def _example(record: Mapping[str, Any]) -> Any:
     import pandas as pd
 
     table = pd.DataFrame(given["data"], columns=given["columns"])
-    inputs = json.loads((record["signature"] or {}).get("inputs", "[]"))
-    for column in inputs:
-        if column["type"] == "datetime":
-            table[column["name"]] = pd.to_datetime(table[column["name"]])
+    # MLflow compares the example with the signature, and JSON knows fewer types.
+    for column in json.loads((record["signature"] or {}).get("inputs", "[]")):
+        if kind := _PANDAS.get(column["type"]):
+            table[column["name"]] = table[column["name"]].astype(kind)
     return table
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 import urllib.parse
+import urllib.request
 from pathlib import Path
 
 from sp_ray_ml.errors import TrackingError
@@ -13,6 +15,7 @@ from sp_ray_ml.tracking.settings import Tracking
 
 __all__ = ["tracking_uri", "ui_command", "ui_environment"]
 
+_REACH_S = 10.0
 _SECRET_QUERY = re.compile(r"(?i)([?&][^=&]*(?:password|passwd|pwd|secret|token|api_?key)[^=&]*=)[^&#]+")
 
 
@@ -31,6 +34,21 @@ def tracking_uri(settings: Tracking, runs_folder: str | os.PathLike[str]) -> str
     if ":" not in uri and uri != "databricks":
         return Path(uri).absolute().as_uri()
     return uri
+
+
+def answers(uri: str) -> bool:
+    """Whether somebody listens at a server's address; MLflow would try for minutes. Of a file it is not asked."""
+    parts = urllib.parse.urlsplit(uri)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        return True
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    if urllib.request.getproxies().get(parts.scheme) and not urllib.request.proxy_bypass(parts.hostname):
+        return True  # the way there goes through somebody else
+    try:
+        socket.create_connection((parts.hostname, port), timeout=_REACH_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def artifact_root(uri: str) -> str | None:

@@ -59,7 +59,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[s
     for axes, (label, lines) in zip(grid, panels.items(), strict=True):
         _draw_lines(axes, positions, lines)
         axes.set_ylabel(label)
-        if label in {"seconds", "score (0 to 1)"}:
+        if label in {"seconds", "score (0 to 1)"} and axes.get_yscale() == "linear":
             axes.set_ylim(bottom=0)
     grid[-1].set_xlabel(axis)
     if all(position == int(position) for position in positions):

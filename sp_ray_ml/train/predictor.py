@@ -15,6 +15,9 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +26,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sp_ray_ml._import_path import import_object
 from sp_ray_ml.errors import CheckpointError
 from sp_ray_ml.storage import storage_errors, write_json
+from sp_ray_ml.tracking._store import answers, redact_uri, tracking_uri
+from sp_ray_ml.tracking.settings import Tracking
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,9 +37,11 @@ __all__ = ["Predictor", "seal_folder"]
 FORMAT = 1
 MANIFEST = "manifest.json"
 _SEAL = "sha256"
+_EXAMPLE_ROWS = 3
 _KINDS = {
     "recommender": "sp_ray_ml.train.recommender:Recommender",
     "table": "sp_ray_ml.train.table_predictor:TablePredictor",
+    "policy": "sp_ray_ml.train.policy:PolicyPredictor",
 }
 
 
@@ -56,16 +63,32 @@ class Predictor(ABC):
         """Open a sealed predictor.
 
         Args:
-            source: A path (also a run's folder), a Ray `Checkpoint`, or an MLflow model's URI (`runs:/RUN/model`, `models:/NAME/3`).
+            source: A path (also a run's folder), a Ray `Checkpoint`, or an MLflow model's URI: `runs:/RUN/model`,
+                `models:/NAME/3`, `models:/NAME@champion`, of the store that `MLFLOW_TRACKING_URI` names; without one,
+                of `runs/mlflow.db`.
 
         Raises:
-            CheckpointError: Not a predictor, damaged, or written by a newer version.
+            CheckpointError: Not a predictor, damaged, written by a newer version, or MLflow does not give it.
         """
+        if isinstance(source, str) and source.startswith(("runs:/", "models:/")):
+            place = Path(tempfile.mkdtemp(prefix="sp_ray_ml-"))
+            try:
+                predictor = Predictor._load(_downloaded(source, place), source)
+            except BaseException:
+                shutil.rmtree(place, ignore_errors=True)
+                raise
+            # Files that are mapped into memory stay readable when they are removed.
+            weakref.finalize(predictor, shutil.rmtree, place, ignore_errors=True)
+            return predictor
         folder = _folder(source)
+        return Predictor._load(folder, str(folder))
+
+    @staticmethod
+    def _load(folder: Path, where: str) -> Predictor:
         manifest = _manifest(folder)
         if manifest["kind"] not in _KINDS:
             raise CheckpointError(
-                f"holds a {manifest['kind']!r}, known are: {', '.join(_KINDS)}", where=str(folder)
+                f"holds a {manifest['kind']!r}, known are: {', '.join(_KINDS)}", where=where
             )
         cls: type[Predictor] = import_object(_KINDS[manifest["kind"]])
         _verify(folder, manifest, cls._files)
@@ -77,7 +100,7 @@ class Predictor(ABC):
             raise
         except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"does not hold what a {manifest['kind']} needs: {error}", where=str(folder)
+                f"does not hold what a {manifest['kind']} needs: {error}", where=where
             ) from error
 
     @classmethod
@@ -89,13 +112,15 @@ class Predictor(ABC):
     def mlflow_signature(self) -> dict[str, list[dict[str, Any]]]:
         """Input and output columns in MLflow's own form, for `mlflow models serve`."""
 
-    def input_example(self, rows: pa.Table) -> dict[str, Any]:
-        """What it reads of a few rows, as plain data that goes into MLflow: `{"columns": […], "data": [[…], …]}`."""
+    def input_example(self, rows: pa.Table) -> dict[str, Any] | None:
+        """What it reads of the first few rows, as plain data for MLflow: `{"columns": […], "data": [[…], …]}`.
+
+        Rows with a missing value are left out, since MLflow takes none in whole numbers; None where all have one.
+        """
         names = [column["name"] for column in self.mlflow_signature()["inputs"]]
-        return {
-            "columns": names,
-            "data": [[_as_json(row[name]) for name in names] for row in rows.select(names).to_pylist()],
-        }
+        whole = rows.select(names).drop_null().slice(0, _EXAMPLE_ROWS).to_pylist()
+        data = [[_as_json(row[name]) for name in names] for row in whole]
+        return {"columns": names, "data": data} if data else None
 
     @abstractmethod
     def predict(self, table: pa.Table) -> pa.Table:
@@ -110,15 +135,54 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-def _folder(source: Any) -> Path:
-    if isinstance(source, str) and source.startswith(("runs:/", "models:/")):
-        import mlflow.artifacts
+def _downloaded(uri: str, place: Path) -> Path:
+    """Fetch an MLflow model: the folder of the sealed predictor in it."""
+    import mlflow
 
-        downloaded = Path(mlflow.artifacts.download_artifacts(source))
-        found = sorted(downloaded.rglob(MANIFEST))
-        if not found:
-            raise CheckpointError("the MLflow model holds no sealed predictor", where=source)
-        return found[0].parent
+    store = None if mlflow.is_tracking_uri_set() else tracking_uri(Tracking(), "runs")
+    shown = redact_uri(store or mlflow.get_tracking_uri())
+    hint = f"MLflow was asked at {shown}; another store: MLFLOW_TRACKING_URI=…"
+    try:
+        if not answers(store or mlflow.get_tracking_uri()):
+            raise ConnectionError("nobody listens there")
+        found_at = _place_in(store, uri) if store else uri
+        mlflow.artifacts.download_artifacts(found_at, dst_path=str(place), tracking_uri=store)
+    except Exception as error:  # MLflow, its stores and its artifact libraries raise what they like
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"MLflow does not give it: {text[:500]}", where=uri, hint=hint) from error
+    found = sorted(place.rglob(MANIFEST))
+    if not found:
+        raise CheckpointError("the MLflow model holds no sealed predictor", where=uri)
+    return found[0].parent
+
+
+def _place_in(store: str, uri: str) -> str:
+    """Where the files of a model lie. MLflow itself would look into the store that is set for all."""
+    import mlflow
+
+    client = mlflow.MlflowClient(store, store)
+    if uri.startswith("runs:/"):
+        run_id, _, path = uri.removeprefix("runs:/").partition("/")
+        run = client.get_run(run_id)
+        for output in run.outputs.model_outputs if run.outputs else ():
+            logged = client.get_logged_model(output.model_id)
+            if logged.name == path:
+                return str(logged.artifact_location)
+        return f"{run.info.artifact_uri}/{path}"
+    rest = uri.removeprefix("models:/")
+    name, at, alias = rest.rpartition("@")
+    if at:
+        model = client.get_model_version_by_alias(name, alias).source
+    elif "/" in rest:
+        model = client.get_model_version(*rest.rsplit("/", 1)).source
+    else:
+        model = uri
+    if not model.startswith("models:/"):
+        return str(model)
+    return str(client.get_logged_model(model.removeprefix("models:/")).artifact_location)
+
+
+def _folder(source: Any) -> Path:
     if hasattr(source, "to_directory"):  # a Ray Checkpoint, which is an os.PathLike that refuses to be one
         local = source.filesystem.type_name == "local"
         source = source.path if local else source.to_directory()
