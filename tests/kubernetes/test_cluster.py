@@ -379,7 +379,7 @@ def test_mistakes_on_the_command_line_are_one_line_with_the_remedy(sp_ray, tmp_p
     for arguments, words in (
         (("create", "cluster", "My.Cluster"), "did you mean my-cluster?"),
         (("create", "cluster", "mine", "--memory-per-worker", "48GB"), "did you mean 48Gi"),
-        (("create", "cluster", "mine", "--worker-replicas", "-1"), "worker_replicas"),
+        (("create", "cluster", "mine", "--worker-replicas", "-1"), "error: --worker-replicas: "),
         (("create", "cluster", "mine", "--file", two), "two"),
         (("create", "cluster", "mine", "--file", other), "Pod"),
         (("create", "cluster", "mine", "--file", tmp_path / "none.yaml"), "no such file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ import pytest
 from sp_ray_ml import __version__
 from sp_ray_ml.cli.__main__ import main
 from sp_ray_ml.cluster import RayCluster
-from sp_ray_ml.cluster._kinds import POD
-from sp_ray_ml.errors import ClusterError
+from sp_ray_ml.cluster._kinds import POD, STORAGE_CLASS
+from sp_ray_ml.errors import ClusterError, ClusterNotFoundError
 
 from .conftest import kubeconfig
 
@@ -50,9 +51,18 @@ def test_the_first_users_script_runs_from_start_to_end(namespace, image, api):
     assert job.wait(said.append) == "SUCCEEDED"
     assert "3 nodes hello" in "".join(said)
     assert [each["submission_id"] for each in cluster.jobs()] == [job.id]
-    failed = cluster.submit("python -c 'raise SystemExit(3)'")
-    with pytest.raises(ClusterError, match="the job failed"):
+    said.clear()
+    failed = cluster.submit("""python -c 'print("the log"); raise SystemExit(3)'""", job_id="nightly")
+    with pytest.raises(ClusterError, match=r"the job failed: .*exit code 3$") as raised:
+        failed.wait(said.append)
+    assert ("the log" in "".join(said), "the log" in raised.value.message) == (True, False)  # once
+    with pytest.raises(ClusterError, match=r"exit code 3\n(.*\n)*the log"):
         failed.wait()
+    stopped = cluster.submit("sleep 600")
+    stopped.stop()
+    assert stopped.wait() == "STOPPED"
+    with pytest.raises(ClusterNotFoundError, match=r"there is no job nightli; did you mean nightly\?"):
+        cluster.job("nightli").logs()
     assert any("ray start" in text or "Ray runtime started" in text for _, text in cluster.logs())
 
     cluster.close()
@@ -83,6 +93,15 @@ def test_the_first_users_command_prints_its_block(namespace, image, api, capsys,
     assert values["notebook server"] == f"http://{head}:8081"
     assert values["OpenVSCode server"] == f"http://{head}:3000"
     assert values["workers"] == "1"
+    here = ["my-cluster", "-n", namespace]
+    assert main(["suspend", "cluster", *here]) == 0
+    if not api.list(STORAGE_CLASS, None)[0]:
+        # The head's home is in its pod: it is saved, with the tutorials, before that goes.
+        saved = re.search(r"Saved the head's home, which is on no volume: (.+)", capsys.readouterr().out)
+        with tarfile.open(Path(saved[1]) / "home.tar.gz") as home:
+            assert "./tutorials/first_cluster.ipynb" in home.getnames()
+    assert main(["logs", "cluster", *here]) == 1
+    assert f"sp-ray resume cluster my-cluster -n {namespace}" in capsys.readouterr().err
     assert main(["delete", "cluster", "my-cluster", "-n", namespace]) == 0
     assert main(["describe", "cluster", "my-cluster", "-n", namespace, "--post-mortem"]) == 0
     assert f"{namespace}/my-cluster" in capsys.readouterr().out
