@@ -17,6 +17,9 @@ _EXTRAS = {
     "torch_geometric": "pyg",
     "tensorflow": "tensorflow",
     "optuna": "tune",
+    "gymnasium": "rl",
+    "ray.rllib.algorithms.ppo": "rl",
+    "ray.rllib.algorithms.dqn": "rl",
     "google.cloud.bigquery": "gcp",
     "gcsfs": "gcp",
 }

@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sp_ray_ml.testing.trainer import TrainerContract
     from sp_ray_ml.testing.warehouse import WarehouseContract
 
-__all__ = ["WarehouseContract"]
+__all__ = ["TrainerContract", "WarehouseContract"]
 
-_HOME = {"WarehouseContract": "warehouse"}
+_HOME = {"TrainerContract": "trainer", "WarehouseContract": "warehouse"}
 
 
 def __getattr__(name: str) -> Any:

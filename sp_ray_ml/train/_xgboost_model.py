@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sp_ray_ml.errors import CheckpointError
+from sp_ray_ml.train._ubjson import check_ubjson
 from sp_ray_ml.train.table_predictor import TableModel
 
 if TYPE_CHECKING:
@@ -50,13 +51,22 @@ class XGBoostModel(TableModel):
         """Open `model.ubj`."""
         import xgboost
 
+        content = (folder / _FILE).read_bytes()
         booster = xgboost.Booster()
         try:
-            booster.load_model(bytearray((folder / _FILE).read_bytes()))
-        except xgboost.core.XGBoostError as error:
+            # First ours: of what is no whole model file XGBoost does not complain, it ends the process.
+            if "learner" not in check_ubjson(content):
+                raise ValueError("it has no learner")
+            booster.load_model(bytearray(content))
+            features = booster.num_features()
+        except (xgboost.core.XGBoostError, ValueError) as error:
             raise CheckpointError(
                 f"{_FILE} is no XGBoost model: {str(error).strip().splitlines()[-1]}", where=str(folder)
             ) from None
+        if features != spec.width:
+            raise CheckpointError(
+                f"{_FILE} takes {features} columns, the preprocessors give {spec.width}", where=str(folder)
+            )
         return cls(booster, len(spec.target.classes))
 
 
