@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from sp_ray_ml.config import near_match
 from sp_ray_ml.errors import CheckpointError, ConfigError, TrainingError
@@ -24,6 +23,7 @@ from sp_ray_ml.metrics.supervised import larger_is_better
 from sp_ray_ml.train._seeds import hash_seed
 from sp_ray_ml.train._table_data import Arrays, TableData, Target
 from sp_ray_ml.train._torch_data import Rows
+from sp_ray_ml.train._torch_job import Job, fill, first_network, make_optimizer, read_weights
 from sp_ray_ml.train._torch_losses import Objective
 from sp_ray_ml.train._torch_model import TorchModel, build, inputs_of, named, weights_of
 from sp_ray_ml.train._torch_random import random_state, restore_random
@@ -33,7 +33,7 @@ from sp_ray_ml.train.table import Learned, OnEpoch
 from sp_ray_ml.train.table_predictor import BATCH_ROWS, metrics_of, padded_scores
 
 if TYPE_CHECKING:
-    from sp_ray_ml.train.torch import ModelInputs, Optimizer, TorchTrainer
+    from sp_ray_ml.train.torch import TorchTrainer
 
 __all__ = ["learn"]
 
@@ -44,42 +44,12 @@ _EPOCH_AFTER_S = 1.0
 _SMALL = 2_000_000
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What the workers are given.
-
-    Attributes:
-        rows: The rows themselves, or the folder that has them as files.
-        label: Mean and standard deviation that a regression's label is learned in.
-        start: Weights of a trained model to go on from.
-    """
-
-    trainer: TorchTrainer
-    inputs: ModelInputs
-    target: Target
-    rows: Mapping[str, Arrays] | Path
-    batch_size: int
-    label: tuple[float, float]
-    network: Mapping[str, Any]
-    seed: int
-    start: Mapping[str, torch.Tensor] | None
-
-    def arrays(self, part: str) -> Arrays | None:
-        if isinstance(self.rows, Path):
-            return Arrays.load(self.rows / part) if (self.rows / part).exists() else None
-        return self.rows.get(part)
-
-    def model(self, network: torch.nn.Module, device: torch.device | None = None) -> TorchModel:
-        mean, std = self.label
-        return TorchModel(network, self.network, task=self.target.task, mean=mean, std=std, device=device)
-
-
 def learn(trainer: TorchTrainer, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
     """See `TableTrainer.learn`."""
     parts = {part: arrays for part in ("train", "validation") if (arrays := data.arrays(part)) is not None}
     train = parts["train"]
     start = _started(data.start)
-    job = _Job(
+    job = Job(
         trainer,
         inputs_of(data.spec),
         data.spec.target,
@@ -93,20 +63,20 @@ def learn(trainer: TorchTrainer, data: TableData, *, seed: int, folder: Path, on
     with torch.random.fork_rng():
         if trainer.scaling.workers:
             # What is wrong with the model or the loss is said before any worker is started.
-            _first_network(job, torch.device("cpu"), train)
+            first_network(job, torch.device("cpu"), train)
             job = _on_disk(job, parts, (folder / "rows").resolve())
         kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch)
         state = read_state(kept.last)
         network = build(trainer.model, job.inputs)
     best = kept.last / _BEST
-    _fill(network, _read(best if best.exists() else kept.last / _MODEL), kept.last)
+    fill(network, read_weights(best if best.exists() else kept.last / _MODEL), kept.last)
     model = job.model(network)
     held_out = parts.get("validation")
     scores = None if held_out is None or not len(held_out) else padded_scores(model, held_out.x)
     return Learned(model, state["history"], scores)
 
 
-def _on_disk(job: _Job, parts: Mapping[str, Arrays], folder: Path) -> _Job:
+def _on_disk(job: Job, parts: Mapping[str, Arrays], folder: Path) -> Job:
     for part, arrays in parts.items():
         arrays.save(folder / part)
     return replace(job, rows=folder)
@@ -137,102 +107,16 @@ def _label(trainer: TorchTrainer, target: Target, train: Arrays) -> tuple[float,
     return float(train.y.mean(dtype=np.float64)), float(train.y.std(dtype=np.float64)) or 1.0
 
 
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load(file.read_bytes())  # type: ignore[no-any-return]
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot be gone on from: {error}", where=str(file)) from None
-
-
-def _fill(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: Path | str) -> None:
-    try:
-        network.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"its weights are those of another network: {' '.join(str(error).split())[:300]}",
-            where=str(where),
-            hint="Train in another folder, or with the model that it was made with",
-        ) from None
-
-
-# --- before the first step --------------------------------------------------------------------------------------
-
-
-def _first_network(job: _Job, device: torch.device, train: Arrays) -> torch.nn.Module:
-    """Make the network and show it a few rows, so that what is wrong with it is said at once and in its words.
-
-    Raises:
-        ConfigError: The factory, the network or the loss does not do what it should.
-    """
-    torch.manual_seed(hash_seed(job.seed))
-    network = build(job.trainer.model, job.inputs).to(device)
-    # More rows than outputs: a loss for each class cannot be taken for one for each row.
-    count = job.inputs.outputs + 2
-    some = np.resize(np.arange(min(len(train), count)), count)
-    x = torch.from_numpy(np.ascontiguousarray(train.x[some])).to(device)
-    y = torch.from_numpy(np.ascontiguousarray(train.y[some])).to(device)
-    network.eval()
-    with torch.no_grad():
-        outputs = _outputs(network, x, job.inputs.outputs)
-        Objective(job.trainer, job.target, weighted=train.weight is not None).check(outputs, y)
-    if job.start is not None:
-        _fill(network, job.start, "start_from")
-    return network
-
-
-def _outputs(network: torch.nn.Module, x: torch.Tensor, width: int) -> torch.Tensor:
-    name = type(network).__name__
-    try:
-        outputs = network(x)
-    except Exception as error:
-        raise ConfigError(
-            f"{name} fails on rows {tuple(x.shape)} on {x.device}: {type(error).__name__}: {error}",
-            where="train.model",
-            hint=f"forward(x) is given float32 [batch, {x.shape[1]}] on the model's device",
-        ) from error
-    if not isinstance(outputs, torch.Tensor) or not outputs.is_floating_point():
-        kind = outputs.dtype if isinstance(outputs, torch.Tensor) else f"a {type(outputs).__name__}"
-        raise ConfigError(f"{name} must return a tensor of floats, got {kind}", where="train.model")
-    if outputs.device.type != x.device.type:
-        raise ConfigError(
-            f"{name} returns outputs on the device {outputs.device}, its rows and weights are on {x.device}",
-            where="train.model",
-            hint="Make new tensors in forward with device=x.device",
-        )
-    if outputs.shape != (len(x), width) and not (width == 1 and outputs.shape == (len(x),)):
-        raise ConfigError(
-            f"{name} must return [batch, {width}], got {tuple(outputs.shape)} for {len(x)} rows",
-            where="train.model",
-        )
-    return outputs
-
-
-def _optimizer(settings: Optimizer, network: torch.nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    if not weights:
-        raise ConfigError("the model has no weight that could be trained", where="train.model")
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.kind == "sgd":
-        momentum = 0.9 if settings.momentum is None else settings.momentum
-        return torch.optim.SGD(weights, lr=rate, momentum=momentum, weight_decay=decay or 0.0)
-    adam = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
-    default = 0.01 if settings.kind == "adamw" else 0.0
-    decay = default if decay is None else decay
-    return adam(
-        weights, lr=rate, betas=settings.betas, weight_decay=decay, fused=device.type == "cuda" or None
-    )
-
-
 # --- the loop ---------------------------------------------------------------------------------------------------
 
 
-def _loop(context: TrainContext, job: _Job) -> None:
+def _loop(context: TrainContext, job: Job) -> None:
     with _threads(job):
         _Training(context, job).run()
 
 
 @contextlib.contextmanager
-def _threads(job: _Job) -> Iterator[None]:
+def _threads(job: Job) -> Iterator[None]:
     """One thread for a small batch: its operations are so short that threads mostly wait for one another."""
     before = torch.get_num_threads()
     if job.batch_size * job.inputs.width * 64 < _SMALL:
@@ -269,7 +153,7 @@ class _State:
 class _Training:
     """Training from where the last checkpoint was to the last epoch."""
 
-    def __init__(self, context: TrainContext, job: _Job) -> None:
+    def __init__(self, context: TrainContext, job: Job) -> None:
         self.context, self.job, self.trainer = context, job, job.trainer
         self.device = context.device
         train = job.arrays("train")
@@ -279,7 +163,7 @@ class _Training:
             self.held_out = None
         if self.trainer.precision == "fp16" and self.device.type != "cuda":
             raise ConfigError("fp16 needs a GPU", where="train.precision", hint="Set precision: bf16, or 32")
-        self.network = _first_network(job, self.device, train)
+        self.network = first_network(job, self.device, train)
         self.objective = Objective(self.trainer, job.target, weighted=train.weight is not None)
         self.state = _State()
         self.best: dict[str, torch.Tensor] | None = None
@@ -287,7 +171,7 @@ class _Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.trainer.precision == "fp16")
         saved = self._resumed()
         self.model = context.prepare(self.network)
-        self.optimizer = _optimizer(self.trainer.optimizer, self.network, self.device)
+        self.optimizer = make_optimizer(self.trainer.optimizer, self.network, self.device)
         if saved is not None:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
@@ -318,9 +202,9 @@ class _Training:
             self.random = saved["random"]
         except (TypeError, KeyError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"cannot be gone on from: {error}", where=str(folder)) from None
-        _fill(self.network, _read(folder / _MODEL), folder)
+        fill(self.network, read_weights(folder / _MODEL), folder)
         if (folder / _BEST).exists():
-            self.best = _read(folder / _BEST)
+            self.best = read_weights(folder / _BEST)
         return saved
 
     # --- epochs -------------------------------------------------------------------------------------------------
