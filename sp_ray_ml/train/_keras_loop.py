@@ -170,7 +170,7 @@ def _label(trainer: TensorFlowTrainer, target: Target, train: Arrays) -> tuple[f
 
 
 def _values(variables: Any) -> Weights:
-    return [np.array(variable.value) for variable in variables]
+    return [np.array(variable.value.numpy()) for variable in variables]
 
 
 def _pack(values: Weights) -> bytes:

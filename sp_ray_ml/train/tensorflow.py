@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 
 from sp_ray_ml.config import Custom, Family, located
+from sp_ray_ml.train._keras_quiet import quiet
 from sp_ray_ml.train.settings import EarlyStopping, Schedule
 from sp_ray_ml.train.table import Learned, OnEpoch, TableTrainer
-from sp_ray_ml.train.torch import MLP, Optimizer, TableLossField
+from sp_ray_ml.train.torch import MLP, Optimizer, TableLoss
 
 if TYPE_CHECKING:
     from sp_ray_ml.train._table_data import TableData
 
 __all__ = ["TensorFlowTrainer"]
 
+
+class _KerasFamily(Family):
+    """A family whose members of a user's own may import TensorFlow when they are first looked at."""
+
+    def _from_mapping(self, value: dict[str, Any], base: Any) -> Any:
+        with quiet():
+            return super()._from_mapping(value, base)
+
+
 KerasNetworkField = Annotated[
     MLP | Custom,
-    Family("keras_network", {"mlp": "sp_ray_ml.train.torch:MLP"}, callables=True, default="mlp"),
+    _KerasFamily("keras_network", {"mlp": "sp_ray_ml.train.torch:MLP"}, callables=True, default="mlp"),
+]
+KerasLossField = Annotated[
+    TableLoss | Custom,
+    _KerasFamily(
+        "keras_loss",
+        {
+            "mse": "sp_ray_ml.train.torch:MSE",
+            "mae": "sp_ray_ml.train.torch:MAE",
+            "huber": "sp_ray_ml.train.torch:Huber",
+            "cross_entropy": "sp_ray_ml.train.torch:CrossEntropy",
+        },
+        callables=True,
+    ),
 ]
 
 
@@ -42,7 +65,7 @@ class TensorFlowTrainer(TableTrainer):
     categories: Literal["codes", "one_hot"] | None = None
     """How a category comes to the model: as one column with its code, or as a one among zeros. Without, as codes to
     the built-in networks and as ones to yours."""
-    loss: TableLossField | None = None
+    loss: KerasLossField | None = None
     """`mse`, `mae`, `huber` or `cross_entropy`; without, `mse` or `cross_entropy` by the label. Or a function of your
     own, called as Keras calls one: `(y, outputs)` gives a loss for each row, [batch], or one for the batch. `outputs`
     are float32 [batch, outputs], `y` is float32 [batch, 1] for a regression and the classes int64 [batch] else."""
