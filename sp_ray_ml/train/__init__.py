@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.train.predictor import Predictor
     from sp_ray_ml.train.pyg import PyGTrainer, RecommenderTraining, Supervision
     from sp_ray_ml.train.recommender import Recommender
+    from sp_ray_ml.train.rllib import RLlibTrainer
     from sp_ray_ml.train.settings import EarlyStopping, Scaling, Schedule
     from sp_ray_ml.train.table import Learned, TableTrainer, TrainResult
     from sp_ray_ml.train.table_predictor import TableModel, TablePredictor
@@ -49,6 +50,7 @@ __all__ = [
     "Optimizer",
     "Predictor",
     "PyGTrainer",
+    "RLlibTrainer",
     "Recommender",
     "RecommenderTraining",
     "SampledSoftmax",
@@ -81,6 +83,7 @@ def __getattr__(name: str) -> Any:
             "predictor": ["Predictor"],
             "pyg": ["PyGTrainer", "RecommenderTraining", "Supervision"],
             "recommender": ["Recommender"],
+            "rllib": ["RLlibTrainer"],
             "settings": ["EarlyStopping", "Scaling", "Schedule"],
             "table": ["Learned", "TableTrainer", "TrainResult"],
             "table_predictor": ["TableModel", "TablePredictor"],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from sp_ray_ml.testing import TrainerContract
-from sp_ray_ml.train import XGBoostTrainer
+from sp_ray_ml.train import TorchTrainer, XGBoostTrainer
 from sp_ray_ml.train.table import TableTrainer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_trainer.py"
@@ -31,8 +33,17 @@ class TestXGBoost(TrainerContract):
 
 class TestTorch(TrainerContract):
     def make(self, label: str, **settings: Any) -> TableTrainer:
-        torch = pytest.importorskip("sp_ray_ml.train.torch")
-        return torch.TorchTrainer(label=label, epochs=8, batch_size=32, **settings)  # type: ignore[no-any-return]
+        return TorchTrainer(label=label, epochs=8, batch_size=32, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+class TestTensorFlow(TrainerContract):
+    def make(self, label: str, **settings: Any) -> TableTrainer:
+        pytest.importorskip("tensorflow")
+        from sp_ray_ml.train.tensorflow import TensorFlowTrainer
+
+        return TensorFlowTrainer(label=label, epochs=8, batch_size=32, **settings)
 
 
 class TestLinear(TrainerContract):
@@ -58,3 +69,31 @@ def test_the_example_runs_as_it_is(tmp_path: Path) -> None:
     )
     assert "accuracy" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_the_example_is_named_in_yaml_by_its_import_path(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    import pyarrow.parquet as pq
+
+    shutil.copy(EXAMPLE, tmp_path)
+    (tmp_path / "house").mkdir()
+    datasets.load_breast_cancer(as_frame=True).frame.to_parquet(tmp_path / "house" / "cells.parquet")
+    (tmp_path / "cells.yaml").write_text(
+        "name: cells\n"
+        "warehouse: house\n"
+        "table: cells\n"
+        "split: {kind: random, train: 0.8, validation: 0.1}\n"
+        'train: {kind: "custom_trainer:LinearTrainer", label: target, c: 0.5}\n'
+        "predict: {output: {warehouse: out, table: predictions}}\n"
+    )
+    sp_ray = Path(sys.executable).with_name("sp-ray")
+    done = subprocess.run(
+        [str(sp_ray), "run", "cells.yaml", "-o", "json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert json.loads(done.stdout)["metrics"]["accuracy"] > 0.9
+    assert pq.read_table(tmp_path / "out" / "predictions").num_rows == 569
