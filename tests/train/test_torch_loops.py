@@ -255,3 +255,27 @@ def test_a_loop_with_a_context_runs_in_workers(tmp_path: Path) -> None:
     one = TorchTrainer(train_loop=own_loop, label="y").fit(ROWS, folder=tmp_path / "one")
     assert [h["epoch"] for h in two.history] == [1, 2, 3, 4, 5]
     assert np.allclose(state_of(one)["weights"]["weight"], state_of(two)["weights"]["weight"], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("_one_cluster")
+def test_a_loss_that_is_no_number_stops_all_workers_with_the_same_error_as_one(tmp_path: Path) -> None:
+    values = np.arange(100, dtype=np.float64)
+    values[70] = 1e38  # squared, more than 32 bits hold
+    rows = ROWS.set_column(1, "y", pa.array(values))
+    messages = []
+    for workers in (0, 2):
+        chosen = TorchTrainer(
+            label="y",
+            batch_size=10,
+            standardize_label=False,
+            checkpoint_steps=1,
+            scaling=Scaling(workers=workers, cpus_per_worker=0.5),
+        )
+        with pytest.raises(
+            TrainingError, match=r"the loss is inf in step \d+ .* the last good checkpoint is"
+        ) as told:
+            chosen.fit(rows, folder=tmp_path / str(workers))
+        messages.append(told.value.message.partition("; ")[0])
+    assert messages[0] == messages[1]
