@@ -76,7 +76,7 @@ PUBLIC = {
     ],
     "sp_ray_ml.train": [
         "BPR", "CrossEntropy", "Domain", "EarlyStopping", "Huber", "Learned", "LoopTraining", "Loss", "MAE", "MLP", "MSE", "ModelInputs",
-        "Network", "Optimizer", "Predictor", "PyGTrainer", "Recommender", "RecommenderTraining", "SampledSoftmax",
+        "Network", "Optimizer", "Predictor", "PyGTrainer", "RLlibTrainer", "Recommender", "RecommenderTraining", "SampledSoftmax",
         "Scaling", "Schedule", "Supervision", "TableModel", "TablePredictor", "TableTrainer", "TensorFlowTrainer", "TorchTrainer",
         "TrainContext", "TrainResult", "Trainer", "Trial", "Tune", "TuneResult", "XGBoostTrainer", "run_loop",
     ],

@@ -94,6 +94,7 @@ TrainerField = Annotated[
             "tensorflow": "sp_ray_ml.train.tensorflow:TensorFlowTrainer",
             "torch": "sp_ray_ml.train.torch:TorchTrainer",
             "xgboost": "sp_ray_ml.train.xgboost:XGBoostTrainer",
+            "rllib": "sp_ray_ml.train.rllib:RLlibTrainer",
         },
         default="pyg",
     ),

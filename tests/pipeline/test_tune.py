@@ -88,7 +88,15 @@ def test_a_run_tunes_seals_the_best_and_nests_its_trials(tmp_path: Path) -> None
     predictor: Any = Predictor.load("runs/tiny/steps/train/predictor")
     trained = json.loads(Path("runs/tiny/steps/train/predictor/manifest.json").read_text())
     assert trained["trainer"]["max_depth"] in {2, 3}
-    assert predictor.model.booster.num_boosted_rounds() == 6
+    assert [h["epoch"] for h in json.loads(Path("runs/tiny/steps/train/history.json").read_text())] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+    assert predictor.manifest["metrics"] == trained["metrics"]
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("tuned")
     assert experiment is not None
