@@ -22,6 +22,7 @@ def test_every_example_is_a_valid_config_except_that_of_mistakes(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOVIELENS", "somewhere")
+    monkeypatch.setenv("DATA", "somewhere")
     if file.stem != "mistakes":
         assert load_config(file, check_only=True).name == file.stem
         return
