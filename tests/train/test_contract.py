@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from sp_ray_ml.testing import TrainerContract
 from sp_ray_ml.train import TorchTrainer, XGBoostTrainer
 from sp_ray_ml.train.table import TableTrainer
+from sp_ray_ml.train.torch import MLP
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_trainer.py"
 
@@ -34,6 +37,25 @@ class TestXGBoost(TrainerContract):
 class TestTorch(TrainerContract):
     def make(self, label: str, **settings: Any) -> TableTrainer:
         return TorchTrainer(label=label, epochs=8, batch_size=32, **settings)
+
+
+@pytest.mark.parametrize("hidden", [[100, 30], [7, 10], [33]])
+def test_a_rows_place_in_a_batch_changes_no_bit_whatever_the_widths(
+    tmp_path: Path, hidden: list[int]
+) -> None:
+    """Each row at each place of a batch would take long: one row at all of them, and rows that are moved by some."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2_500, 7))
+    rows = pa.table(
+        {**{f"x{i}": x[:, i] for i in range(7)}, "y": np.digitize(x[:, 0] + x[:, 1], [-0.5, 0.5])}
+    )
+    trainer = TorchTrainer(label="y", epochs=1, model=MLP(hidden=hidden))
+    predictor = trainer.fit(rows, folder=tmp_path).predictor()
+    scores = predictor.scores(rows)
+    for shift in (1, 2, 3, 5, 511, 1_000):
+        assert np.array_equal(predictor.scores(rows.slice(shift)), scores[shift:]), shift
+    same = predictor.scores(rows.take(pa.array([17] * 1_500)))
+    assert (same == scores[17]).all()
 
 
 @pytest.mark.slow
