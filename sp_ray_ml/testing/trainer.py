@@ -49,9 +49,9 @@ _FEATURES: dict[str, Preprocessor] = {
     "min_max": MinMax(columns=["age", "income"], missing="zero"),
     "categorical": Categorical(columns=["city", "member"], min_count=2),
     "bucketize": Bucketize(columns=["age", "income"], buckets=5, missing="bucket"),
-    "bucketize_edges": Bucketize(columns=["age"], method="edges", edges=[30, 50]),
-    "multi_hot": MultiHot(columns=["tags"]),
-    "hash_text": HashText(columns=["text"], buckets=16, signed=True),
+    "bucketize_edges": Bucketize(columns=["age"], method="edges", buckets=10, edges=[30, 50]),
+    "multi_hot": MultiHot(columns=["tags"], separator=" "),
+    "hash_text": HashText(columns=["text"], buckets=16, ngrams=0, signed=True),
     "missing": Missing(columns=["income"], strategy="median", indicator=True),
 }
 
