@@ -176,7 +176,7 @@ def _values(variables: Any) -> Weights:
 def _pack(values: Weights) -> bytes:
     from safetensors.numpy import save
 
-    content: bytes = save({f"{place:05}": np.ascontiguousarray(value) for place, value in enumerate(values)})
+    content: bytes = save({f"{place:05}": np.asarray(value, order="C") for place, value in enumerate(values)})
     return content
 
 
@@ -350,6 +350,8 @@ class _Training:
         if not hasattr(self, "_sum"):
 
             def add(value: Any) -> Any:
+                # An argument has no device, and is then reduced nowhere.
+                value = tf.identity(value)
                 return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
 
             self._sum = tf.function(lambda value: self.strategy.run(add, args=(value,)), autograph=False)

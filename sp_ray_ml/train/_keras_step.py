@@ -81,6 +81,7 @@ class Stepper:
         self.steps = math.ceil(len(arrays) / batch_size)
         self.chunk = max(1, min(_CHUNK_STEPS, _CHUNK_BYTES // (4 * batch_size * arrays.x.shape[1])))
         self._run = tf.function(self._chunk, autograph=False, reduce_retracing=True)
+        self._together = tf.function(self._step_of_all, autograph=False, reduce_retracing=True)
 
     def _labels(self, rows: Any) -> NDArray[Any]:
         y = np.asarray(self._arrays.y[rows])
@@ -126,10 +127,16 @@ class Stepper:
             x, y = (tf.gather(values, rows) for values in self._table)
         else:
             x, y = tf.constant(self._arrays.x[rows]), tf.constant(self._labels(rows))
-        numbers = [np.asarray(values, np.float32) for values in (totals, shares, rates)]
-        return np.asarray(
-            self._run(x, y, tf.constant(weights), tf.constant(ends), *map(tf.constant, numbers))
-        )
+        numbers = [tf.constant(np.asarray(values, np.float32)) for values in (totals, shares, rates)]
+        if self._strategy is None:
+            return np.asarray(self._run(x, y, tf.constant(weights), tf.constant(ends), *numbers))
+        # Workers reduce between one another: that cannot be within a loop of the graph.
+        losses = []
+        for place in range(count):
+            own = slice(ends[place], ends[place + 1])
+            given = (x[own], y[own], tf.constant(weights[own]), *(values[place] for values in numbers))
+            losses.append(float(self._together(*given)))
+        return np.array(losses)
 
     def fingerprint(self, order: NDArray[np.int64], step: int) -> str:
         """SHA-256 of a step's rows as the network is given them, its first 16 digits."""
@@ -147,16 +154,15 @@ class Stepper:
 
         def body(step: Any, losses: Any) -> Any:
             own = slice(ends[step], ends[step + 1])
-            given = (x[own], y[own], weight[own], totals[step], shares[step], rates[step])
-            if self._strategy is None:
-                loss = self._step(*given)
-            else:
-                loss = self._strategy.run(self._step, args=given)
+            loss = self._step(x[own], y[own], weight[own], totals[step], shares[step], rates[step])
             return step + 1, losses.write(step, tf.cast(loss, tf.float64))
 
         losses = tf.TensorArray(tf.float64, size=count, element_shape=[])
         _, losses = tf.while_loop(lambda step, _: step < count, body, (0, losses), parallel_iterations=1)
         return losses.stack()
+
+    def _step_of_all(self, *given: Any) -> Any:
+        return self._strategy.run(self._step, args=given)
 
     def _step(self, x: Any, y: Any, weight: Any, total: Any, share: Any, rate: Any) -> Any:
         variables = self._network.trainable_variables
