@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from sp_ray_ml.errors import SpRayError
     from sp_ray_ml.pipeline import Pipeline, RunResult, run
     from sp_ray_ml.train.predictor import Predictor
-    from sp_ray_ml.train.recommender import Recommender
     from sp_ray_ml.train.pyg import PyGTrainer
+    from sp_ray_ml.train.recommender import Recommender
 
 __version__ = "0.1.0"
 
