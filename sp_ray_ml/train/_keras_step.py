@@ -133,8 +133,8 @@ class Stepper:
         # Workers reduce between one another: that cannot be within a loop of the graph.
         losses = []
         for place in range(count):
-            own = slice(ends[place], ends[place + 1])
-            given = (x[own], y[own], tf.constant(weights[own]), *(values[place] for values in numbers))
+            rows_of = slice(ends[place], ends[place + 1])
+            given = (x[rows_of], y[rows_of], tf.constant(weights[rows_of]), *(v[place] for v in numbers))
             losses.append(float(self._together(*given)))
         return np.array(losses)
 

@@ -49,7 +49,7 @@ class RLlibTrainer(Trainer):
     gamma: float = pydantic.Field(default=0.99, gt=0, le=1)
     """What a reward counts for one step later."""
     batch_size: int | None = pydantic.Field(default=None, ge=1)
-    """Steps that are learned from at a time; without, 2,000 for PPO and 64 for DQN."""
+    """Steps that are learned from at a time; without, 4,000 for PPO and 64 for DQN."""
     hidden: list[int] = pydantic.Field(default=[64, 64], min_length=1)
     """Widths of the network's layers."""
     params: dict[str, Any] = pydantic.Field(default={})
