@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -15,6 +16,9 @@ __all__ = ["keras", "tf"]
 def _import() -> tuple[Any, Any]:
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "tensorflow"
+    # PyTorch's compiler brings an LLVM of its own. Loaded after TensorFlow's it ends the process; before, all is well.
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401
     with quiet():
         import keras
         import tensorflow as tf

@@ -62,7 +62,8 @@ def test_a_rows_place_in_a_batch_changes_no_bit_whatever_the_widths(
 @pytest.mark.timeout(900)
 class TestTensorFlow(TrainerContract):
     def make(self, label: str, **settings: Any) -> TableTrainer:
-        pytest.importorskip("tensorflow")
+        if importlib.util.find_spec("tensorflow") is None:
+            pytest.skip("TensorFlow is not installed")
         from sp_ray_ml.train.tensorflow import TensorFlowTrainer
 
         return TensorFlowTrainer(label=label, epochs=8, batch_size=32, **settings)

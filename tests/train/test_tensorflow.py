@@ -10,16 +10,15 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pyarrow as pa
 import pytest
 import safetensors.numpy
-import tensorflow as tf
 
 from sp_ray_ml.config import check, read_document
 from sp_ray_ml.errors import CheckpointError, ConfigError, TrainingError
 from sp_ray_ml.train import ModelInputs, Predictor, TensorFlowTrainer
+from sp_ray_ml.train._keras import keras, tf
 from sp_ray_ml.train._keras_model import load_network
 from sp_ray_ml.train.trainer import TrainerField
 
@@ -429,3 +428,10 @@ def test_another_process_opens_it_with_nothing_on_the_terminal(tmp_path: Path) -
             [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+def test_pytorchs_compiler_can_be_loaded_after_tensorflow() -> None:
+    """Each brings an LLVM; in the wrong order the second ends the process."""
+    code = "from sp_ray_ml.train._keras import tf; import torch._dynamo; print(tf.__version__ is not None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
