@@ -17,8 +17,9 @@ def _import() -> tuple[Any, Any]:
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "tensorflow"
     # PyTorch's compiler brings an LLVM of its own. Loaded after TensorFlow's it ends the process; before, all is well.
-    with contextlib.suppress(ImportError):
-        import triton  # noqa: F401
+    if "tensorflow" not in sys.modules:
+        with contextlib.suppress(ImportError):
+            import triton  # noqa: F401
     with quiet():
         import keras
         import tensorflow as tf
