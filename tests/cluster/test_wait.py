@@ -251,6 +251,15 @@ def test_a_missing_crd_is_an_error_at_once() -> None:
             wait(server)
 
 
+@pytest.fixture
+def _heeds_control_c() -> Iterator[None]:
+    """A shell's background jobs have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeds_control_c")
 def test_control_c_passes_through_and_leaves_no_thread() -> None:
     with RecordedServer("19-managed-by-other", at=5) as server:
 
