@@ -10,6 +10,13 @@ predictor.recommend([196], k=5)
 
 from __future__ import annotations
 
+import os
+
+# Told nothing, MKL (PyTorch's on x86) sums a row up in an order that depends on how the row lies in memory, so that its
+# last bits depend on its place in the batch wherever a layer's width is no multiple of 4. MKL reads this at its first
+# product, so it is set before anything else: two processes would else compute the same in different ways.
+os.environ.setdefault("MKL_CBWR", "AUTO")
+
 TYPE_CHECKING = (
     False  # type checkers know the name; the import of `typing` alone would double this module's cost
 )

@@ -338,7 +338,9 @@ def _example(record: Mapping[str, Any]) -> Any:
         return None
     import pandas as pd
 
-    table = pd.DataFrame(given["data"], columns=given["columns"])
+    # Column by column, or MLflow's `split` form, which also keeps the columns of a table without rows.
+    split = isinstance(given, Mapping) and set(given) == {"columns", "data"}
+    table = pd.DataFrame(given["data"], columns=given["columns"]) if split else pd.DataFrame(given)
     # MLflow compares the example with the signature, and JSON knows fewer types.
     for column in json.loads((record["signature"] or {}).get("inputs", "[]")):
         if kind := _PANDAS.get(column["type"]):

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -127,6 +128,7 @@ class TrainContext(ABC):
 
 
 _REACH_S = 10.0
+_LONG_EPOCH_S = 1.0
 # Less than any score of an epoch; Ray keeps scores as JSON, which has no infinity.
 _NEVER_BEST = -1e300
 _STARTS = "starts.txt"
@@ -212,13 +214,16 @@ class _LocalContext(TrainContext):
         self._on_report = on_report
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="sp_ray_ml-checkpoint")
         self._writing: Future[None] | None = None
+        self._untold: Metrics | None = None
+        self._reported_at = -math.inf
 
     def __enter__(self) -> _LocalContext:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._disk.shutdown()
-        if kind is None:
+        # Also after an error: who goes on from the last checkpoint hears of its epoch no more. But the first error counts.
+        if kind is None or self._writing is None or self._writing.exception() is None:
             self._written()
 
     @cached_property
@@ -228,11 +233,16 @@ class _LocalContext(TrainContext):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def log(self, metrics: Metrics) -> None:
+        self._written()
         self._on_report(metrics)
 
     def _written(self) -> None:
+        """Wait for the checkpoint that is being written, and tell of its epoch: what was told of is on disk."""
         if self._writing is not None:
             self._writing.result()
+        if self._untold is not None:
+            metrics, self._untold = self._untold, None
+            self._on_report(metrics)
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
         return model.to(self.device)
@@ -240,7 +250,11 @@ class _LocalContext(TrainContext):
     def report(self, metrics: Metrics, files: Callable[[], CheckpointFiles], *, score: float) -> None:
         self._written()
         self._writing = self._disk.submit(self._checkpoints.add, files(), score)
-        self._on_report(metrics)
+        self._untold = metrics
+        before, self._reported_at = self._reported_at, time.monotonic()
+        if self._reported_at - before > _LONG_EPOCH_S:
+            # Nobody waits an epoch for news of the last one; beside a long one the write takes no time.
+            self._written()
 
     def save(self, files: Callable[[], CheckpointFiles]) -> None:
         self._written()

@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BATCH_ROWS", "TableModel", "TablePredictor", "metrics_of", "padded_scores"]
 
-# Told nothing, MKL (PyTorch's on x86) sums a row up in an order that depends on how the row lies in memory, so that its
-# last bits depend on its place in the batch wherever a layer's width is no multiple of 4. Read at MKL's first product.
-os.environ.setdefault("MKL_CBWR", "AUTO")
-
 BATCH_ROWS = 1_024
 """Rows of the one size of batch that neural networks predict in; what is missing is filled up with zeros."""
 
