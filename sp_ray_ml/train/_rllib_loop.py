@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shutil
 import time
@@ -55,6 +56,7 @@ def fit(
         raise ConfigError(
             "dqn needs actions that are choices", where="train.algorithm", hint="Set algorithm: ppo"
         )
+    model["own"] = _own_settings(trainer, seed)
     with _ray():
         history, weights = _learn(trainer, seed, (folder / "training").absolute(), on_epoch)
     predictor = PolicyPredictor(model, weights)
@@ -135,6 +137,15 @@ def _config(trainer: RLlibTrainer, seed: int) -> Any:
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"RLlib refuses it: {error}", where="train.params") from error
+
+
+def _own_settings(trainer: RLlibTrainer, seed: int) -> dict[str, Any]:
+    """What the algorithm's settings add to those of the network's layers, such as `dueling`."""
+    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+    layers = {field.name for field in dataclasses.fields(DefaultModelConfig)}
+    found = _config(trainer, seed).model_config.items()
+    return {name: value for name, value in found if name not in layers}
 
 
 def _learn(

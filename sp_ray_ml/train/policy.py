@@ -115,7 +115,12 @@ class PolicyPredictor(Predictor):
         spec = config().get_default_rl_module_spec()
         spec.observation_space, spec.action_space = self._observation, self._action
         spec.inference_only = True
-        spec.model_config = DefaultModelConfig(**network(self.model["algorithm"], self.model["hidden"]))
+        layers = DefaultModelConfig(**network(self.model["algorithm"], self.model["hidden"]))
+        # RLlib adds the algorithm's own settings to those of the layers when it trains, but not here.
+        spec.model_config = {
+            **config().rl_module(model_config=layers).model_config,
+            **self.model.get("own", {}),
+        }
         module = spec.build()
         module.set_state(dict(self.weights))
         module.eval()
