@@ -7,15 +7,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sp_ray_ml.config import near_match
 from sp_ray_ml.errors import CheckpointError, ConfigError, TrainingError
-from sp_ray_ml.metrics.supervised import larger_is_better
+from sp_ray_ml.train._epochs import Progress, batch_size_of, broken, label_scale, rows_of
 from sp_ray_ml.train._keras import tf
 from sp_ray_ml.train._keras_losses import Objective
 from sp_ray_ml.train._keras_model import KerasModel
@@ -64,9 +63,7 @@ class _Job:
     start: bytes | None
 
     def arrays(self, part: str) -> Arrays | None:
-        if isinstance(self.rows, Path):
-            return Arrays.load(self.rows / part) if (self.rows / part).exists() else None
-        return self.rows.get(part)
+        return rows_of(self.rows, part)
 
     def model(self, network: Any) -> KerasModel:
         mean, std = self.label
@@ -116,8 +113,10 @@ def learn(
         inputs,
         spec.target,
         parts,
-        _batch_size(trainer, len(train)),
-        _label(trainer, spec.target, train) if start is None else (start.mean, start.std),
+        batch_size_of(trainer.batch_size, len(train)),
+        label_scale(trainer.standardize_label, spec.target, train)
+        if start is None
+        else (start.mean, start.std),
         seed,
         None if start is None else start.to_bytes(),
     )
@@ -145,25 +144,6 @@ def _started(model: Any) -> KerasModel | None:
     if model is None or isinstance(model, KerasModel):
         return model
     raise ConfigError(f"a Keras model cannot go on from a {model.kind} model", where="start_from")
-
-
-def _batch_size(trainer: TensorFlowTrainer, rows: int) -> int:
-    size = trainer.batch_size
-    if size is None:
-        return min(rows, max(32, min(1_024, int(2 ** round(math.log2(max(1, rows / 50)))))))
-    if size > rows:
-        raise ConfigError(
-            f"a batch of {size:,} rows is larger than the data: there are {rows:,}",
-            where="train.batch_size",
-            hint=f"Set it to {rows:,} at most, or leave it out",
-        )
-    return size
-
-
-def _label(trainer: TensorFlowTrainer, target: Target, train: Arrays) -> tuple[float, float]:
-    if target.task != "regression" or not trainer.standardize_label:
-        return 0.0, 1.0
-    return float(train.y.mean(dtype=np.float64)), float(train.y.std(dtype=np.float64)) or 1.0
 
 
 # --- tensors in files -------------------------------------------------------------------------------------------
@@ -218,29 +198,6 @@ def _loop(context: TrainContext, job: _Job) -> None:
                 _Training(context, job, strategy).run()
 
 
-@dataclass
-class _State:
-    """Where training is, as a checkpoint keeps it beside the tensors.
-
-    Attributes:
-        epoch: Epochs that are done.
-        step: Steps of the next one that are done.
-        loss: Sum of their losses.
-        seconds: How long they took.
-        history: One entry an epoch.
-        best: The best value of the watched metric, larger is better.
-        best_epoch: When it was.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss: float = 0.0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: float | None = None
-    best_epoch: int | None = None
-
-
 class _Training:
     def __init__(self, context: TrainContext, job: _Job, strategy: Any) -> None:
         self.context, self.job, self.trainer, self.strategy = context, job, job.trainer, strategy
@@ -252,7 +209,7 @@ class _Training:
         self.network, objective = job.network()
         self.optimizer = make_optimizer(self.trainer.optimizer)
         self.optimizer.build(self.network.trainable_variables)
-        self.state = _State()
+        self.state = Progress()
         self.best: Weights | None = None
         self._resume()
         self.stepper = Stepper(
@@ -274,10 +231,7 @@ class _Training:
         folder = self.context.resume()
         if folder is None:
             return
-        try:
-            self.state = _State(**read_state(folder))
-        except TypeError as error:
-            raise CheckpointError(f"cannot be gone on from: {error}", where=str(folder)) from None
+        self.state = Progress.load(folder)
         # Among the variables are the states of what layers draw at random from.
         _fill(self.network.variables, _read(folder / _MODEL), folder)
         _fill(self.optimizer.variables, _read(folder / _OPTIMIZER), folder)
@@ -290,7 +244,7 @@ class _Training:
             number = state.epoch + 1
             self._steps(number)
             metrics = {"loss": state.loss / self.steps, **self._validated()}
-            self._remember(number, metrics)
+            self._remember(metrics)
             shown = {**state.history[-1], "epochs": self.trainer.epochs}
             last = number == self.trainer.epochs or self._stopped()
             if last or self._due(_EPOCH_AFTER_S):
@@ -360,13 +314,13 @@ class _Training:
     def _broken(self, number: int, step: int, what: str) -> TrainingError:
         """The error of a step (from 0) in an epoch (from 1)."""
         batch = self.stepper.fingerprint(self._order(number), step)
-        last = self.context.last_checkpoint
-        return TrainingError(
-            f"{what} in step {(number - 1) * self.steps + step + 1} (epoch {number}, batch {batch}); "
-            + (f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"),
-            where="train",
-            hint=f"Lower train.optimizer.learning_rate (it is {self.trainer.optimizer.learning_rate:g}), set "
-            "train.clip: 1, and look for values that are far too large",
+        return broken(
+            what,
+            step=(number - 1) * self.steps + step + 1,
+            epoch=number,
+            batch=batch,
+            last_checkpoint=self.context.last_checkpoint,
+            rate=self.trainer.optimizer.learning_rate,
         )
 
     # --- after an epoch -----------------------------------------------------------------------------------------
@@ -387,37 +341,19 @@ class _Training:
             found = {name: value for name, value in zip(names, told, strict=True) if not math.isnan(value)}
         return {f"validation/{name}": value for name, value in found.items()}
 
-    @property
-    def _watched(self) -> str:
-        stopping = self.trainer.early_stopping
-        return f"validation/{(stopping and stopping.metric) or metrics_of(self.job.target).main}"
-
-    def _remember(self, number: int, metrics: Mapping[str, float]) -> None:
-        state = self.state
+    def _remember(self, metrics: Mapping[str, float]) -> None:
         self._clock()
-        rate = self._rate(number, self.steps - 1)
-        state.history.append({"epoch": number, **metrics, "learning_rate": rate, "seconds": state.seconds})
-        state.epoch, state.step, state.loss, state.seconds = number, 0, 0.0, 0.0
-        if self.held_out is None:
-            return
-        if self._watched not in metrics:
-            known = [name.partition("/")[2] for name in metrics if "/" in name]
-            name = self._watched.partition("/")[2]
-            raise ConfigError(
-                f"unknown metric {name!r}{near_match(name, known)} (known: {', '.join(known)})",
-                where="train.early_stopping.metric",
-            )
-        value = metrics[self._watched] if larger_is_better(self._watched) else -metrics[self._watched]
-        if state.best is None or value > state.best:
-            state.best, state.best_epoch = value, number
-            if self.context.rank == 0:
-                self.best = _values(self.network.variables)
+        better = self.state.end_epoch(
+            metrics,
+            self._rate(self.state.epoch + 1, self.steps - 1),
+            self.job.target,
+            self.trainer.early_stopping,
+        )
+        if better and self.context.rank == 0:
+            self.best = _values(self.network.variables)
 
     def _stopped(self) -> bool:
-        stopping, state = self.trainer.early_stopping, self.state
-        if stopping is None or state.best_epoch is None:
-            return False
-        return state.epoch - state.best_epoch >= stopping.patience
+        return self.state.stopped(self.trainer.early_stopping)
 
     def _files(self, number: int) -> Callable[[], dict[str, bytes]]:
         """What a checkpoint of now holds."""

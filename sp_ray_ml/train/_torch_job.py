@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from sp_ray_ml.errors import CheckpointError, ConfigError
+from sp_ray_ml.train._epochs import rows_of
 from sp_ray_ml.train._seeds import hash_seed
 from sp_ray_ml.train._table_data import Arrays, Target
 from sp_ray_ml.train._torch_losses import Objective
@@ -46,9 +47,7 @@ class Job:
 
     def arrays(self, part: str) -> Arrays | None:
         """The rows of a part, or None."""
-        if isinstance(self.rows, Path):
-            return Arrays.load(self.rows / part) if (self.rows / part).exists() else None
-        return self.rows.get(part)
+        return rows_of(self.rows, part)
 
     def model(self, network: torch.nn.Module, device: torch.device | None = None) -> TorchModel:
         """A network as the model that is sealed."""

@@ -9,7 +9,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from sp_ray_ml.config import near_match
 from sp_ray_ml.errors import CheckpointError, ConfigError, TrainingError
-from sp_ray_ml.metrics.supervised import larger_is_better
+from sp_ray_ml.train._epochs import Progress, batch_size_of, broken, label_scale
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Arrays, TableData, Target
+from sp_ray_ml.train._table_data import Arrays, TableData
 from sp_ray_ml.train._torch_data import Rows
 from sp_ray_ml.train._torch_job import Job, fill, first_network, make_optimizer, read_weights
 from sp_ray_ml.train._torch_losses import Objective
@@ -54,8 +53,10 @@ def learn(trainer: TorchTrainer, data: TableData, *, seed: int, folder: Path, on
         inputs_of(data.spec),
         data.spec.target,
         parts,
-        _batch_size(trainer, len(train)),
-        _label(trainer, data.spec.target, train) if start is None else (start.mean, start.std),
+        batch_size_of(trainer.batch_size, len(train)),
+        label_scale(trainer.standardize_label, data.spec.target, train)
+        if start is None
+        else (start.mean, start.std),
         named(trainer.model),
         seed,
         None if start is None else weights_of(start.network),
@@ -88,25 +89,6 @@ def _started(model: Any) -> TorchModel | None:
     raise ConfigError(f"a network cannot go on from a {model.kind} model", where="start_from")
 
 
-def _batch_size(trainer: TorchTrainer, rows: int) -> int:
-    size = trainer.batch_size
-    if size is None:
-        return min(rows, max(32, min(1_024, 1 << round(math.log2(max(1, rows / 50))))))
-    if size > rows:
-        raise ConfigError(
-            f"a batch of {size:,} rows is larger than the data: there are {rows:,}",
-            where="train.batch_size",
-            hint=f"Set it to {rows:,} at most, or leave it out",
-        )
-    return size
-
-
-def _label(trainer: TorchTrainer, target: Target, train: Arrays) -> tuple[float, float]:
-    if target.task != "regression" or not trainer.standardize_label:
-        return 0.0, 1.0
-    return float(train.y.mean(dtype=np.float64)), float(train.y.std(dtype=np.float64)) or 1.0
-
-
 # --- the loop ---------------------------------------------------------------------------------------------------
 
 
@@ -127,29 +109,6 @@ def _threads(job: Job) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@dataclass
-class _State:
-    """Where training is, as a checkpoint keeps it beside the tensors.
-
-    Attributes:
-        epoch: Epochs that are done.
-        step: Steps of the next one that are done.
-        loss: Sum of their losses.
-        seconds: How long they took, before a restart.
-        history: One entry an epoch.
-        best: The best value of the watched metric, larger is better.
-        best_epoch: When it was.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss: float = 0.0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: float | None = None
-    best_epoch: int | None = None
-
-
 class _Training:
     """Training from where the last checkpoint was to the last epoch."""
 
@@ -165,7 +124,7 @@ class _Training:
             raise ConfigError("fp16 needs a GPU", where="train.precision", hint="Set precision: bf16, or 32")
         self.network = first_network(job, self.device, train)
         self.objective = Objective(self.trainer, job.target, weighted=train.weight is not None)
-        self.state = _State()
+        self.state = Progress()
         self.best: dict[str, torch.Tensor] | None = None
         self.random: list[dict[str, torch.Tensor]] | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.trainer.precision == "fp16")
@@ -196,8 +155,8 @@ class _Training:
         folder = self.context.resume()
         if folder is None:
             return None
+        self.state = Progress.load(folder)
         try:
-            self.state = _State(**read_state(folder))
             saved: dict[str, Any] = torch.load(folder / _TENSORS, map_location="cpu", weights_only=True)
             self.random = saved["random"]
         except (TypeError, KeyError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
@@ -218,7 +177,7 @@ class _Training:
             self._seed(number)
             due = self._train(number)
             metrics = {"loss": state.loss / self.steps, **self._validated()}
-            self._remember(number, metrics)
+            self._remember(metrics)
             shown = {**state.history[-1], "epochs": self.trainer.epochs}
             if due or number == self.trainer.epochs or self._stopped():
                 self.saved_at = time.monotonic()
@@ -295,13 +254,13 @@ class _Training:
         """The error of a step (from 0) in an epoch (from 1)."""
         order = self.rows.order(hash_seed(self.job.seed, number))
         batch = self.rows.fingerprint(order[step * self.group : (step + 1) * self.group])
-        last = self.context.last_checkpoint
-        return TrainingError(
-            f"{what} in step {(number - 1) * self.steps + step + 1} (epoch {number}, batch {batch}); "
-            + (f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"),
-            where="train",
-            hint=f"Lower train.optimizer.learning_rate (it is {self.trainer.optimizer.learning_rate:g}), set "
-            "train.clip: 1, and look for values that are far too large",
+        return broken(
+            what,
+            step=(number - 1) * self.steps + step + 1,
+            epoch=number,
+            batch=batch,
+            last_checkpoint=self.context.last_checkpoint,
+            rate=self.trainer.optimizer.learning_rate,
         )
 
     # --- after an epoch -----------------------------------------------------------------------------------------
@@ -322,37 +281,16 @@ class _Training:
             first.merge(other)
         return {f"validation/{name}": value for name, value in first.finish().items()}
 
-    @property
-    def _watched(self) -> str:
-        stopping = self.trainer.early_stopping
-        return f"validation/{(stopping and stopping.metric) or metrics_of(self.job.target).main}"
-
-    def _remember(self, number: int, metrics: Mapping[str, float]) -> None:
-        state = self.state
+    def _remember(self, metrics: Mapping[str, float]) -> None:
         self._clock()
-        rate = self.optimizer.param_groups[0]["lr"]
-        state.history.append({"epoch": number, **metrics, "learning_rate": rate, "seconds": state.seconds})
-        state.epoch, state.step, state.loss, state.seconds = number, 0, 0.0, 0.0
-        if self.held_out is None:
-            return
-        if self._watched not in metrics:
-            known = [name.partition("/")[2] for name in metrics if "/" in name]
-            name = self._watched.partition("/")[2]
-            raise ConfigError(
-                f"unknown metric {name!r}{near_match(name, known)} (known: {', '.join(known)})",
-                where="train.early_stopping.metric",
-            )
-        value = metrics[self._watched] if larger_is_better(self._watched) else -metrics[self._watched]
-        if state.best is None or value > state.best:
-            state.best, state.best_epoch = value, number
-            if self.context.rank == 0:
-                self.best = weights_of(self.network)
+        better = self.state.end_epoch(
+            metrics, self.optimizer.param_groups[0]["lr"], self.job.target, self.trainer.early_stopping
+        )
+        if better and self.context.rank == 0:
+            self.best = weights_of(self.network)
 
     def _stopped(self) -> bool:
-        stopping, state = self.trainer.early_stopping, self.state
-        if stopping is None or state.best_epoch is None:
-            return False
-        return state.epoch - state.best_epoch >= stopping.patience
+        return self.state.stopped(self.trainer.early_stopping)
 
     def _files(self) -> Callable[[], dict[str, bytes]]:
         """What a checkpoint of now holds; called by every worker."""
