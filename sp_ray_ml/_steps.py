@@ -17,13 +17,20 @@ import pyarrow.parquet as pq
 import scipy.sparse
 from numpy.typing import NDArray
 
+from sp_ray_ml.data._columns import nanoseconds
 from sp_ray_ml.data.arrow_files import read_arrow, write_arrow
 from sp_ray_ml.data.preprocessors import FittedFeatures, fit_features
 from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION, Split, check_no_leakage
 from sp_ray_ml.data.warehouse import open_warehouse
 from sp_ray_ml.errors import ConfigError, DataError, StorageError
-from sp_ray_ml.graph.construct import USER_ITEM, build_graph, canonical_order
+from sp_ray_ml.graph.construct import (
+    USER_ITEM,
+    build_graph,
+    canonical_order,
+    distinct_pairs,
+    pairs_without,
+)
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.inference.evaluate import evaluate_all
 from sp_ray_ml.storage import read_json, write_json
@@ -54,7 +61,6 @@ __all__ = [
 ]
 
 USER, ITEM = "user", "item"
-_LARGEST_SECONDS = 32_503_680_000  # the year 3000: what is larger was not in seconds
 
 
 @contextmanager
@@ -233,35 +239,6 @@ def _encode_ids(
     return ids, codes
 
 
-def nanoseconds(column: pa.ChunkedArray, where: str, rows: str = "rows") -> NDArray[np.int64]:
-    """Times as nanoseconds since 1970.
-
-    Raises:
-        DataError: A time is missing or out of range, or the type is none of a time.
-    """
-    if column.null_count:
-        raise DataError(f"{column.null_count} of {len(column)} {rows} have no time", where=where)
-    kind = column.type
-    if pa.types.is_integer(kind):
-        seconds = column.cast(pa.int64()).to_numpy()
-        if len(seconds) and int(np.abs(seconds).max()) > _LARGEST_SECONDS:
-            raise DataError(
-                "whole numbers are read as seconds since 1970, and these lie beyond the year 3000: milliseconds?",
-                where=where,
-                hint="Make it a timestamp, for instance with a query in place of the table",
-            )
-        return seconds * 1_000_000_000  # type: ignore[no-any-return]
-    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
-        raise DataError(
-            f"times must be timestamps, dates or whole seconds since 1970, this column is {kind}", where=where
-        )
-    try:
-        zone = kind.tz if pa.types.is_timestamp(kind) else None
-        return column.cast(pa.timestamp("ns", zone)).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
-    except pa.ArrowInvalid as error:
-        raise DataError(f"a time is out of range (1677 to 2262): {error}", where=where) from None
-
-
 def _ratings(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
     where = f"events.rating ({name})"
     kind = column.type
@@ -378,7 +355,7 @@ def build(
             settings=settings,
         )
         graph.save(context.output / folder)
-    fitted, seen = (_pairs(users[mask], items[mask], shape) for mask in (label == TRAIN, history))
+    fitted, seen = (distinct_pairs(users[mask], items[mask], shape) for mask in (label == TRAIN, history))
     validation = _held_out(users, items, label == VALIDATION, fitted)
     test = _held_out(users, items, label == TEST, seen)
     for part, pairs in (("seen", seen), ("validation", validation), ("test", test)):
@@ -414,18 +391,6 @@ def build(
     }
 
 
-def _pairs(
-    user: NDArray[np.int64], item: NDArray[np.int64], shape: tuple[int, int]
-) -> scipy.sparse.csr_array:
-    """The distinct pairs, as ones."""
-    pairs = scipy.sparse.csr_array(
-        scipy.sparse.coo_array((np.ones(len(user), np.float32), (user, item)), shape=shape)
-    )
-    pairs.data[:] = 1
-    pairs.sort_indices()
-    return pairs
-
-
 def _load_pairs(file: Path) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array(scipy.sparse.load_npz(file))
 
@@ -438,11 +403,7 @@ def _held_out(
 ) -> scipy.sparse.csr_array:
     """The pairs of some events that have both nodes and were not there before."""
     mask = mask & (user >= 0) & (item >= 0)
-    pairs = _pairs(user[mask], item[mask], seen.shape)
-    left = scipy.sparse.csr_array(pairs - pairs.multiply(seen))
-    left.eliminate_zeros()
-    left.sort_indices()
-    return left
+    return pairs_without(distinct_pairs(user[mask], item[mask], seen.shape), seen)
 
 
 # --- features ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sp_ray_ml._steps import nanoseconds, output_of
+from sp_ray_ml._steps import output_of
+from sp_ray_ml.data._columns import nanoseconds
 from sp_ray_ml.data.arrow_files import read_arrow
 from sp_ray_ml.data.source import BLOCK_ROWS, Source, as_source
 from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION, Split, check_no_leakage

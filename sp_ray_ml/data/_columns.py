@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Column"]
 
 _T = pa.types
+LARGEST_SECONDS = 32_503_680_000  # the year 3000: what is larger was not in seconds
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _VALUE_TYPES = {
     str(kind): kind
@@ -99,6 +100,38 @@ def _refuse(column: Column, wanted: str) -> DataError:
     else:
         hint = "Cast it in the query, or leave the column out"
     return column.error(f"type {column.type}, expected {wanted}", hint)
+
+
+# --- times ------------------------------------------------------------------------------------------------------
+
+
+def nanoseconds(column: pa.ChunkedArray, where: str, rows: str = "rows") -> NDArray[np.int64]:
+    """Times as nanoseconds since 1970.
+
+    Raises:
+        DataError: A time is missing or out of range, or the type is none of a time.
+    """
+    if column.null_count:
+        raise DataError(f"{column.null_count} of {len(column)} {rows} have no time", where=where)
+    kind = column.type
+    if pa.types.is_integer(kind):
+        seconds = column.cast(pa.int64()).to_numpy()
+        if len(seconds) and int(np.abs(seconds).max()) > LARGEST_SECONDS:
+            raise DataError(
+                "whole numbers are read as seconds since 1970, and these lie beyond the year 3000: milliseconds?",
+                where=where,
+                hint="Make it a timestamp, for instance with a query in place of the table",
+            )
+        return seconds * 1_000_000_000  # type: ignore[no-any-return]
+    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        raise DataError(
+            f"times must be timestamps, dates or whole seconds since 1970, this column is {kind}", where=where
+        )
+    try:
+        zone = kind.tz if pa.types.is_timestamp(kind) else None
+        return column.cast(pa.timestamp("ns", zone)).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+    except pa.ArrowInvalid as error:
+        raise DataError(f"a time is out of range (1677 to 2262): {error}", where=where) from None
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from sp_ray_ml.graph.settings import CoOccurrence, GraphSettings
 if TYPE_CHECKING:
     import scipy.sparse
 
-__all__ = ["ITEM_ITEM", "USER_ITEM", "build_graph", "canonical_order"]
+__all__ = ["ITEM_ITEM", "USER_ITEM", "build_graph", "canonical_order", "distinct_pairs", "pairs_without"]
 
 USER_ITEM: EdgeType = ("user", "to", "item")
 ITEM_ITEM: EdgeType = ("item", "with", "item")
@@ -37,6 +37,25 @@ def canonical_order(codes: NDArray[Any], time: NDArray[np.int64] | None, num_nod
     else:
         np.minimum.at(first, codes, time)
     return np.argsort(first, kind="stable")
+
+
+def distinct_pairs(
+    user: NDArray[np.int64], item: NDArray[np.int64], shape: tuple[int, int]
+) -> scipy.sparse.csr_array:
+    """The distinct pairs of some events as ones, [users, items]."""
+    pairs = _sum_pairs(user, item, np.ones(len(user), np.float32), shape)
+    pairs.data[:] = 1
+    return pairs
+
+
+def pairs_without(pairs: scipy.sparse.csr_array, seen: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """Those of some pairs that are not among others, both as ones, [users, items]."""
+    import scipy.sparse
+
+    left = scipy.sparse.csr_array(pairs - pairs.multiply(seen))
+    left.eliminate_zeros()
+    left.sort_indices()
+    return left
 
 
 def build_graph(
@@ -99,7 +118,7 @@ def _weights(
 
 
 def _sum_pairs(
-    user: NDArray[Any], item: NDArray[Any], weight: NDArray[np.float64], shape: tuple[int, int]
+    user: NDArray[Any], item: NDArray[Any], weight: NDArray[np.floating[Any]], shape: tuple[int, int]
 ) -> scipy.sparse.csr_array:
     import scipy.sparse
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse
 
-from sp_ray_ml.data._columns import is_text, plain, plain_type
+from sp_ray_ml.data._columns import is_text, nanoseconds, plain, plain_type
 from sp_ray_ml.data.source import Source, as_source, require_columns
 from sp_ray_ml.errors import DataError
-from sp_ray_ml.graph.construct import build_graph, canonical_order
+from sp_ray_ml.graph.construct import build_graph, canonical_order, distinct_pairs, pairs_without
 from sp_ray_ml.train.recommender import Recommender
 from sp_ray_ml.train.table import TrainResult
 
@@ -71,7 +71,11 @@ def fit_tables(
         events.append(_read(as_source(validation, "validation"), columns))
     users, user = _codes(events, columns.user)
     items, item = _codes(events, columns.item)
-    time = None if columns.time is None else [_nanoseconds(table[columns.time]) for table in events]
+    time = (
+        None
+        if columns.time is None
+        else [nanoseconds(table[columns.time], columns.time, "events") for table in events]
+    )
     ids, position = [], []
     for values, codes in ((users, user), (items, item)):
         order = canonical_order(
@@ -91,13 +95,10 @@ def fit_tables(
             num_items=shape[1],
         )
 
-    seen = _pairs(*pairs[0], shape)
+    seen = distinct_pairs(*pairs[0], shape)
     held_out = None
     if validation is not None:
-        held_out = _pairs(*pairs[1], shape)
-        held_out = scipy.sparse.csr_array(held_out - held_out.multiply(seen))
-        held_out.eliminate_zeros()
-        held_out.sort_indices()
+        held_out = pairs_without(distinct_pairs(*pairs[1], shape), seen)
         both = scipy.sparse.csr_array(seen + held_out)
     result = trainer.fit(
         graph(1), held_out, full=graph(len(pairs)), seed=seed, folder=folder / "training", on_epoch=on_epoch
@@ -148,24 +149,3 @@ def _codes(events: list[pa.Table], column: str) -> tuple[pa.Array, list[NDArray[
     ids = pc.unique(pa.chunked_array(found))
     ids = ids.take(pc.array_sort_indices(ids))
     return ids, [pc.index_in(values, ids).to_numpy().astype(np.int64) for values in found]
-
-
-def _nanoseconds(times: pa.ChunkedArray) -> NDArray[np.int64]:
-    kind = times.type
-    if pa.types.is_integer(kind):
-        return times.cast(pa.int64()).to_numpy() * 1_000_000_000  # type: ignore[no-any-return]
-    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
-        raise DataError(f"times must be timestamps, dates or whole seconds since 1970, these are {kind}")
-    zone = kind.tz if pa.types.is_timestamp(kind) else None
-    return times.cast(pa.timestamp("ns", zone)).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
-
-
-def _pairs(
-    user: NDArray[np.int64], item: NDArray[np.int64], shape: tuple[int, int]
-) -> scipy.sparse.csr_array:
-    found = scipy.sparse.csr_array(
-        scipy.sparse.coo_array((np.ones(len(user), np.float32), (user, item)), shape=shape)
-    )
-    found.data[:] = 1
-    found.sort_indices()
-    return found
