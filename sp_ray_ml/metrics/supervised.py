@@ -12,13 +12,30 @@ from sp_ray_ml.errors import DataError
 
 __all__ = ["ClassificationMetrics", "RegressionMetrics", "SupervisedMetrics", "larger_is_better"]
 
-_LOWER = frozenset({"loss", "log_loss", "rmse", "mae"})
+_LOWER = (
+    "loss",
+    "error",
+    "rmse",
+    "rmsle",
+    "mse",
+    "mae",
+    "mape",
+    "mphe",
+    "nloglik",
+    "deviance",
+    "quantile",
+    "expectile",
+)
 _UNIT_BITS = 40
 
 
 def larger_is_better(metric: str) -> bool:
-    """Whether a larger value of a metric, of this or another name, is the better one."""
-    return metric.rpartition("/")[2] not in _LOWER
+    """Whether a larger value of a metric is the better one.
+
+    Args:
+        metric: Its name as ours or XGBoost's: `validation/log_loss`, `mlogloss`, `error@0.6`, `poisson-nloglik`.
+    """
+    return not metric.rpartition("/")[2].partition("@")[0].endswith(_LOWER)
 
 
 class SupervisedMetrics(ABC):

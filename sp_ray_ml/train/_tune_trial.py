@@ -22,20 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Reporter", "TrialJob", "chosen_metric", "number_of", "run_trial", "trial_name"]
 
 _EVERY_S = 2.0
-_GROWING = {
-    "auc",
-    "aucpr",
-    "accuracy",
-    "f1",
-    "r2",
-    "ndcg",
-    "map",
-    "pre",
-    "precision",
-    "recall",
-    "hitrate",
-    "mrr",
-}
 
 
 @dataclass(frozen=True)
@@ -228,7 +214,7 @@ class Reporter:
                     return sign_of(metric, self._job.mode) * self.metrics[name]
         # An epoch often knows less than the end: the loss then stands for it.
         for name in [*reversed(held_out), *(name for name in self.metrics if "loss" in name)]:
-            return self.metrics[name] if _bare(name).partition("@")[0] in _GROWING else -self.metrics[name]
+            return sign_of(name, None) * self.metrics[name]
         return None
 
 

@@ -288,15 +288,9 @@ def _remember(
         )
     state["history"].append({"epoch": state["round"], **metrics, "seconds": seconds})
     if watched := watched_metric(trainer, list(metrics)):
-        value = metrics[watched] if larger_is_better(_plain(watched)) else -metrics[watched]
+        value = metrics[watched] if larger_is_better(watched) else -metrics[watched]
         if "best" not in state or value > state["best"]:
             state |= {"best": value, "best_round": number}
-
-
-def _plain(metric: str) -> str:
-    """The name of XGBoost's metric as ours: `logloss`, `mlogloss`, `error@0.6`."""
-    name = metric.rpartition("/")[2].partition("@")[0].partition("-")[0]
-    return name if name in {"auc", "aucpr", "ndcg", "map", "pre", "interval-regression-accuracy"} else "loss"
 
 
 def _stopped(trainer: XGBoostTrainer, state: Mapping[str, Any]) -> bool:

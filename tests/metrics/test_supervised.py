@@ -162,7 +162,12 @@ def test_without_rows_there_is_nothing_to_measure() -> None:
 @pytest.mark.parametrize(
     ("metric", "larger"),
     [("rmse", False), ("mae", False), ("log_loss", False), ("loss", False), ("validation/rmse", False),
-     ("r2", True), ("accuracy", True), ("f1", True), ("auc", True), ("ndcg@20", True)],
+     ("r2", True), ("accuracy", True), ("f1", True), ("auc", True), ("ndcg@20", True),
+     # XGBoost's own
+     ("validation/logloss", False), ("mlogloss", False), ("error@0.6", False), ("merror", False), ("rmsle", False),
+     ("mape", False), ("mphe", False), ("poisson-nloglik", False), ("tweedie-nloglik@1.5", False),
+     ("gamma-deviance", False), ("quantile", False), ("aucpr", True), ("ndcg@5-", True), ("map", True),
+     ("interval-regression-accuracy", True)],
 )  # fmt: skip
 def test_it_is_known_which_way_is_better(metric: str, larger: bool) -> None:
     assert larger_is_better(metric) is larger
