@@ -286,15 +286,11 @@ def _on_workers(
     folder: Path,
     on_report: OnEpoch,
 ) -> Path | None:
-    import ray
     import ray.train.torch
 
-    started_here = not ray.is_initialized()
-    if started_here:
-        backends._start_ray()
     progress = folder / "progress.jsonl"
     progress.unlink(missing_ok=True)
-    try:
+    with backends.ray_running():
         trainer = ray.train.torch.TorchTrainer(
             function,
             train_loop_config=None if config is None else dict(config),
@@ -308,13 +304,11 @@ def _on_workers(
                 callbacks=[_Heard(progress)],
             ),
         )
-        with backends._Follow(progress, on_report):
-            result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _told(error) from error
-    finally:
-        if started_here:
-            ray.shutdown()
+        try:
+            with backends._Follow(progress, on_report):
+                result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _told(error) from error
     return None if result.checkpoint is None else Path(result.checkpoint.path)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from sp_ray_ml.errors import ConfigError, TrainingError
 from sp_ray_ml.storage import new_folder, read_json, storage_errors, write_json
 from sp_ray_ml.tracking import environment_tags
 from sp_ray_ml.train._seeds import hash_seed
+from sp_ray_ml.train.context import ray_running
 from sp_ray_ml.train.policy import PolicyPredictor, algorithm_of, network, space_to_json
 from sp_ray_ml.train.table import TrainResult
 
@@ -57,7 +57,7 @@ def fit(
             "dqn needs actions that are choices", where="train.algorithm", hint="Set algorithm: ppo"
         )
     model["own"] = _own_settings(trainer, seed)
-    with _ray():
+    with ray_running():
         history, weights = _learn(trainer, seed, (folder / "training").absolute(), on_epoch)
     predictor = PolicyPredictor(model, weights)
     metrics = play(trainer, predictor, seed=hash_seed(seed, 1) % 2**31)
@@ -85,22 +85,6 @@ def play(
         lengths.append(steps)
     environment.close()
     return {"return": float(np.mean(returns)), "episode_length": float(np.mean(lengths))}
-
-
-@contextlib.contextmanager
-def _ray() -> Iterator[None]:
-    import ray
-
-    from sp_ray_ml.train.context import _start_ray
-
-    started_here = not ray.is_initialized()
-    if started_here:
-        _start_ray()
-    try:
-        yield
-    finally:
-        if started_here:
-            ray.shutdown()
 
 
 def _config(trainer: RLlibTrainer, seed: int) -> Any:

@@ -375,12 +375,9 @@ def _run_on_ray(tuning: _Tuning, job: TrialJob, at_a_time: int) -> None:
         from ray import tune as ray_tune
 
         from sp_ray_ml.train._tune_ray import Follower, Proposals
-        from sp_ray_ml.train.context import _start_ray
+        from sp_ray_ml.train.context import ray_running
 
-        started_here = not ray.is_initialized()
-        if started_here:
-            _start_ray()
-        try:
+        with ray_running():
             reference = ray.put(job)
             path = [*sys.path, str(Path.cwd())]
 
@@ -423,9 +420,6 @@ def _run_on_ray(tuning: _Tuning, job: TrialJob, at_a_time: int) -> None:
                     ),
                 ).fit()
             tuning.interrupt()
-        finally:
-            if started_here:
-                ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -397,6 +398,25 @@ def run_loop(
     return _run_on_ray(loop, job, scaling, folder, on_report, backend)
 
 
+@contextmanager
+def ray_running() -> Iterator[None]:
+    """Ray as it is, or started for as long as the block lasts.
+
+    Raises:
+        ResourceError: The cluster at `RAY_ADDRESS` does not answer.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _start_ray()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def _start_ray() -> None:
     import logging
 
@@ -481,45 +501,39 @@ def _run_on_ray(
     on_report: Callable[[Metrics], None],
     backend: Backend,
 ) -> LoopResult:
-    import ray
     import ray.train
 
-    started_here = not ray.is_initialized()
-    if started_here:
-        _start_ray()
     folder = folder.resolve()
     progress = folder / "progress.jsonl"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         progress.unlink(missing_ok=True)
         (folder / _STARTS).unlink(missing_ok=True)
-    trainer = _ray_trainer(backend)(
-        _worker,
-        train_loop_config={
-            "loop": loop,
-            "job": job,
-            "progress": str(progress),
-            "sys_path": [*sys.path, str(Path.cwd())],
-        },
-        scaling_config=scaling_config(scaling),
-        run_config=ray.train.RunConfig(
-            # The same name in the same place goes on by itself.
-            name="ray",
-            storage_path=str(folder),
-            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="_score", checkpoint_score_order="max"
+    with ray_running():
+        trainer = _ray_trainer(backend)(
+            _worker,
+            train_loop_config={
+                "loop": loop,
+                "job": job,
+                "progress": str(progress),
+                "sys_path": [*sys.path, str(Path.cwd())],
+            },
+            scaling_config=scaling_config(scaling),
+            run_config=ray.train.RunConfig(
+                # The same name in the same place goes on by itself.
+                name="ray",
+                storage_path=str(folder),
+                failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=1, checkpoint_score_attribute="_score", checkpoint_score_order="max"
+                ),
             ),
-        ),
-    )
-    try:
-        with _Follow(progress, on_report):
-            result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
-    finally:
-        if started_here:
-            ray.shutdown()
+        )
+        try:
+            with _Follow(progress, on_report):
+                result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from error
     if result.checkpoint is None:
         raise TrainingError("training ended without a single epoch", where="train.epochs")
     best = max(result.best_checkpoints, key=lambda pair: pair[1]["_score"])[0]
