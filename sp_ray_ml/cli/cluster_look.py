@@ -24,6 +24,11 @@ from sp_ray_ml.cli._output import print_data, say
 
 __all__ = ["build", "get"]
 
+AnyForm = Annotated[Form, typer.Option("-o", "--output", help="Form of what is printed.")]
+BlackBoxAt = Annotated[
+    str | None, typer.Option(metavar="URL", help="Where that lies, if it is not found.", show_default=False)
+]
+
 
 def build(verb: str) -> typer.Typer:
     """The app of a verb."""
@@ -44,7 +49,7 @@ def get(
     all_namespaces: Annotated[
         bool, typer.Option("-A", "--all-namespaces", help="Of all namespaces.")
     ] = False,
-    output: Annotated[Form, typer.Option("-o", "--output", help="Form of what is printed.")] = Form.text,
+    output: AnyForm = Form.text,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -82,11 +87,8 @@ def describe(
     post_mortem: Annotated[
         bool, typer.Option("--post-mortem", help="Of one that was deleted: from its black box.")
     ] = False,
-    black_box_at: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Where that lies, if it is not found.", show_default=False),
-    ] = None,
-    output: Annotated[Form, typer.Option("-o", "--output", help="Form of what is printed.")] = Form.text,
+    black_box_at: BlackBoxAt = None,
+    output: AnyForm = Form.text,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -121,11 +123,8 @@ def describe_gone(
         ),
     ] = None,
     namespace: Namespace = None,
-    black_box_at: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Where that lies, if it is not found.", show_default=False),
-    ] = None,
-    output: Annotated[Form, typer.Option("-o", "--output", help="Form of what is printed.")] = Form.text,
+    black_box_at: BlackBoxAt = None,
+    output: AnyForm = Form.text,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -156,7 +155,7 @@ def _describe_post_mortem(
 def explain(
     name: Name,
     namespace: Namespace = None,
-    output: Annotated[Form, typer.Option("-o", "--output", help="Form of what is printed.")] = Form.text,
+    output: AnyForm = Form.text,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
