@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sp_ray_ml._job import PlannedStep, RunResult, about, input_fingerprints, tables_written
+from sp_ray_ml._job import (
+    PlannedStep,
+    RunResult,
+    about,
+    input_fingerprints,
+    planned_write,
+    result_of,
+    write_outputs,
+)
 from sp_ray_ml._runs import RunFolder, Step, StepContext
 from sp_ray_ml.config import Custom, redact
 from sp_ray_ml.errors import ConfigError
@@ -102,25 +110,13 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
             after=[train],
             code=["inference", "metrics"],
         )
-        # The warehouse knows what was committed: what is there is not written again, what is gone is.
-        written = folder.step(
-            "write",
-            lambda step: _steps.write(
-                step, predicted.folder, recommender, predict, f"{folder.info['id']}:{predicted.fingerprint}"
-            ),
-            inputs=[predict],
-            after=[predicted],
-            keep=False,
+        outputs = write_outputs(
+            folder,
+            predict,
+            predicted,
+            lambda step, commit: _steps.write(step, predicted.folder, recommender, predict, commit),
         )
-        outputs = dict.fromkeys(written.summary["tables"], redact(predict.output.warehouse))
-    return RunResult(
-        table["model"],
-        {name: row for name, row in table.items() if name != "model"},
-        outputs,
-        folder.path,
-        None,
-        folder.steps,
-    )
+    return result_of(table, outputs, folder)
 
 
 def plan(p: Pipeline) -> list[PlannedStep]:
@@ -148,14 +144,9 @@ def plan(p: Pipeline) -> list[PlannedStep]:
         PlannedStep("evaluate", ["graph", "train"], [f"{steps}/evaluate/metrics.json"]),
     ]
     if p.predict is not None:
-        output = p.predict.output
         planned += [
             PlannedStep("predict", ["train"], [f"{steps}/predict"]),
-            PlannedStep(
-                "write",
-                ["predict"],
-                [f"{redact(output.warehouse)}: {t} ({output.mode})" for t in tables_written(p.predict)],
-            ),
+            planned_write(p.predict),
         ]
     return planned
 

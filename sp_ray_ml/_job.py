@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sp_ray_ml._runs import RunFolder, Step
-from sp_ray_ml.config import dump
+from sp_ray_ml._runs import RunFolder, Step, StepContext
+from sp_ray_ml.config import dump, redact
 from sp_ray_ml.inference.settings import Predict
 
 if TYPE_CHECKING:
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from sp_ray_ml.data.warehouse import Warehouse
     from sp_ray_ml.pipeline import Pipeline
 
-__all__ = ["PlannedStep", "RunResult", "about", "input_fingerprints", "tables_written"]
+__all__ = [
+    "PlannedStep",
+    "RunResult",
+    "about",
+    "input_fingerprints",
+    "planned_write",
+    "result_of",
+    "tables_written",
+    "write_outputs",
+]
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,6 +85,49 @@ def tables_written(predict: Predict) -> list[str]:
     """The tables that batch prediction writes."""
     output = predict.output
     return [table for table in (output.table, output.embeddings.user, output.embeddings.item) if table]
+
+
+def planned_write(predict: Predict) -> PlannedStep:
+    """What the last step will do."""
+    place, mode = redact(predict.output.warehouse), predict.output.mode
+    return PlannedStep("write", ["predict"], [f"{place}: {t} ({mode})" for t in tables_written(predict)])
+
+
+def write_outputs(
+    folder: RunFolder,
+    predict: Predict,
+    predicted: Step,
+    write: Callable[[StepContext, str], dict[str, Any]],
+) -> dict[str, str]:
+    """The last step, which is always taken: the warehouse knows what was committed.
+
+    What is there is not written again, what is gone is.
+
+    Args:
+        folder: The run's.
+        predict: Where to.
+        predicted: The step before.
+        write: Writes its output under the name of the commit that it is given.
+
+    Returns:
+        The warehouse of each table.
+    """
+    written = folder.step(
+        "write",
+        lambda step: write(step, f"{folder.info['id']}:{predicted.fingerprint}"),
+        inputs=[predict],
+        after=[predicted],
+        keep=False,
+    )
+    return dict.fromkeys(written.summary["tables"], redact(predict.output.warehouse))
+
+
+def result_of(
+    metrics: Mapping[str, Mapping[str, Any]], outputs: Mapping[str, str], folder: RunFolder
+) -> RunResult:
+    """What a job gives that has taken all its steps; `metrics` are by model, the trained one is `model`."""
+    baselines = {name: row for name, row in metrics.items() if name != "model"}
+    return RunResult(metrics["model"], baselines, outputs, folder.path, None, folder.steps)
 
 
 def input_fingerprints(warehouse: Warehouse, queries: Iterable[str]) -> dict[str, str]:
