@@ -20,7 +20,7 @@ from sp_ray_ml.train.table_predictor import metrics_of
 if TYPE_CHECKING:
     from sp_ray_ml.train.settings import EarlyStopping
 
-__all__ = ["Progress", "batch_size_of", "broken", "label_scale", "rows_of"]
+__all__ = ["Progress", "batch_size_of", "broken", "label_scale"]
 
 
 def batch_size_of(wanted: int | None, rows: int) -> int:
@@ -45,13 +45,6 @@ def label_scale(standardize: bool, target: Target, train: Arrays) -> tuple[float
     if target.task != "regression" or not standardize:
         return 0.0, 1.0
     return float(train.y.mean(dtype=np.float64)), float(train.y.std(dtype=np.float64)) or 1.0
-
-
-def rows_of(rows: Mapping[str, Arrays] | Path, part: str) -> Arrays | None:
-    """The rows of a part, out of memory or of a folder that has each part as files; None where there is none."""
-    if isinstance(rows, Path):
-        return Arrays.load(rows / part) if (rows / part).exists() else None
-    return rows.get(part)
 
 
 @dataclass

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sp_ray_ml.errors import CheckpointError, ConfigError, TrainingError
-from sp_ray_ml.train._epochs import Progress, batch_size_of, broken, label_scale, rows_of
+from sp_ray_ml.train._epochs import Progress, batch_size_of, broken, label_scale
 from sp_ray_ml.train._keras import tf
 from sp_ray_ml.train._keras_losses import Objective
 from sp_ray_ml.train._keras_model import KerasModel
 from sp_ray_ml.train._keras_network import build, check_outputs, own_random
 from sp_ray_ml.train._keras_step import Stepper, make_optimizer
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Arrays, TableData, Target
+from sp_ray_ml.train._table_data import Arrays, TableData, Target, parts_of, rows_of, write_parts
 from sp_ray_ml.train.context import TrainContext, read_state, run_loop
 from sp_ray_ml.train.table import Learned, OnEpoch
 from sp_ray_ml.train.table_predictor import metrics_of, padded_scores
@@ -103,7 +103,7 @@ def learn(
     trainer: TensorFlowTrainer, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch
 ) -> Learned:
     """See `TableTrainer.learn`."""
-    parts = {part: arrays for part in ("train", "validation") if (arrays := data.arrays(part)) is not None}
+    parts = parts_of(data)
     train, spec, start = parts["train"], data.spec, _started(data.start)
     inputs = ModelInputs(
         spec.width, spec.target.outputs, dict(spec.cardinalities), list(spec.names), spec.target.task
@@ -127,9 +127,7 @@ def learn(
             job.model(network).to_bytes(), inputs.width, task=spec.target.task, mean=0.0, std=1.0
         )
     if trainer.scaling.workers:
-        for part, arrays in parts.items():
-            arrays.save((folder / "rows").resolve() / part)
-        job = dataclasses.replace(job, rows=(folder / "rows").resolve())
+        job = dataclasses.replace(job, rows=write_parts(parts, folder / "rows"))
     kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch, backend="tensorflow")
     state = read_state(kept.last)
     best = kept.last / _BEST

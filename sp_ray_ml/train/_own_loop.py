@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.errors import ConfigError, SpRayError, TrainingError
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Arrays, TableData, prepare
+from sp_ray_ml.train._table_data import Arrays, TableData, parts_of, prepare, rows_of, write_parts
 from sp_ray_ml.train.context import TrainContext, check_resources, run_loop
 from sp_ray_ml.train.table import OnEpoch, new_training_folder
 from sp_ray_ml.train.torch import LoopTraining, TorchTrainer
@@ -126,10 +126,7 @@ def _with_context(
             scale=True,
         )
         if trainer.scaling.workers:
-            data, rows = rows, (folder / "rows").resolve()
-            for part in ("train", "validation"):
-                if (arrays := data.arrays(part)) is not None:
-                    arrays.save(rows / part)
+            rows = write_parts(parts_of(rows), folder / "rows")
     with torch.random.fork_rng():
         kept = run_loop(_loop, _Job(function, rows, seed), trainer.scaling, folder / "checkpoints", hear)
     return kept.best
@@ -139,10 +136,8 @@ def _loop(context: TrainContext, job: _Job) -> None:
     import torch
 
     def rows(part: str) -> Arrays | None:
-        if isinstance(job.rows, Path):
-            return Arrays.load(job.rows / part) if (job.rows / part).exists() else None
         assert job.rows is not None
-        return job.rows.arrays(part)
+        return rows_of(job.rows, part) if isinstance(job.rows, Path) else job.rows.arrays(part)
 
     if job.rows is not None:
         context._rows = rows

@@ -31,7 +31,17 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.train.table_predictor import TableModel, TablePredictor
 
-__all__ = ["Arrays", "Block", "TableData", "TableSpec", "Target", "prepare"]
+__all__ = [
+    "Arrays",
+    "Block",
+    "TableData",
+    "TableSpec",
+    "Target",
+    "parts_of",
+    "prepare",
+    "rows_of",
+    "write_parts",
+]
 
 Task = Literal["regression", "classification"]
 _MOST_CLASSES = 1_000
@@ -288,6 +298,25 @@ class TableData:
                 weight[at:end] = block.weight
             at = end
         return Arrays(x[:at], y[:at], None if weight is None else weight[:at])
+
+
+def parts_of(data: TableData) -> dict[str, Arrays]:
+    """All rows in memory, by part: `train`, and `validation` where there is such a part."""
+    return {part: rows for part in ("train", "validation") if (rows := data.arrays(part)) is not None}
+
+
+def write_parts(parts: Mapping[str, Arrays], folder: Path) -> Path:
+    """Write rows for workers to map, and return the folder's absolute path."""
+    for part, rows in parts.items():
+        rows.save(folder / part)
+    return folder.resolve()
+
+
+def rows_of(rows: Mapping[str, Arrays] | Path, part: str) -> Arrays | None:
+    """The rows of a part, out of memory or of what `write_parts` wrote; None where there is none."""
+    if isinstance(rows, Path):
+        return Arrays.load(rows / part) if (rows / part).exists() else None
+    return rows.get(part)
 
 
 def _joined(blocks: Sequence[Block]) -> tuple[Any, Any, Any]:

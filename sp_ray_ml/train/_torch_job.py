@@ -13,9 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from sp_ray_ml.errors import CheckpointError, ConfigError
-from sp_ray_ml.train._epochs import rows_of
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Arrays, Target
+from sp_ray_ml.train._table_data import Arrays, Target, rows_of
 from sp_ray_ml.train._torch_losses import Objective
 from sp_ray_ml.train._torch_model import TorchModel, build
 

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from sp_ray_ml.errors import CheckpointError, ConfigError, TrainingError
 from sp_ray_ml.train._epochs import Progress, batch_size_of, broken, label_scale
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Arrays, TableData
+from sp_ray_ml.train._table_data import TableData, parts_of, write_parts
 from sp_ray_ml.train._torch_data import Rows
 from sp_ray_ml.train._torch_job import Job, fill, first_network, make_optimizer, read_weights
 from sp_ray_ml.train._torch_losses import Objective
@@ -45,7 +45,7 @@ _SMALL = 2_000_000
 
 def learn(trainer: TorchTrainer, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
     """See `TableTrainer.learn`."""
-    parts = {part: arrays for part in ("train", "validation") if (arrays := data.arrays(part)) is not None}
+    parts = parts_of(data)
     train = parts["train"]
     start = _started(data.start)
     job = Job(
@@ -65,7 +65,7 @@ def learn(trainer: TorchTrainer, data: TableData, *, seed: int, folder: Path, on
         if trainer.scaling.workers:
             # What is wrong with the model or the loss is said before any worker is started.
             first_network(job, torch.device("cpu"), train)
-            job = _on_disk(job, parts, (folder / "rows").resolve())
+            job = replace(job, rows=write_parts(parts, folder / "rows"))
         kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch)
         state = read_state(kept.last)
         network = build(trainer.model, job.inputs)
@@ -75,12 +75,6 @@ def learn(trainer: TorchTrainer, data: TableData, *, seed: int, folder: Path, on
     held_out = parts.get("validation")
     scores = None if held_out is None or not len(held_out) else padded_scores(model, held_out.x)
     return Learned(model, state["history"], scores)
-
-
-def _on_disk(job: Job, parts: Mapping[str, Arrays], folder: Path) -> Job:
-    for part, arrays in parts.items():
-        arrays.save(folder / part)
-    return replace(job, rows=folder)
 
 
 def _started(model: Any) -> TorchModel | None:

@@ -16,7 +16,7 @@ import xgboost
 from sp_ray_ml.errors import ConfigError, DataError, TrainingError
 from sp_ray_ml.metrics.supervised import larger_is_better
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Arrays, Block, TableData, Target
+from sp_ray_ml.train._table_data import Block, TableData, Target, parts_of, rows_of, write_parts
 from sp_ray_ml.train._xgboost_model import XGBoostModel, as_scores
 from sp_ray_ml.train._xgboost_params import (
     boosting_params,
@@ -62,11 +62,10 @@ def learn(trainer: XGBoostTrainer, data: TableData, *, seed: int, folder: Path, 
     start = None if data.start is None else _started(data.start, str(params["objective"]))
     rows: TableData | Path = data
     if trainer.scaling.workers:
-        rows = (folder / "rows").resolve()
-        for part in ("train", "validation"):
-            if (arrays := data.arrays(part)) is not None:
-                _check_shards(len(arrays), trainer.scaling.workers, part)
-                arrays.save(rows / part)
+        whole = parts_of(data)
+        for part, arrays in whole.items():
+            _check_shards(len(arrays), trainer.scaling.workers, part)
+        rows = write_parts(whole, folder / "rows")
     job = _Job(trainer, params, names, types, seed, rows, start, spec.target)
     kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch, backend="xgboost")
     state = read_state(kept.last)
@@ -148,9 +147,8 @@ class _Batches(xgboost.DataIter):  # type: ignore[misc]
 
 def _matrix(job: _Job, part: str, context: TrainContext, ref: Any, folder: Path) -> Any:
     if isinstance(job.data, Path):
-        if not (job.data / part).exists():
+        if (arrays := rows_of(job.data, part)) is None:
             return None
-        arrays = Arrays.load(job.data / part)
         own = context.shard(len(arrays))
         weight = None if arrays.weight is None else arrays.weight[own]
         kept = [Block(np.asarray(arrays.x[own]), np.asarray(arrays.y[own]), weight)]
