@@ -34,12 +34,15 @@ class Edges:
         indices: int32 [edges], destination nodes, ascending within a row.
         weight: float32 [edges].
         time: int64 [edges], nanoseconds since 1970 of the first event of each edge, where events have times.
+        edge: int64 [edges], where the rows are destinations (`Graph.in_edges`): each edge's place among those in the
+            order of their sources.
     """
 
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
     weight: NDArray[np.float32]
     time: NDArray[np.int64] | None = None
+    edge: NDArray[np.int64] | None = None
 
     @property
     def num_edges(self) -> int:
@@ -88,6 +91,19 @@ class Graph:
                 raise DataError(
                     f"{len(matrix)} rows of features for {self.num_nodes[name]} nodes", where=f"nodes {name}"
                 )
+
+    def in_edges(self, edge_type: EdgeType) -> Edges:
+        """The edges of one type by destination (CSC): row = destination, `indices` = sources, ascending in a row."""
+        edges, count = self.edges[edge_type], self.num_nodes[edge_type[2]]
+        order = np.argsort(edges.indices, kind="stable")
+        rows = np.bincount(edges.indices, minlength=count)
+        return Edges(
+            indptr=np.concatenate([[0], np.cumsum(rows)]).astype(np.int64),
+            indices=edges.sources()[order].astype(np.int32),
+            weight=np.asarray(edges.weight)[order],
+            time=None if edges.time is None else np.asarray(edges.time)[order],
+            edge=order.astype(np.int64),
+        )
 
     def with_features(self, features: Mapping[str, NDArray[np.float32]]) -> Graph:
         """The same graph with these features."""
