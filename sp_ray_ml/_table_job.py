@@ -197,7 +197,8 @@ def _on_epoch(step: StepContext, tracked: Run) -> Callable[[Mapping[str, float]]
             {name if "/" in name else f"train/{name}": value for name, value in values.items()}, step=epoch
         )
         shown = [f"{n} {v:.4f}" for n, v in values.items() if n == "loss" or n.startswith("validation/")]
-        step.progress(epoch, epochs, ", ".join([f"epoch {epoch}", *shown[:2]]))
+        again = "again on all rows, " if any(name.startswith("refit/") for name in values) else ""
+        step.progress(epoch, epochs, ", ".join([f"{again}epoch {epoch}", *shown[:2]]))
 
     return on_epoch
 

@@ -171,7 +171,7 @@ def train(
     if tune is not None:
         result: TrainResult = _tuned(context, trainer, train, validation, tune, seed, about, tracked)
     else:
-        result = trainer.fit(
+        result = trainer._on_a_split().fit(
             train, validation, seed=seed, folder=context.scratch, on_epoch=on_epoch, about=about
         )
     shutil.move(result.predictor_path, context.output / "predictor")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -272,6 +272,34 @@ class TableData:
             own = np.asarray(by_class, np.float32)[y]
             weight = own if weight is None else weight * own
         return weight
+
+    def joined(self) -> TableData:
+        """Both parts as one to learn from, the validation rows last; they become numbers as before.
+
+        Raises:
+            DataError: A column has one type in the one and quite another in the other.
+        """
+        assert self.validation is not None
+        columns = _columns(self.spec, self.weight)
+        first, last = self.train.select(columns), self.validation.select(columns)
+
+        def stream() -> Iterator[pa.RecordBatch]:
+            yield from first.batches()
+            for batch in last.batches():
+                try:
+                    yield batch.cast(first.schema)
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                    raise DataError(
+                        f"has other types than {first.name}, and the refit needs both: {error}",
+                        where=last.name,
+                        hint="Cast them in the query",
+                    ) from None
+
+        counts = (first.num_rows, last.num_rows)
+        rows = None if None in counts else sum(n for n in counts if n is not None)
+        return replace(
+            self, train=Source(first.name, first.schema, stream, num_rows=rows), validation=None, kept=[]
+        )
 
     def arrays(self, part: str = "train") -> Arrays | None:
         """All rows of a part in memory, or None where there is no such part."""

@@ -144,12 +144,16 @@ def fit_trial(
 
 
 def _of_one_trial(trainer: Trainer) -> Trainer:
-    """With `workers: 0` Ray gives the trial's process its GPUs, and the training takes what it sees."""
+    """As a trainer trains in a trial.
+
+    With `workers: 0` Ray gives the trial's process its GPUs, and the training takes what it sees. What is sealed is
+    what was measured: nothing is refitted on the rows that the trials are compared on.
+    """
     scaling = trainer.scaling
-    if scaling.workers or not scaling.gpus_per_worker:
-        return trainer
-    plain = scaling.model_copy(update={"gpus_per_worker": 0.0, "gpu_type": None})
-    return trainer.model_copy(update={"scaling": plain})
+    if not scaling.workers and scaling.gpus_per_worker:
+        plain = scaling.model_copy(update={"gpus_per_worker": 0.0, "gpu_type": None})
+        trainer = trainer.model_copy(update={"scaling": plain})
+    return trainer.model_copy(update={"refit": False}) if getattr(trainer, "refit", False) else trainer
 
 
 def _told(error: Exception) -> str:

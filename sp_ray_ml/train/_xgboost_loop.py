@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ from sp_ray_ml.train.table import Learned, OnEpoch
 from sp_ray_ml.train.table_predictor import metrics_of, padded_scores
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from sp_ray_ml.train.xgboost import XGBoostTrainer
 
 __all__ = ["learn"]
@@ -51,6 +53,7 @@ class _Job:
     data: TableData | Path
     start: bytes | None
     target: Target
+    prefix: str = "train"
 
 
 def learn(trainer: XGBoostTrainer, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
@@ -60,13 +63,7 @@ def learn(trainer: XGBoostTrainer, data: TableData, *, seed: int, folder: Path, 
     types = ["c" if column in spec.cardinalities else "float" for column in range(spec.width)]
     try_params(trainer, params, spec, names, types)
     start = None if data.start is None else _started(data.start, str(params["objective"]))
-    rows: TableData | Path = data
-    if trainer.scaling.workers:
-        whole = parts_of(data)
-        for part, arrays in whole.items():
-            _check_shards(len(arrays), trainer.scaling.workers, part)
-        rows = write_parts(whole, folder / "rows")
-    job = _Job(trainer, params, names, types, seed, rows, start, spec.target)
+    job = _Job(trainer, params, names, types, seed, _rows(trainer, data, folder / "rows"), start, spec.target)
     kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch, backend="xgboost")
     state = read_state(kept.last)
     booster = xgboost.Booster(model_file=str(kept.last / _MODEL))
@@ -75,13 +72,42 @@ def learn(trainer: XGBoostTrainer, data: TableData, *, seed: int, folder: Path, 
     model = XGBoostModel(booster, spec.target.outputs)
     scores, metrics = None, state.get("metrics")
     if data.validation is not None:
-        measure, parts = metrics_of(spec.target), []
-        for block in data.blocks("validation"):
-            parts.append(padded_scores(model, block.x))
-            measure.update(parts[-1], block.y)
-        scores, metrics = np.concatenate(parts) if parts else None, measure.finish()
+        scores, metrics = _held_out(model, data)
+        if trainer.refit:
+            rounds = booster.num_boosted_rounds() - int(state.get("before", 0))
+            rows = _rows(trainer, data.joined(), folder / "refit" / "rows")
+            booster = _refit(job, rounds, rows, folder / "refit", on_epoch)
+            model = XGBoostModel(booster, spec.target.outputs)
+            scores, _ = _held_out(model, data)
     importance = _importance(booster, dict(zip(names, spec.names, strict=True)))
     return Learned(model, state["history"], scores, {"importance": importance}, metrics)
+
+
+def _rows(trainer: XGBoostTrainer, data: TableData, folder: Path) -> TableData | Path:
+    """What the loop reads: the rows as they stream, or for workers the files that they map."""
+    if not trainer.scaling.workers:
+        return data
+    whole = parts_of(data)
+    for part, arrays in whole.items():
+        _check_shards(len(arrays), trainer.scaling.workers, part)
+    return write_parts(whole, folder)
+
+
+def _refit(job: _Job, rounds: int, rows: TableData | Path, folder: Path, on_epoch: OnEpoch) -> Any:
+    """Boost from the start for a given number of rounds, without a look at anything held out."""
+    trainer = job.trainer.model_copy(update={"num_boost_round": rounds, "early_stopping": None})
+    again = replace(job, trainer=trainer, data=rows, prefix="refit")
+    kept = run_loop(_loop, again, trainer.scaling, folder / "checkpoints", on_epoch, backend="xgboost")
+    return xgboost.Booster(model_file=str(kept.last / _MODEL))
+
+
+def _held_out(model: XGBoostModel, data: TableData) -> tuple[NDArray[np.float32] | None, dict[str, float]]:
+    """Scores of the validation rows, and the metrics."""
+    measure, parts = metrics_of(data.spec.target), []
+    for block in data.blocks("validation"):
+        parts.append(padded_scores(model, block.x))
+        measure.update(parts[-1], block.y)
+    return np.concatenate(parts) if parts else None, measure.finish()
 
 
 def _check_shards(rows: int, workers: int, part: str) -> None:
@@ -222,7 +248,7 @@ def _boost(context: TrainContext, job: _Job, train: Any, validation: Any) -> Non
         booster.load_model(bytearray(job.start))
         state["before"] = booster.num_boosted_rounds()
     before = int(state.get("before", 0))
-    parts = [(train, "train"), *([(validation, "validation")] if validation is not None else [])]
+    parts = [(train, job.prefix), *([(validation, "validation")] if validation is not None else [])]
     written = time.monotonic()
     while state["round"] < trainer.num_boost_round and not _stopped(trainer, state):
         began, number = time.perf_counter(), before + state["round"]

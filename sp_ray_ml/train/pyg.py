@@ -92,7 +92,7 @@ class PyGTrainer(Trainer):
     early_stopping: EarlyStopping | None = EarlyStopping()
     """When to stop; none trains for all epochs and keeps the best."""
     refit: bool = True
-    """Train again on the whole training history for as many epochs as were best."""
+    """Train again on the whole training history for as many epochs as were best. The trials of a tuning never do."""
 
     main_metrics: ClassVar[tuple[str, ...]] = ("ndcg@20", "ndcg@10")
 

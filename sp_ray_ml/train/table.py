@@ -38,10 +38,11 @@ class TrainResult:
     """What a training gives, whatever the framework.
 
     Attributes:
-        metrics: Of the best model on the validation rows; on the training rows where there are none.
+        metrics: Of the best model on the validation rows; on the training rows where there are none. With `refit`,
+            of the model that chose the epoch: it had not seen the validation rows, which the sealed one has.
         history: One entry an epoch (a round of boosting): loss, validation metrics, seconds.
-        path: The folder of the training: `predictor` is the sealed best model, the rest is to go on from.
-        validation_scores: float32 [rows, outputs], what the best model said of the validation rows in training.
+        path: The folder of the training: `predictor` is the sealed model, the rest is to go on from.
+        validation_scores: float32 [rows, outputs], what the sealed model said of the validation rows in training.
         plots: Pictures' data for the tracking, by kind: `importance`, the share of each feature, largest first.
     """
 
@@ -75,12 +76,12 @@ class Learned:
     """What `TableTrainer.learn` gives.
 
     Attributes:
-        model: The best model.
+        model: The model to seal.
         history: One entry an epoch.
-        validation_scores: float32 [rows, outputs] of the best model, or None where there is nothing to validate on.
+        validation_scores: float32 [rows, outputs] of that model, or None where there is nothing to validate on.
         plots: Pictures' data for the tracking, by kind.
         metrics: Of the best model on the validation rows, or on the training rows where there are none; None where
-            they are still to be computed.
+            they are still to be computed from `model`.
     """
 
     model: TableModel
@@ -119,6 +120,10 @@ class TableTrainer(Trainer):
     def _keep(self) -> int:
         """How many bytes of encoded training rows may be kept from the fit of the preprocessors."""
         return 0
+
+    def _on_a_split(self) -> TableTrainer:
+        """This trainer where the validation rows were split off from those to learn from, by nobody's wish."""
+        return self
 
     @abstractmethod
     def learn(self, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:

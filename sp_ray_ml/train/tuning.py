@@ -173,7 +173,8 @@ class TuneResult(TrainResult):
         mode: Whether it should be small (`min`) or large (`max`).
         trials: All of them, by number.
         best: The best one.
-        trainer: The trainer with the best one's settings.
+        trainer: The trainer with the best one's settings. Trials never `refit`, so that what is sealed is what the
+            metrics are of: `trainer.fit` with the same rows does.
     """
 
     metric: str = ""

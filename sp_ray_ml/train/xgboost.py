@@ -40,6 +40,10 @@ class XGBoostTrainer(TableTrainer):
     off goes on to the same trees."""
     early_stopping: EarlyStopping | None = EarlyStopping()
     """When to stop, by a metric of the validation rows; the best round is kept. None boosts for all rounds."""
+    refit: bool | None = None
+    """Boost again on the training and the validation rows together, for as many rounds as were kept. The metrics stay
+    those of the first boosting, which had not seen the validation rows. Without, a pipeline does, which has split
+    those rows off itself, and `fit` does not, which was given them. The trials of a tuning never do."""
     memory_limit: int | None = pydantic.Field(default=None, ge=1)
     """Bytes that the encoded rows may take (4 a number); what is larger stays on disk. Without, half of what is free."""
 
@@ -87,6 +91,9 @@ class XGBoostTrainer(TableTrainer):
         if params.get("tree_method", "hist") != "hist":
             raise ValueError("tree_method must be hist, the one that rows can stream into")
         return params
+
+    def _on_a_split(self) -> XGBoostTrainer:
+        return self if self.refit is not None else self.model_copy(update={"refit": True})
 
     def learn(self, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
         """See `TableTrainer.learn`."""

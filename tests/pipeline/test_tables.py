@@ -21,6 +21,7 @@ from sp_ray_ml._runs import list_runs
 from sp_ray_ml.config import json_schema, to_yaml
 from sp_ray_ml.errors import ColumnNotFoundError, ConfigError, DataError, SpRayError, TableNotFoundError
 from sp_ray_ml.pipeline import Pipeline, load_config, plan
+from sp_ray_ml.storage import read_json
 
 from . import world
 from .tables import ROWS, config, orders, write
@@ -188,6 +189,21 @@ def test_the_metrics_are_those_of_the_predictions_that_were_written(ran: Ran) ->
     test = written.filter(pa.array(np.load(ran.steps / "split" / "label.npy") == 2))
     right = pc.equal(test["prediction"], test["returned"]).to_numpy()
     assert ran.metrics["accuracy"] == right.mean()
+
+
+def test_rows_spared_to_choose_the_rounds_by_are_learned_from_in_the_end(ran: Ran, shop: str) -> None:
+    spared = run(config(warehouse=shop, train__refit=False))
+    # The first boosting is the same, and so is what it showed of the spared rows.
+    trainings = [read_json(each.steps / "train" / "history.json") for each in (ran, spared)]
+    first, second = ([{**h, "seconds": 0} for h in history] for history in trainings)
+    assert first == second
+    manifests = [read_json(each.steps / "train" / "predictor" / "manifest.json") for each in (ran, spared)]
+    assert manifests[0]["metrics"] == manifests[1]["metrics"]
+    # The model that is sealed knows them.
+    label = np.load(ran.steps / "split" / "label.npy")
+    held_out = orders().filter(pa.array(label == 1))
+    losses = [Predictor.load(each.result.path).evaluate(held_out)["log_loss"] for each in (ran, spared)]
+    assert losses[0] < losses[1] == manifests[1]["metrics"]["log_loss"]
 
 
 def test_predictions_have_the_rows_as_they_were_and_two_columns_more(ran: Ran) -> None:

@@ -59,7 +59,8 @@ def _ray() -> Any:
 
 @pytest.mark.usefixtures("_ray")
 def test_the_best_trial_is_sealed_and_is_what_a_training_with_its_values_gives(tmp_path: Path) -> None:
-    trainer = XGBoostTrainer(label="y", num_boost_round=15)
+    # A refit is for a training: what a tuning seals has learned from no row that it was chosen by.
+    trainer = XGBoostTrainer(label="y", num_boost_round=15, refit=True)
     news: list[Trial] = []
     result = trainer.tune(
         TRAIN,

@@ -157,6 +157,85 @@ def test_early_stopping_is_where_it_was_after_a_break(
     assert steps(resumed) == steps(whole)
 
 
+# --- the refit --------------------------------------------------------------------------------------------------
+
+REFITTED: dict[str, Any] = {
+    "num_boost_round": 60,
+    "learning_rate": 0.5,
+    "params": SAMPLED,
+    "early_stopping": EarlyStopping(patience=5),
+}
+
+
+@pytest.mark.parametrize("before", [0, 4])
+def test_the_refit_is_a_training_on_all_rows_for_the_rounds_that_were_kept(
+    tmp_path: Path, before: int
+) -> None:
+    # Numbers only: preprocessors that learn nothing from the rows are the same for both.
+    rows = only("value", table(600)).drop_columns(["city"])
+    train, held_out = rows.slice(0, 300), rows.slice(300)
+    start = None
+    if before:
+        start = trainer(num_boost_round=before, params=SAMPLED).fit(train, folder=tmp_path / "start").path
+    plain = trainer(**REFITTED).fit(train, held_out, folder=tmp_path / "plain", start_from=start)
+    heard: list[Any] = []
+    result = trainer(**REFITTED, refit=True).fit(
+        train, held_out, folder=tmp_path / "refit", start_from=start, on_epoch=heard.append
+    )
+    rounds = plain.predictor().model.booster.num_boosted_rounds() - before
+    assert 1 < rounds < len(plain.history) < 60
+    alone = {**REFITTED, "num_boost_round": rounds, "early_stopping": None}
+    whole = trainer(**alone).fit(rows, folder=tmp_path / "whole", start_from=start)
+    assert model_bytes(result) == model_bytes(whole)
+    # What is said of it is what the first boosting showed; what is predicted is what is sealed.
+    assert result.metrics == plain.metrics
+    assert steps(result) == steps(plain)
+    assert np.array_equal(result.predictor().scores(held_out), result.validation_scores)
+    assert not np.array_equal(result.validation_scores, plain.validation_scores)
+    again = heard[len(plain.history) :]
+    assert [entry["epoch"] for entry in again] == list(range(1, rounds + 1))
+    assert all("refit/rmse" in entry and "validation/rmse" not in entry for entry in again)
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_broken_off_in_the_refit_it_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setattr("sp_ray_ml.train._xgboost_loop._EVERY_S", 0.0)
+    rows = only("third", table(600))
+    train, held_out = rows.slice(0, 300), rows.slice(300)
+    chosen = trainer("third", **REFITTED, refit=True)
+    whole = chosen.fit(train, held_out, folder=tmp_path / "whole")
+
+    def stop(metrics: Any) -> None:
+        if metrics["epoch"] == at and "refit/mlogloss" in metrics:
+            raise Stop
+
+    with pytest.raises(Stop):
+        chosen.fit(train, held_out, folder=tmp_path / "broken", on_epoch=stop)
+    heard: list[float] = []
+    resumed = chosen.fit(
+        train, held_out, folder=tmp_path / "broken", on_epoch=lambda m: heard.append(m["epoch"])
+    )
+    assert heard[0] == at + 1  # nothing that was done is done again
+    assert model_bytes(resumed) == model_bytes(whole)
+    assert (resumed.metrics, steps(resumed)) == (whole.metrics, steps(whole))
+    assert np.array_equal(resumed.validation_scores, whole.validation_scores)
+
+
+def test_the_refit_takes_validation_rows_in_other_types_that_mean_the_same(tmp_path: Path) -> None:
+    rows = only("sign", table(400)).select(["x0", "x1", "city", "sign"])
+    train, held_out = rows.slice(0, 200), rows.slice(200)
+    fields = {"x0": pa.float32(), "city": pa.large_string()}
+    other = held_out.select(["city", "sign", "x1", "x0"])
+    for name, kind in fields.items():
+        other = other.set_column(other.column_names.index(name), name, other[name].cast(kind))
+    same = held_out.set_column(0, "x0", held_out["x0"].cast(pa.float32()).cast(pa.float64()))
+    one = trainer("sign", refit=True).fit(train, same, folder=tmp_path / "one")
+    two = trainer("sign", refit=True).fit(train, other, folder=tmp_path / "two")
+    assert model_bytes(one) == model_bytes(two)
+
+
 def test_a_training_that_is_done_is_not_done_again(tmp_path: Path) -> None:
     rows = only("value", table())
     first = trainer().fit(rows, folder=tmp_path)

@@ -82,6 +82,31 @@ def test_killed_in_this_process_and_started_again(tmp_path: Path, rounds: int) -
     assert np.array_equal(again.validation_scores, whole.validation_scores)
 
 
+def test_killed_in_the_refit_and_started_again(tmp_path: Path) -> None:
+    train, held_out = rows()
+    whole = trainer(refit=True).fit(train, held_out, folder=tmp_path / "whole", seed=5)
+    child_code = CHILD.replace("tests.trainer()", "tests.trainer(refit=True)").replace(
+        'int(m["epoch"])', 'int(m["epoch"]) * ("refit/mlogloss" in m)'
+    )
+    command = [sys.executable, "-c", child_code, str(tmp_path / "killed"), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) == 3:
+                break
+        child.kill()
+    assert child.returncode == -signal.SIGKILL
+    heard: list[Mapping[str, float]] = []
+    again = trainer(refit=True).fit(
+        train, held_out, folder=tmp_path / "killed", seed=5, on_epoch=heard.append
+    )
+    assert all("refit/mlogloss" in entry for entry in heard)
+    assert heard[0]["epoch"] >= 3
+    assert model_bytes(again) == model_bytes(whole)
+    assert (again.metrics, steps(again)) == (whole.metrics, steps(whole))
+    assert np.array_equal(again.validation_scores, whole.validation_scores)
+
+
 @pytest.fixture(scope="module")
 def _one_cluster() -> Iterator[None]:
     import ray
