@@ -125,7 +125,7 @@ class TrainingEdges:
         keep[self.order[~hidden]] = True
         rows = np.bincount(self.user[~hidden], minlength=len(self.count))
         indptr = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-        left = Edges(indptr, np.asarray(edges.indices)[keep], np.asarray(edges.weight)[keep])
+        left = Edges(indptr, np.asarray(edges.indices)[keep], np.asarray(edges.weights())[keep])
         return Graph(self.graph.num_nodes, {**self.graph.edges, USER_ITEM: left}, self.graph.features)
 
     def batches(

@@ -1,0 +1,80 @@
+"""How the kernels of graph sampling are compiled: once, for explicit signatures, then read from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["compiled", "helper", "high_product", "prefetch", "read", "trailing_zeros", "write"]
+
+
+def compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile for these signatures at import; keep the machine code on disk where a folder can be written."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(list(signatures), nogil=True, cache=True)(function)
+        except (RuntimeError, OSError):  # no folder that can be written, or no room in it
+            return njit(list(signatures), nogil=True)(function)
+
+    return decorate
+
+
+def helper(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile it as a part of its caller."""
+    return cast("Callable[..., Any]", njit(inline="always")(function))
+
+
+def read(dtype: Any, dimensions: int = 1) -> Any:
+    """The type of an array that is only read: one that is mapped from a file may not be written."""
+    return types.Array(dtype, dimensions, "C", readonly=True)
+
+
+def write(dtype: Any, dimensions: int = 1) -> Any:
+    """The type of an array that is written."""
+    return types.Array(dtype, dimensions, "C")
+
+
+@intrinsic
+def prefetch(_: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of `array[index]` ahead of its use; an index beyond the array does no harm."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        made = context.make_array(kind)(context, builder, arguments[0])
+        address = builder.gep(made.data, [arguments[1]])
+        pointer = builder.bitcast(address, cgutils.voidptr_t)
+        whole = ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, whole, whole, whole])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
+        builder.call(function, [pointer, whole(0), whole(3), whole(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
+@intrinsic
+def high_product(_: Any, first: Any, second: Any) -> Any:
+    """The upper 64 bits of the product of two uint64: for bits drawn uniformly and `n`, a number below `n`."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        wide = ir.IntType(128)
+        product = builder.mul(builder.zext(arguments[0], wide), builder.zext(arguments[1], wide))
+        return builder.trunc(builder.lshr(product, wide(64)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), emit
+
+
+@intrinsic
+def trailing_zeros(_: Any, bits: Any) -> Any:
+    """The place of the lowest bit that is set, of a uint64 other than 0."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), emit

@@ -1,0 +1,226 @@
+"""`construct_graph`: from tables to a graph on disk, in memory that grows with the nodes and not with the edges."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sp_ray_ml.data.source import Source, as_source, require_columns
+from sp_ray_ml.errors import DataError, ResourceError
+from sp_ray_ml.graph._assemble import EdgeWriter, Work, write_by_destination, write_by_source, write_pairs
+from sp_ray_ml.graph._co_occurrence import PairCounter
+from sp_ray_ml.graph._external import Columns, Limits, Spool
+from sp_ray_ml.graph._files import GraphFiles
+from sp_ray_ml.graph._id_table import NEVER, IdTable, places
+from sp_ray_ml.graph._ingest import EdgeEvents, read_edges, read_nodes
+from sp_ray_ml.graph._node_files import write_nodes
+from sp_ray_ml.graph.graph import EdgeType, Graph, node_type
+from sp_ray_ml.graph.settings import EdgeTable, NodeTable
+from sp_ray_ml.logger import LOGGER
+from sp_ray_ml.storage import new_folder, storage_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["construct_graph"]
+
+_ROW_BYTES = 72
+"""Disk an event takes at the most: its edge by source and by destination, and the partitions that these are made of."""
+
+
+def construct_graph(
+    path: str | Path,
+    edges: Mapping[EdgeType, EdgeTable],
+    nodes: Mapping[str, NodeTable] | None = None,
+    *,
+    threads: int | None = None,
+) -> Graph:
+    """Construct a graph of tables, on disk.
+
+    Args:
+        path: The folder, which appears whole, in place of what was there.
+        edges: Tables of edges by type, `{("user", "plays", "item"): EdgeTable(table=…, source=…, destination=…)}`.
+        nodes: Tables of nodes by type: nodes without edges, and features. Without, a type's nodes are those that
+            its edges name.
+        threads: How many; by default as many as there are CPUs.
+
+    Nodes are numbered in the canonical order: by the time of their first event in any table, then by id (text by
+    code points); then those whose events have no times, and last those without events, by id. So the same rows give
+    the same bytes, in whatever order they come.
+
+    Returns:
+        The graph, its arrays memory-mapped.
+
+    Raises:
+        ColumnNotFoundError: A table has not the columns that were named.
+        DataError: An id, time or weight is missing or none, or there is a node twice.
+        ResourceError: The disk is too small; found before anything is read.
+        StorageError: The disk is full all the same, or the folder cannot be written.
+    """
+    return construct(path, edges, nodes or {}, Limits(threads=threads or os.cpu_count() or 1))
+
+
+def construct(
+    path: str | Path, edges: Mapping[EdgeType, EdgeTable], nodes: Mapping[str, NodeTable], limits: Limits
+) -> Graph:
+    """As `construct_graph`."""
+    sources = {kind: _edge_source(kind, settings) for kind, settings in edges.items()}
+    node_sources = {name: as_source(settings.table, name) for name, settings in nodes.items()}
+    target = Path(path)
+    rows = sum(map(_rows, sources.values()))
+    _check_disk(target, rows)
+    types = list(dict.fromkeys([*(name for kind in edges for name in (kind[0], kind[2])), *nodes]))
+    tables = {name: IdTable() for name in types}
+    code = np.dtype(node_type(2 * (2 * rows + sum(map(_rows, node_sources.values())))))
+    with new_folder(target) as folder, ThreadPoolExecutor(limits.threads) as pool:
+        scratch = folder / "scratch"
+        with storage_errors(scratch):
+            scratch.mkdir()
+        work = Work(GraphFiles(folder), scratch, pool, limits)
+        events = {
+            kind: read_edges(pool, sources[kind], kind, settings, tables, _spool(scratch / f"events-{i}", code), limits)
+            for i, (kind, settings) in enumerate(edges.items())
+        }
+        for name, settings in nodes.items():
+            read_nodes(pool, node_sources[name], settings, tables[name], limits)
+        place, about_nodes, order = {}, [], {}
+        for i, name in enumerate(types):
+            place[name], order[name], about = write_nodes(
+                work, i, name, tables[name], nodes.get(name), node_sources.get(name)
+            )
+            about_nodes.append(about)
+        about_edges = []
+        counters: dict[EdgeType, PairCounter] = {}
+        for i, (kind, settings) in enumerate(edges.items()):
+            if settings.co_occurrence is not None:
+                counters[kind] = PairCounter(len(order[kind[2]]), settings.co_occurrence, scratch)
+            about_edges.append(
+                _write_edges(work, i, kind, settings, events[kind], order, place, counters.get(kind))
+            )
+        for kind, counter in counters.items():
+            about_edges.append(_write_pairs(work, len(about_edges), kind, counter))
+        scratch.rmdir()
+        work.files.finish({"nodes": about_nodes, "edges": about_edges})
+    return Graph.load(target)
+
+
+def _edge_source(kind: EdgeType, settings: EdgeTable) -> Source:
+    source = as_source(settings.table, "-".join(kind))
+    names = (settings.source, settings.destination, settings.time, settings.weight)
+    require_columns(source.schema, [name for name in names if name], source.name)
+    if settings.co_occurrence is not None and settings.time is None:
+        raise DataError("co_occurrence needs the time of each row", where=source.name, hint="Name the column time")
+    return source
+
+
+def _rows(source: Source) -> int:
+    """How many rows; counted where the source does not know."""
+    if source.num_rows is not None:
+        return source.num_rows
+    return sum(batch.num_rows for batch in source.select(source.schema.names[:1]).batches())
+
+
+def _check_disk(target: Path, rows: int) -> None:
+    place = target.absolute()
+    while not place.exists():
+        place = place.parent
+    with storage_errors(place, "read"):
+        free = shutil.disk_usage(place).free
+    needed = rows * _ROW_BYTES
+    if needed > free:
+        raise ResourceError(
+            f"the construction of {rows:,} rows takes up to {needed / 1e9:,.1f} GB of disk, {free / 1e9:,.1f} GB are free",
+            where=str(target),
+            hint=f"Free some room: df -h {place}; or construct the graph on a larger disk",
+        )
+
+
+def _spool(file: Path, code: np.dtype[Any]) -> Callable[[list[np.dtype[Any]]], Spool]:
+    return lambda types: Spool(file, [code, code, *types])
+
+
+def _write_edges(
+    work: Work,
+    number: int,
+    kind: EdgeType,
+    settings: EdgeTable,
+    events: EdgeEvents,
+    order: Mapping[str, NDArray[np.int64]],
+    place: Mapping[str, NDArray[Any]],
+    pairs: PairCounter | None,
+) -> dict[str, Any]:
+    source, destination = place[kind[0]], place[kind[2]]
+    merge = settings.duplicates == "sum"
+
+    def chunk(index: int) -> Callable[[], Columns]:
+        def made() -> Columns:
+            first, second, *rest = events.spool.chunk(index)
+            return (source[first], destination[second], *rest)
+
+        return made
+
+    writer = EdgeWriter(
+        work.files,
+        f"edges-{number}-",
+        len(order[kind[2]]),
+        weight=merge or settings.weight is not None,
+        time=settings.time is not None,
+        totals=merge,
+    )
+    counts = events.sources[: len(source)]
+    into = write_by_source(
+        work,
+        (chunk(index) for index in range(len(events.spool.rows))),
+        _padded(counts, len(source))[order[kind[0]]],
+        len(order[kind[2]]),
+        time=settings.time is not None,
+        weight=None if settings.weight is None else np.dtype(np.float32),
+        merge=merge,
+        writer=writer,
+        pairs=pairs,
+    )
+    events.spool.remove()
+    arrays, indptr = writer.finish()
+    in_arrays = write_by_destination(work, number, indptr, into, arrays)
+    LOGGER.info(
+        "%s: %s rows, %s edges, %s rows from a node to itself%s",
+        "-".join(kind), f"{events.rows:,}", f"{int(indptr[-1]):,}", f"{events.self_loops:,}",
+        " left out" if settings.self_loops == "drop" else "",
+    )  # fmt: skip
+    return {
+        "type": list(kind),
+        "arrays": arrays,
+        "in_arrays": in_arrays,
+        "duplicates": settings.duplicates,
+        "self_loops": settings.self_loops,
+        "rows": events.rows,
+        "loops": events.self_loops,
+        "total": writer.has_total,
+        "last_time": None if events.times is None else events.times[1],
+        "whole": events.whole,
+    }
+
+
+def _padded(counts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    return counts if len(counts) >= length else np.concatenate([counts, np.zeros(length - len(counts), np.int64)])
+
+
+def _write_pairs(work: Work, number: int, kind: EdgeType, counter: PairCounter) -> dict[str, Any]:
+    writer = EdgeWriter(work.files, f"edges-{number}-", counter.num_nodes, weight=True, time=False)
+    into = write_pairs(counter, writer)
+    arrays, indptr = writer.finish()
+    in_arrays = write_by_destination(work, number, indptr, into, arrays)
+    return {
+        "type": [kind[2], "with", kind[2]],
+        "arrays": arrays,
+        "in_arrays": in_arrays,
+        "derived": True,
+    }
