@@ -19,6 +19,7 @@ from sp_ray_ml._job import (
 )
 from sp_ray_ml._runs import RunFolder, Step, StepContext
 from sp_ray_ml.config import Custom, redact
+from sp_ray_ml.data.splits import TableSplit
 from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.storage import read_json
 from sp_ray_ml.train.pyg import PyGTrainer
@@ -45,7 +46,7 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
 
     read = folder.step(
         "read",
-        lambda step: _steps.read(step, warehouse, events, p.nodes),
+        lambda step: _steps.read(step, warehouse, events, p.nodes, _test_table(p)),
         inputs=[events, p.nodes, tables],
         code=["data", "_steps.py"],
     )
@@ -159,6 +160,8 @@ def _events(p: Pipeline) -> Events:
 def _columns_read(p: Pipeline) -> dict[str, list[str]]:
     events = _events(p)
     found = {events.table: [c for c in (events.user, events.item, events.time, events.rating) if c]}
+    if test := _test_table(p):
+        found[test] = list(found[events.table])
     for node in (p.nodes.user, p.nodes.item):
         if node is not None:
             columns = [node.id, node.title, *(c for f in node.features for c in f.columns)]
@@ -166,6 +169,10 @@ def _columns_read(p: Pipeline) -> dict[str, list[str]]:
     if p.predict is not None and p.predict.users:
         found[p.predict.users] = [*found.get(p.predict.users, []), events.user]
     return found
+
+
+def _test_table(p: Pipeline) -> str | None:
+    return p.split.test if isinstance(p.split, TableSplit) else None
 
 
 def preflight(p: Pipeline) -> None:

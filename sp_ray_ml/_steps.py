@@ -21,7 +21,7 @@ from sp_ray_ml.data._columns import nanoseconds
 from sp_ray_ml.data.arrow_files import read_arrow, write_arrow
 from sp_ray_ml.data.preprocessors import FittedFeatures, fit_features
 from sp_ray_ml.data.source import Source, as_source
-from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION, Split, check_no_leakage
+from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION, Split, TableSplit, check_no_leakage
 from sp_ray_ml.data.warehouse import open_warehouse
 from sp_ray_ml.errors import ConfigError, DataError, StorageError
 from sp_ray_ml.graph.construct import (
@@ -84,7 +84,8 @@ class Catalog:
     """What the read step leaves: events as codes, and the ids and rows behind them.
 
     Attributes:
-        events: Columns user, item (int64 codes from 0), time (int64 nanoseconds) and rating where there are such.
+        events: Columns user, item (int64 codes from 0), time (int64 nanoseconds) and rating where there are such, and
+            `given` (bool) where the test events come from a table of their own.
         ids: Original ids by node type; a code is a position in them, and they ascend.
         nodes: Rows of the node tables in the order of the codes, for those types that have one.
     """
@@ -113,8 +114,17 @@ class Catalog:
             return cls(read_arrow(folder / "events.arrow"), ids, nodes)
 
 
-def read(context: StepContext, warehouse: Warehouse, events: Events, nodes: Nodes) -> dict[str, Any]:
+def read(
+    context: StepContext, warehouse: Warehouse, events: Events, nodes: Nodes, test: str | None = None
+) -> dict[str, Any]:
     """Read events and node tables, check them, and turn ids into codes.
+
+    Args:
+        context: The step's.
+        warehouse: Where the tables are.
+        events: Which columns are read.
+        nodes: Likewise.
+        test: A further table of events: those to test on.
 
     Raises:
         DataError: A wrong type, an empty result, a missing value, a doubled or unknown id.
@@ -129,14 +139,19 @@ def read(context: StepContext, warehouse: Warehouse, events: Events, nodes: Node
         if events.min_rating is None or events.rating is None
         else [(events.rating, ">=", events.min_rating)]
     )
-    table = warehouse.source(events.table, columns=columns, where=where).to_arrow()
-    if not table.num_rows:
-        kept = f" with {events.rating} >= {events.min_rating:g}" if events.min_rating is not None else ""
-        raise DataError(
-            f"{events.table} has no rows{kept}",
-            where="events",
-            hint="Check events.table and events.min_rating",
-        )
+    parts = []
+    for name, setting in ((events.table, "events.table"), (test, "split.test")):
+        if name is None:
+            continue
+        parts.append(warehouse.source(name, columns=columns, where=where).to_arrow())
+        if not parts[-1].num_rows:
+            kept = f" with {events.rating} >= {events.min_rating:g}" if events.min_rating is not None else ""
+            raise DataError(
+                f"{name} has no rows{kept}",
+                where=setting.split(".")[0],
+                hint=f"Check {setting} and events.min_rating",
+            )
+    table, given = _together(parts, events, test)
     keep = np.ones(table.num_rows, dtype=bool)
     codes: dict[str, NDArray[np.int64]] = {}
     summary: dict[str, Any] = {"events": table.num_rows}
@@ -160,8 +175,30 @@ def read(context: StepContext, warehouse: Warehouse, events: Events, nodes: Node
         encoded["time"] = nanoseconds(table[events.time], f"events.time ({events.time})", "events")[keep]
     if events.rating:
         encoded["rating"] = _ratings(table[events.rating], events.rating)[keep]
+    if given is not None:
+        encoded["given"] = given[keep]
     write_arrow(context.output / "events.arrow", pa.table(encoded))
     return summary
+
+
+def _together(
+    parts: list[pa.Table], events: Events, test: str | None
+) -> tuple[pa.Table, NDArray[np.bool_] | None]:
+    """The events of both tables, and which of them are those to test on."""
+    if test is None:
+        return parts[0], None
+    parts = [
+        pa.table({name: _plain(part[name]) for name in part.column_names}) for part in parts
+    ]  # two dictionaries would not fit together
+    try:
+        table = pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise DataError(
+            f"the columns of {test} have other types than those of {events.table}: {error}",
+            where="split.test",
+            hint="Cast them to one type, for instance with a query in place of the table",
+        ) from error
+    return table, np.arange(table.num_rows) >= parts[0].num_rows
 
 
 def _node_table(warehouse: Warehouse, name: str, node: Node) -> pa.Table:
@@ -262,7 +299,10 @@ def split(context: StepContext, catalog: Catalog, settings: Split, seed: int) ->
     """
     user, item = catalog.pairs()
     time = catalog.column("time")
-    assignment = settings.assign(user, item, time, seed=seed)
+    if isinstance(settings, TableSplit):
+        assignment = settings.assign(user, item, time, seed=seed, given=catalog.column("given"))
+    else:
+        assignment = settings.assign(user, item, time, seed=seed)
     check_no_leakage(assignment, user, item, time)
     np.save(context.output / "label.npy", assignment.label)
     counts = assignment.counts()

@@ -34,7 +34,15 @@ from sp_ray_ml.config import (
     to_yaml,
 )
 from sp_ray_ml.data.settings import Events, Nodes, Table, TableField
-from sp_ray_ml.data.splits import LastNSplit, PerUserSplit, RandomSplit, Split, SplitField, TimeSplit
+from sp_ray_ml.data.splits import (
+    LastNSplit,
+    PerUserSplit,
+    RandomSplit,
+    Split,
+    SplitField,
+    TableSplit,
+    TimeSplit,
+)
 from sp_ray_ml.errors import ConfigError, SpRayError
 from sp_ray_ml.graph.settings import GraphSettings
 from sp_ray_ml.inference.settings import Evaluate, Predict
@@ -154,7 +162,12 @@ class Pipeline(Settings):
     @classmethod
     def _split_fits(cls, split: Split, info: pydantic.ValidationInfo) -> Split:
         if _of(info) != "table":
+            events = info.data.get("events")
+            if isinstance(split, TableSplit) and events is not None and split.test == events.table:
+                raise located([(("test",), "is the table of the training events: name another")])
             return split
+        if isinstance(split, TableSplit):
+            raise located([(("kind",), f"{_OF_TABLE}: use random or time")])
         if isinstance(split, PerUserSplit | LastNSplit):
             raise located([(("kind",), "goes by users, which a `table` has not: use random or time")])
         if isinstance(split, TimeSplit) and not info.data["table"].time:

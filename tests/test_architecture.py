@@ -54,7 +54,7 @@ PUBLIC = {
     "sp_ray_ml.data": [
         "Bucketize", "Categorical", "Fitted", "FittedFeatures", "HashText", "LastNSplit", "MinMax",
         "Missing", "MultiHot", "PerUserSplit", "Preprocessor", "RandomSplit", "Source", "Split",
-        "SplitAssignment", "Standardize", "TimeSplit", "Warehouse", "as_source", "check_no_leakage",
+        "SplitAssignment", "Standardize", "TableSplit", "TimeSplit", "Warehouse", "as_source", "check_no_leakage",
         "fit_features", "open_warehouse",
     ],
     "sp_ray_ml.graph": [

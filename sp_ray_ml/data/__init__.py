@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RandomSplit,
         Split,
         SplitAssignment,
+        TableSplit,
         TimeSplit,
         check_no_leakage,
     )
@@ -48,6 +49,7 @@ __all__ = [
     "Split",
     "SplitAssignment",
     "Standardize",
+    "TableSplit",
     "TimeSplit",
     "Warehouse",
     "as_source",
@@ -57,7 +59,8 @@ __all__ = [
 ]
 
 _SPLITS = {
-    "LastNSplit", "PerUserSplit", "RandomSplit", "Split", "SplitAssignment", "TimeSplit", "check_no_leakage",
+    "LastNSplit", "PerUserSplit", "RandomSplit", "Split", "SplitAssignment", "TableSplit", "TimeSplit",
+    "check_no_leakage",
 }  # fmt: skip
 _HOME = {
     "Source": "source",

@@ -13,12 +13,12 @@ from sp_ray_ml.errors import DataError, LeakageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sp_ray_ml.data.splits import RandomSplit, Split, TimeSplit
+    from sp_ray_ml.data.splits import RandomSplit, Split, TableSplit, TimeSplit
 
     Codes = NDArray[np.integer[Any]]
     Times = NDArray[np.int64]
 
-__all__ = ["at_random", "by_time", "check_no_leakage", "per_user"]
+__all__ = ["as_given", "at_random", "by_time", "check_no_leakage", "per_user"]
 
 _MISSING = np.iinfo(np.int64).min
 
@@ -107,6 +107,37 @@ def at_random(
     label[drawn[:trained]] = TRAIN
     label[drawn[trained - held : trained]] = VALIDATION
     return _assignment(order, label, None, None)
+
+
+def as_given(
+    split: TableSplit,
+    user: Codes,
+    item: Codes,
+    time: Times | None,
+    given: NDArray[np.bool_] | None,
+    *,
+    seed: int,
+) -> SplitAssignment:
+    """The test events as they are given; of each user's others a share is drawn, however the table is sorted."""
+    _lengths(user, item, time)
+    if given is None or len(given) != len(user):
+        raise DataError(
+            f"the test events of {split.test} are not marked among the {len(user):,} events",
+            hint="Use this split in a pipeline, or pass assign(…, given=MASK)",
+        )
+    if not given.any():
+        raise DataError(f"the split leaves no test events: {split.test} has none", where="split.test")
+    if given.all():
+        raise DataError(f"the split leaves no training events of {len(user):,}")
+    order = _order(user, item, time)
+    trained = order[~given[order]]
+    mixed = trained[np.random.default_rng([seed, 0x91BE]).permutation(len(trained))]
+    by_user, count, start = _by_user(user, mixed)
+    held = np.minimum(_floor(_fraction(split.validation), count), np.maximum(count - 1, 0))
+    label = np.full(len(user), TEST, dtype=np.int8)
+    place = np.arange(len(by_user)) - np.repeat(start, count)
+    label[by_user] = np.where(place < np.repeat(held, count), VALIDATION, TRAIN)
+    return SplitAssignment(label, None, order, None)
 
 
 def _assignment(

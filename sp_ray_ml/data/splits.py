@@ -30,6 +30,7 @@ __all__ = [
     "Split",
     "SplitAssignment",
     "SplitField",
+    "TableSplit",
     "TimeSplit",
     "check_no_leakage",
 ]
@@ -244,6 +245,40 @@ class RandomSplit(Split):
         return _splitting.at_random(self, user, item, time, seed=seed)
 
 
+class TableSplit(Split):
+    """The test events are those of a table of their own, as published splits come; those of `events.table` train."""
+
+    test: Annotated[str, pydantic.Field(min_length=1)]
+    """Another table of the warehouse, or a query where it has SQL, with the same columns as `events.table`."""
+    validation: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.1
+    """Share of each user's training events held out of fitting: drawn at random, rounded down, never all of them."""
+
+    def assign(
+        self,
+        user: NDArray[np.integer[Any]],
+        item: NDArray[np.integer[Any]],
+        time: NDArray[np.int64] | None,
+        *,
+        seed: int,
+        given: NDArray[np.bool_] | None = None,
+    ) -> SplitAssignment:
+        """See `Split.assign`.
+
+        Args:
+            user: As there.
+            item: As there.
+            time: As there.
+            seed: As there.
+            given: bool `[events]`, those that come from the table `test`.
+
+        Raises:
+            DataError: Nobody says which events these are, or no event would be left to train or to test on.
+        """
+        from sp_ray_ml.data import _splitting
+
+        return _splitting.as_given(self, user, item, time, given, seed=seed)
+
+
 SplitField = Annotated[
     Split,
     Family(
@@ -253,6 +288,7 @@ SplitField = Annotated[
             "per_user": "sp_ray_ml.data.splits:PerUserSplit",
             "last_n": "sp_ray_ml.data.splits:LastNSplit",
             "random": "sp_ray_ml.data.splits:RandomSplit",
+            "table": "sp_ray_ml.data.splits:TableSplit",
         },
     ),
 ]

@@ -16,6 +16,7 @@ from sp_ray_ml.data import (
     RandomSplit,
     Split,
     SplitAssignment,
+    TableSplit,
     TimeSplit,
     check_no_leakage,
 )
@@ -111,6 +112,41 @@ def test_random_split_is_the_seeds_and_needs_no_time() -> None:
     assert (one.label == two.label).all()
     assert (one.label != other.label).any()
     assert one.counts() == {"train": 1_440, "validation": 160, "test": 400}
+
+
+def test_a_table_split_tests_on_what_is_given_and_holds_out_a_share_of_each_users_rest() -> None:
+    user, item, _ = world()
+    split, given = TableSplit(test="later", validation=0.3), np.arange(len(user)) % 5 == 0
+    found = split.assign(user, item, None, seed=1, given=given)
+    assert (found.test == given).all()
+    rest, held = np.bincount(user[~given]), np.bincount(user[found.validation], minlength=50)
+    assert held.tolist() == (rest * 3 // 10).tolist()
+    shuffle = np.random.default_rng(2).permutation(len(user))
+    other = split.assign(user[shuffle], item[shuffle], None, seed=1, given=given[shuffle])
+    pairs = [set(zip(u[m], i[m], strict=True)) for u, i, m in ((user, item, found.validation), (user[shuffle], item[shuffle], other.validation))]  # fmt: skip
+    assert pairs[0] == pairs[1]
+    assert (split.assign(user, item, None, seed=2, given=given).label != found.label).any()
+
+
+def test_a_table_split_leaves_every_user_an_event_to_train_on() -> None:
+    split, given = TableSplit(test="later", validation=0.99), np.array([False, False, True, False])
+    found = split.assign(np.array([0, 0, 0, 1]), np.arange(4), None, seed=0, given=given)
+    assert np.bincount([0, 0, 0, 1], found.train).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, "not marked"),
+        ([True], "not marked"),
+        ([False, False], "later has none"),
+        ([True, True], "no training events"),
+    ],
+)
+def test_a_table_split_without_events_to_train_or_test_on_is_an_error(given: Any, says: str) -> None:
+    mask = None if given is None else np.array(given)
+    with pytest.raises(DataError, match=says):
+        TableSplit(test="later").assign(np.array([0, 1]), np.array([0, 1]), None, seed=0, given=mask)
 
 
 @EVERY

@@ -1,0 +1,97 @@
+"""`split: {kind: table}`: the test events are those of a table of their own, and nothing else changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sp_ray_ml import _steps
+from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION
+from sp_ray_ml.errors import ConfigError, DataError, TableNotFoundError
+from sp_ray_ml.pipeline import load_config, plan
+
+from .world import World, config, run
+
+SPLIT = {"kind": "table", "test": "later", "validation": 0.2}
+
+
+def parted(world: World, **changed: Any) -> pa.Table:
+    """Write the world with every fourth event in a table of its own; returns that table."""
+    late = np.arange(world.events.num_rows) % 4 == 3
+    world.but(events=world.events.filter(pa.array(~late))).write()
+    later = world.events.filter(pa.array(late))
+    for name, column in changed.items():
+        later = later.set_column(later.column_names.index(name), name, column(later[name]))
+    pq.write_table(later, "house/later.parquet")
+    return later
+
+
+def test_a_given_test_table_is_what_is_tested_on_and_nothing_else(world: World) -> None:
+    later = parted(world)
+    ran = run(config(split=SPLIT, events__time=None, train__supervision={"kind": "random"}, predict=None))
+    catalog = _steps.Catalog.load(ran.steps / "read")
+    label = _steps.load_labels(ran.steps / "split")
+    user, item = catalog.pairs()
+    test = label == TEST
+    found = {
+        (catalog.ids["user"][int(u)].as_py(), catalog.ids["item"][int(i)].as_py())
+        for u, i in zip(user[test], item[test], strict=True)
+    }
+    assert found == set(zip(later["user_id"].to_pylist(), later["item_id"].to_pylist(), strict=True))
+    rest = np.bincount(user[~test])
+    assert np.bincount(user[label == VALIDATION]).tolist() == (rest // 5).tolist()
+    assert (label == TRAIN).sum() + (label == VALIDATION).sum() == catalog.events.num_rows - later.num_rows
+    assert ran.result.metrics["users"] == len(set(later["user_id"].to_pylist()))
+
+
+def test_a_given_test_table_may_store_ids_in_a_narrower_type(world: World) -> None:
+    parted(world, user_id=lambda ids: ids.cast(pa.int16()))
+    ran = run(config(split=SPLIT, train__epochs=1, predict=None))
+    assert ran.result.metrics["users"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "says"),
+    [
+        ({"split__test": "events"}, ConfigError, "is the table of the training events"),
+        ({"split__test": "nowhere"}, TableNotFoundError, "nowhere"),
+        ({"split__test": ""}, ConfigError, "split.test"),
+        ({"split": {"kind": "table"}}, ConfigError, "split.test"),
+    ],
+)
+def test_a_test_table_that_cannot_be_is_refused_before_anything_is_read(
+    world: World, changed: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    parted(world)
+    with pytest.raises(error, match=says):
+        plan(load_config(config(**{"split": SPLIT, **changed})))
+
+
+def test_a_test_table_of_other_types_is_one_clear_error(world: World) -> None:
+    parted(world, user_id=lambda ids: ids.cast(pa.string()))
+    with pytest.raises(DataError, match=r"the columns of later have other types than those of events"):
+        run(config(split=SPLIT))
+
+
+def test_an_empty_test_table_is_one_clear_error(world: World) -> None:
+    later = parted(world)
+    pq.write_table(later.slice(0, 0), "house/later.parquet")
+    with pytest.raises(DataError, match="later has no rows"):
+        run(config(split=SPLIT))
+
+
+def test_a_job_on_a_table_has_no_test_table() -> None:
+    with pytest.raises(ConfigError, match=r"split\.kind: is for `events`, this is a `table`"):
+        load_config(
+            {
+                "name": "t",
+                "warehouse": "house",
+                "table": "users",
+                "split": SPLIT,
+                "train": {"kind": "xgboost", "label": "age"},
+            }
+        )
