@@ -13,9 +13,10 @@ from typing import Any
 from sp_ray_ml._names import near_match
 from sp_ray_ml.errors import ConfigError
 
-__all__ = ["IMPORT_PATH", "import_object", "why_missing"]
+__all__ = ["IMPORT_PATH", "import_object", "why_missing", "why_not_imported"]
 
 IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+_MOST_REEXPORTS = 8
 _LOOKED = "looked in the working directory and installed packages"
 
 
@@ -68,6 +69,77 @@ def why_missing(path: str) -> str | None:
     if first in names or "*" in names or "__getattr__" in names:
         return None
     return f"module {module_name} has no {first}{near_match(first, names)}"
+
+
+def why_not_imported(path: str, *, functions: bool = False) -> str | None:
+    """Why a module may not be imported for a class that a file from elsewhere names; None if it may.
+
+    Found without importing anything: the module's source must define a class of that name with a base class, or have
+    it from a module that does. What is imported already may be looked into, since nothing runs then.
+
+    Args:
+        path: The import path.
+        functions: Whether a function that says what it returns will do, too.
+    """
+    if not IMPORT_PATH.match(path):
+        return "is no import path"
+    module, _, name = path.partition(":")
+    if module in sys.modules:
+        return None
+    if (reason := why_missing(path)) is not None:
+        return reason
+    wanted = "class that is a subclass of anything" + (
+        ", and no function that says what it returns" if functions else ""
+    )
+    for _ in range(_MOST_REEXPORTS):
+        found = _definition(module, name.split(".", maxsplit=1)[0])
+        if isinstance(found, str):
+            return found
+        if isinstance(found, ast.ClassDef) and found.bases:
+            return None
+        if functions and isinstance(found, ast.FunctionDef) and found.returns is not None:
+            return None
+        if not isinstance(found, tuple):
+            break
+        module, name = found
+    return f"{path.partition(':')[0]} defines {path.partition(':')[2]!r} as no {wanted}"
+
+
+def _definition(module: str, name: str) -> ast.stmt | tuple[str, str] | str | None:
+    """What a module's source defines under a name, or where it has it from; a text says why it cannot be read."""
+    spec = _spec_of(module)
+    try:
+        body = ast.parse(Path((spec and spec.origin) or "").read_bytes()).body
+    except (OSError, ValueError, SyntaxError) as error:
+        return f"the source of {module} cannot be read ({error})"
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return node
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _imported_from(node, module, spec), alias.name
+    return None
+
+
+def _imported_from(node: ast.ImportFrom, module: str, spec: importlib.machinery.ModuleSpec | None) -> str:
+    """The full name of the module that a `from … import` names."""
+    if not node.level:
+        return node.module or ""
+    is_package = spec is not None and spec.submodule_search_locations is not None
+    parts = module.split(".")
+    kept = parts[: len(parts) - node.level + is_package]
+    return ".".join([*kept, *([node.module] if node.module else [])])
+
+
+def _spec_of(module: str) -> importlib.machinery.ModuleSpec | None:
+    spec: importlib.machinery.ModuleSpec | None = None
+    search: Any = None
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        spec = _find_spec(".".join(parts[:end]), search)
+        search = None if spec is None else spec.submodule_search_locations
+    return spec
 
 
 def _add_working_directory() -> None:

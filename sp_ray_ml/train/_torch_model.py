@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sp_ray_ml._import_path import IMPORT_PATH, import_object, why_missing
+from sp_ray_ml._import_path import import_object, why_not_imported
 from sp_ray_ml.config import Custom
 from sp_ray_ml.errors import CheckpointError, ConfigError, SpRayError
 from sp_ray_ml.train.table_predictor import TableModel
@@ -216,7 +216,7 @@ class TorchModel(TableModel):
         """Make the network again and fill in its weights.
 
         Of what an import path in the manifest leads to, only subclasses of `torch.nn.Module` and functions that are
-        declared to return one are called.
+        declared to return one are called, and only modules whose source has such a class or function are imported.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -246,12 +246,11 @@ def _opened(about: dict[str, Any], inputs: ModelInputs, where: str) -> torch.nn.
 
 
 def _imported(path: str, where: str) -> Any:
-    reason = why_missing(path) if IMPORT_PATH.match(path) else "is no import path"
-    if reason is not None:
+    if (reason := why_not_imported(path, functions=True)) is not None:
         raise CheckpointError(
-            f"holds a network {path!r} that cannot be imported: {reason}",
+            f"holds a network {path!r} that will not be imported: {reason}",
             where=where,
-            hint="Run where its module can be imported",
+            hint="Run where its module can be imported, or import it first",
         )
     factory = import_object(path)
     if (reason := _why_no_factory(factory)) is not None:

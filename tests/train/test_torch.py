@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -506,10 +508,84 @@ def test_a_manipulated_manifest_calls_nothing_but_modules(sealed: Path, tmp_path
     assert not touched.exists()
 
 
+EVIL = """
+open("was_here", "w").close()
+import torch
+Net = 1
+def unsaid(inputs): return torch.nn.Linear(inputs.width, inputs.outputs)
+class Bare:
+    pass
+"""
+
+
+@pytest.mark.parametrize("name", ["Net", "unsaid", "Bare", "torch", "missing", "os.system"])
+@pytest.mark.parametrize("module", ["evil_module", "evil_package.inner", "evil_exporter"])
+def test_a_manifest_that_names_what_is_no_network_imports_nothing(
+    sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # modules beside the working directory are found, as a user's own are
+    package = tmp_path / "evil_package"
+    package.mkdir()
+    for file in (tmp_path / "evil_module.py", package / "__init__.py", package / "inner.py"):
+        file.write_text(EVIL)
+    (tmp_path / "evil_exporter.py").write_text(
+        "open('was_here', 'w').close()\nfrom evil_package.inner import Net, unsaid, Bare\nimport torch, os\n"
+    )
+    network = {"kind": f"{module}:{name}"}
+    folder = manipulated(sealed, tmp_path / "bad", lambda model: model.update(network=network))
+    with pytest.raises(CheckpointError, match=f"network '{module}:{name}' that will not be imported"):
+        Predictor.load(folder)
+    assert not (tmp_path / "was_here").exists()
+    assert module not in sys.modules
+
+
+USERS = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, inputs):
+        super().__init__()
+        self.last = torch.nn.Linear(inputs.width, inputs.outputs)
+    def forward(self, x):
+        return self.last(x)
+def make(inputs) -> torch.nn.Module:
+    return Net(inputs)
+"""
+USERS_FIT = """
+import sys
+import pyarrow as pa
+from sp_ray_ml.train import TorchTrainer
+rows = pa.table({"x": [float(n) for n in range(64)], "y": [2.0 * n for n in range(64)]})
+for name in sys.argv[1:]:
+    TorchTrainer(label="y", model=f"users_package:{name}", epochs=1).fit(rows, folder=name)
+"""
+
+
+def test_a_network_that_a_package_has_from_its_modules_opens_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "users_package"
+    (package / "nets").mkdir(parents=True)
+    (package / "__init__.py").write_text("from .nets import Net, made\n")
+    (package / "nets" / "__init__.py").write_text("from users_package.nets.real import Net, make as made\n")
+    (package / "nets" / "real.py").write_text(USERS)
+    names = ["Net", "made"]
+    subprocess.run([sys.executable, "-c", USERS_FIT, *names], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    rows = pa.table({"x": [1.0, 2.0]})
+    try:
+        for name in names:
+            assert "users_package" not in sys.modules
+            assert Predictor.load(tmp_path / name).predict(rows).num_rows == 2
+            for module in [module for module in sys.modules if module.startswith("users_package")]:
+                del sys.modules[module]
+    finally:
+        sys.path[:] = [path for path in sys.path if path != str(tmp_path)]
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ({"kind": "no_such_module:Net"}, "cannot be imported: no module 'no_such_module'"),
+        ({"kind": "no_such_module:Net"}, "will not be imported: no module 'no_such_module'"),
         ({"kind": f"{ME}:Net", "hidden": 17}, "the weights are not those of this network"),
         ({"kind": f"{ME}:Net", "hiden": 16}, "the network cannot be made again"),
         ({"kind": "../../evil"}, "is no import path"),
