@@ -192,6 +192,55 @@ def test_what_was_tracked_is_in_mlflow(result: sp_ray_ml.RunResult, there: str) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_a_worker_that_dies_and_is_started_again_is_one_run_with_the_restart_marked(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    import pyarrow.parquet as pq
+    import ray
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # the model is that of a user's module
+    (tmp_path / "house").mkdir()
+    pq.write_table(flights().select(["delay", "miles", "late"]), tmp_path / "house" / "flights.parquet")
+    marker = tmp_path / "died"
+    settings = config(
+        there,
+        name="restarted",
+        warehouse=str(tmp_path / "house"),
+        runs=str(tmp_path / "runs"),
+        split={"kind": "random", "train": 0.8, "validation": 0.25},
+        train={
+            "kind": "torch",
+            "label": "late",
+            # 120 rows in batches of 40 are 3 steps an epoch: the worker's process dies amid the third.
+            "model": {"kind": "killed:Dies", "marker": str(marker), "steps": 8, "pause": 0.2},
+            "epochs": 5,
+            "batch_size": 40,
+            "early_stopping": None,
+            "scaling": {"workers": 1, "max_failures": 1},
+        },
+        tracking={"uri": there, "model": False},
+    )
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        result = sp_ray_ml.run(settings)
+    finally:
+        ray.shutdown()
+    assert marker.exists()
+    client = mlflow.MlflowClient()
+    mine = client.get_run(result.mlflow_run_id)
+    runs = client.search_runs([mine.info.experiment_id], "attributes.run_name = 'restarted'")
+    assert [run.info.run_id for run in runs] == [result.mlflow_run_id]
+    assert mine.info.status == "FINISHED"
+    restarts = client.get_metric_history(result.mlflow_run_id, "train/restarts")
+    # From the epoch on in which it was, or from an earlier one whose checkpoint was still on its way.
+    assert [(p.step, p.value) for p in restarts][-3:] == [(3, 1), (4, 1), (5, 1)]
+    losses = client.get_metric_history(result.mlflow_run_id, "validation/log_loss")
+    assert {point.step for point in losses} == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_served_by_mlflow_it_answers_exactly_what_the_predictor_says(
     result: sp_ray_ml.RunResult, there: str, tmp_path: Path
 ) -> None:
