@@ -41,7 +41,7 @@ def write(dtype: Any, dimensions: int = 1) -> Any:
 
 
 @intrinsic
-def prefetch(_: Any, array: Any, index: Any) -> Any:
+def prefetch(_: Any, array: Any, index: Any) -> Any:  # noqa: ARG001  (numba counts them)
     """Ask for the cache line of `array[index]` ahead of its use; an index beyond the array does no harm."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -59,7 +59,7 @@ def prefetch(_: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def high_product(_: Any, first: Any, second: Any) -> Any:
+def high_product(_: Any, first: Any, second: Any) -> Any:  # noqa: ARG001
     """The upper 64 bits of the product of two uint64: for bits drawn uniformly and `n`, a number below `n`."""
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -71,7 +71,7 @@ def high_product(_: Any, first: Any, second: Any) -> Any:
 
 
 @intrinsic
-def trailing_zeros(_: Any, bits: Any) -> Any:
+def trailing_zeros(_: Any, bits: Any) -> Any:  # noqa: ARG001
     """The place of the lowest bit that is set, of a uint64 other than 0."""
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:

@@ -14,9 +14,8 @@ from numba import types as t
 
 from sp_ray_ml.graph._compiled import compiled, helper, prefetch, read, write
 
-__all__ = ["NO_TREE", "copy_rows", "find", "find_hashed", "number", "number_hashed"]
+__all__ = ["copy_rows", "find", "find_hashed", "insert", "insert_hashed", "number", "number_hashed"]
 
-NO_TREE = np.empty(0, np.int64)
 _AHEAD = 24
 _HASH = np.uint64(0x9E3779B97F4A7C15)
 
@@ -47,7 +46,19 @@ def _slot(node: Any, tree: Any, shift: Any) -> Any:
 
 
 @compiled(
-    int64(write(int64), int64, read(int64), read(int64), write(int64, 2), write(int32), uint64, int64, write(int64), write(int64), int64)  # fmt: skip
+    int64(
+        write(int64),
+        int64,
+        read(int64),
+        read(int64),
+        write(int64, 2),
+        write(int32),
+        uint64,
+        int64,
+        write(int64),
+        write(int64),
+        int64,
+    )
 )
 def number_hashed(
     source: Any, at: Any, owner: Any, owner_tree: Any, keys: Any, table: Any, shift: Any, base: Any, nodes: Any, trees: Any, count: Any
@@ -78,6 +89,28 @@ def number_hashed(
     return count
 
 
+@compiled(t.void(read(int64), write(int32), int64))
+def insert(nodes: Any, table: Any, base: Any) -> None:
+    """Give nodes their places as numbers; one that is there twice has its first."""
+    for i in range(nodes.shape[0]):
+        if table[nodes[i]] < base:
+            table[nodes[i]] = np.int32(base + i)
+
+
+@compiled(t.void(read(int64), read(int64), write(int64, 2), write(int32), uint64, int64))
+def insert_hashed(nodes: Any, trees: Any, keys: Any, table: Any, shift: Any, base: Any) -> None:
+    """As `insert`, by (tree, node)."""
+    mask = np.int64(table.shape[0] - 1)
+    for i in range(nodes.shape[0]):
+        tree = trees[i] if trees.shape[0] else 0
+        slot = _slot(nodes[i], tree, shift)
+        while table[slot] >= base and (keys[slot, 0] != nodes[i] or keys[slot, 1] != tree):
+            slot = (slot + 1) & mask
+        if table[slot] < base:
+            keys[slot, 0], keys[slot, 1] = nodes[i], tree
+            table[slot] = np.int32(base + i)
+
+
 def _find_signature(index: Any) -> Any:
     return int64(
         read(index), read(int64), read(int64), read(int32), int64, write(int64), write(int64), write(int64)
@@ -88,13 +121,14 @@ def _find_signature(index: Any) -> Any:
 def find(
     indices: Any, start: Any, degree: Any, table: Any, base: Any, position: Any, source: Any, owner: Any
 ) -> Any:
-    """All edges of the rows whose source has a number: fill positions, numbers and the row's; return how many."""
+    """All edges of the rows whose source has a number: return how many; fill positions, numbers, rows if there is room."""
     at = 0
     for i in range(start.shape[0]):
         for e in range(start[i], start[i] + degree[i]):
             known = np.int64(table[indices[e]]) - base
             if known >= 0:
-                position[at], source[at], owner[at] = e, known, i
+                if at < position.shape[0]:
+                    position[at], source[at], owner[at] = e, known, i
                 at += 1
     return at
 
@@ -121,7 +155,8 @@ def find_hashed(
             while table[slot] >= base and (keys[slot, 0] != node or keys[slot, 1] != tree):
                 slot = (slot + 1) & mask
             if table[slot] >= base:
-                position[at], source[at], owner[at] = e, np.int64(table[slot]) - base, i
+                if at < position.shape[0]:
+                    position[at], source[at], owner[at] = e, np.int64(table[slot]) - base, i
                 at += 1
     return at
 

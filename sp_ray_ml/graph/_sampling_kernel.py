@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import float32, float64, int32, int64, uint64
+from numba import float32, int32, int64, uint64
 from numba import types as t
 
 from sp_ray_ml.graph._compiled import compiled, helper, high_product, prefetch, read, trailing_zeros, write
 
-__all__ = ["count_rows", "pick_rows"]
+__all__ = ["by_destination", "count_rows", "draw_below", "draw_weighted", "linked", "pick_rows"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _TREE = np.uint64(0xD1342543DE82EF95)
@@ -42,10 +42,28 @@ def _unit(bits: Any) -> Any:
 
 
 @compiled(
-    int64(read(int64), read(int64), int64, t.boolean, read(int64), read(int64), read(int64), write(int64), write(int64))
+    int64(
+        read(int64),
+        read(int64),
+        int64,
+        t.boolean,
+        read(int64),
+        read(int64),
+        read(int64),
+        write(int64),
+        write(int64),
+    )
 )
 def count_rows(
-    indptr: Any, rows: Any, fanout: Any, replace: Any, time: Any, trees: Any, until: Any, start: Any, degree: Any
+    indptr: Any,
+    rows: Any,
+    fanout: Any,
+    replace: Any,
+    time: Any,
+    trees: Any,
+    until: Any,
+    start: Any,
+    degree: Any,
 ) -> Any:
     """Fill each row's first edge and how many of its edges may be taken; return how many will be.
 
@@ -94,8 +112,8 @@ def _few(key: Any, there: Any, fanout: Any) -> Any:
 @helper
 def _inserted(key: Any, first: Any, there: Any, fanout: Any, taken: Any, at: Any) -> None:
     """`fanout` of many edges in their order, by Floyd's method with insertion."""
-    size = 0
-    for j in range(there - fanout, there):
+    for size in range(fanout):
+        j = there - fanout + size
         one = first + np.int64(high_product(_mix(key + np.uint64(j) * _GOLDEN), np.uint64(j + 1)))
         place = 0
         while place < size and taken[at + place] < one:
@@ -105,7 +123,6 @@ def _inserted(key: Any, first: Any, there: Any, fanout: Any, taken: Any, at: Any
         for k in range(size, place, -1):
             taken[at + k] = taken[at + k - 1]
         taken[at + place] = one
-        size += 1
 
 
 @helper
@@ -259,4 +276,59 @@ def pick_rows(
             owner[j] = column + i
 
 
-_ = float64
+def _sort_signature(index: Any, out: Any) -> Any:
+    return t.void(read(index), read(index), write(int64), write(out), write(int64))
+
+
+@compiled(*(_sort_signature(int64, out) for out in (int32, int64)))
+def by_destination(source: Any, destination: Any, indptr: Any, indices: Any, edge: Any) -> None:
+    """Counting sort of edges by destination, in their order within one; `indptr` has zeros and an entry too many.
+
+    `indptr` is [destinations + 2]: what ends as `indptr[:-1]`; `edge` is each edge's place before.
+    """
+    for e in range(destination.shape[0]):
+        indptr[destination[e] + 2] += 1
+    for row in range(2, indptr.shape[0]):
+        indptr[row] += indptr[row - 1]
+    for e in range(destination.shape[0]):
+        at = indptr[destination[e] + 1]
+        indptr[destination[e] + 1] = at + 1
+        indices[at] = source[e]
+        edge[at] = e
+
+
+def _linked_signature(index: Any) -> Any:
+    return t.void(read(int64), read(index), read(int64), read(int64), write(t.boolean))
+
+
+@compiled(_linked_signature(int32), _linked_signature(int64))
+def linked(indptr: Any, indices: Any, source: Any, destination: Any, found: Any) -> None:
+    """Whether there is an edge of each pair."""
+    for i in range(source.shape[0]):
+        found[i] = False
+        for e in range(indptr[destination[i]], indptr[destination[i] + 1]):
+            if indices[e] == source[i]:
+                found[i] = True
+                break
+
+
+@compiled(t.void(uint64, int64, uint64, write(int64)))
+def draw_below(key: Any, first: Any, bound: Any, out: Any) -> None:
+    """Numbers below `bound`, uniformly: the draws `first`, `first + 1`, … of a key."""
+    for i in range(out.shape[0]):
+        out[i] = np.int64(high_product(_mix(key + np.uint64(first + i) * _GOLDEN), bound))
+
+
+@compiled(t.void(uint64, int64, read(t.float64), write(int64)))
+def draw_weighted(key: Any, first: Any, so_far: Any, out: Any) -> None:
+    """Places in an array of summed weights, by weight: the draws `first`, `first + 1`, … of a key."""
+    for i in range(out.shape[0]):
+        wanted = _unit(_mix(key + np.uint64(first + i) * _GOLDEN)) * so_far[so_far.shape[0] - 1]
+        low, high = 0, so_far.shape[0] - 1
+        while low < high:
+            middle = (low + high) >> 1
+            if so_far[middle] < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        out[i] = low
