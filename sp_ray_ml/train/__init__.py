@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sp_ray_ml.optional import lazy_attributes
 
 if TYPE_CHECKING:
+    from sp_ray_ml.train._loop_trainer import LoopTraining
     from sp_ray_ml.train.context import TrainContext, run_loop
     from sp_ray_ml.train.losses import BPR, Loss, SampledSoftmax
     from sp_ray_ml.train.predictor import Predictor
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         MSE,
         CrossEntropy,
         Huber,
-        LoopTraining,
         ModelInputs,
         Network,
         Optimizer,
@@ -78,6 +78,7 @@ def __getattr__(name: str) -> Any:
         __name__,
         name,
         {
+            "_loop_trainer": ["LoopTraining"],
             "context": ["TrainContext", "run_loop"],
             "losses": ["BPR", "Loss", "SampledSoftmax"],
             "predictor": ["Predictor"],
@@ -94,7 +95,6 @@ def __getattr__(name: str) -> Any:
                 "MSE",
                 "CrossEntropy",
                 "Huber",
-                "LoopTraining",
                 "ModelInputs",
                 "Network",
                 "Optimizer",

@@ -7,21 +7,21 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sp_ray_ml.errors import CheckpointError, ConfigError, TrainingError
+from sp_ray_ml.errors import ConfigError, TrainingError
 from sp_ray_ml.train._epochs import Progress, batch_size_of, broken, label_scale
 from sp_ray_ml.train._keras import tf
-from sp_ray_ml.train._keras_losses import Objective
+from sp_ray_ml.train._keras_job import Job, Weights, fill_variables, pack, read_tensors, values_of
 from sp_ray_ml.train._keras_model import KerasModel
-from sp_ray_ml.train._keras_network import build, check_outputs, own_random
-from sp_ray_ml.train._keras_step import Stepper, make_optimizer
+from sp_ray_ml.train._keras_network import own_random
+from sp_ray_ml.train._keras_step import LossScale, Stepper, make_optimizer
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Arrays, TableData, Target, parts_of, rows_of, write_parts
+from sp_ray_ml.train._table_data import TableData, parts_of, write_parts
 from sp_ray_ml.train.context import TrainContext, read_state, run_loop
 from sp_ray_ml.train.table import Learned, OnEpoch
 from sp_ray_ml.train.table_predictor import metrics_of, padded_scores
@@ -40,64 +40,6 @@ _EPOCH_AFTER_S = 1.0
 # What the first worker measures comes to the others as numbers in this order.
 _METRICS = {"regression": ("rmse", "mae", "r2"), "classification": ("log_loss", "accuracy", "f1", "auc")}
 
-Weights = list["NDArray[Any]"]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What the workers are given.
-
-    Attributes:
-        rows: The rows themselves, or the folder that has them as files.
-        label: Mean and standard deviation that a regression's label is learned in.
-        start: A trained model to go on from, as a `.keras` file.
-    """
-
-    trainer: TensorFlowTrainer
-    inputs: ModelInputs
-    target: Target
-    rows: Mapping[str, Arrays] | Path
-    batch_size: int
-    label: tuple[float, float]
-    seed: int
-    start: bytes | None
-
-    def arrays(self, part: str) -> Arrays | None:
-        return rows_of(self.rows, part)
-
-    def model(self, network: Any) -> KerasModel:
-        mean, std = self.label
-        return KerasModel(network, self.inputs.width, task=self.target.task, mean=mean, std=std)
-
-    def network(self) -> tuple[Any, Objective]:
-        """The network with its first weights, or those that it goes on from, and its loss, both shown a few rows."""
-        train = self.arrays("train")
-        assert train is not None
-        objective = Objective(self.trainer, self.target, weighted=train.weight is not None)
-        if self.start is None:
-            network = build(self.trainer.model, self.inputs)
-        else:
-            network = (
-                self.model(None)
-                .from_bytes(
-                    self.start,
-                    self.inputs.width,
-                    task=self.target.task,
-                    mean=self.label[0],
-                    std=self.label[1],
-                )
-                .network
-            )
-        # More rows than there are outputs: a loss for each class cannot be taken for one for each row.
-        count = self.inputs.outputs + 2
-        some = np.resize(np.arange(min(len(train), count)), count)
-        outputs = check_outputs(
-            network, tf.constant(np.ascontiguousarray(train.x[some])), self.inputs.outputs
-        )
-        y = np.asarray(train.y[some])
-        objective.check(tf.constant(y[:, None] if self.target.task == "regression" else y), outputs)
-        return network, objective
-
 
 def learn(
     trainer: TensorFlowTrainer, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch
@@ -108,7 +50,7 @@ def learn(
     inputs = ModelInputs(
         spec.width, spec.target.outputs, dict(spec.cardinalities), list(spec.names), spec.target.task
     )
-    job = _Job(
+    job = Job(
         trainer,
         inputs,
         spec.target,
@@ -131,7 +73,7 @@ def learn(
     kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch, backend="tensorflow")
     state = read_state(kept.last)
     best = kept.last / _BEST
-    _fill(network.variables, _read(best if best.exists() else kept.last / _MODEL), kept.last)
+    fill_variables(network.variables, read_tensors(best if best.exists() else kept.last / _MODEL), kept.last)
     model = job.model(network)
     held_out = parts.get("validation")
     scores = None if held_out is None or not len(held_out) else padded_scores(model, held_out.x)
@@ -144,50 +86,13 @@ def _started(model: Any) -> KerasModel | None:
     raise ConfigError(f"a Keras model cannot go on from a {model.kind} model", where="start_from")
 
 
-# --- tensors in files -------------------------------------------------------------------------------------------
-
-
-def _values(variables: Any) -> Weights:
-    return [np.array(variable.value.numpy()) for variable in variables]
-
-
-def _pack(values: Weights) -> bytes:
-    from safetensors.numpy import save
-
-    content: bytes = save({f"{place:05}": np.asarray(value, order="C") for place, value in enumerate(values)})
-    return content
-
-
-def _read(file: Path) -> Weights:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        found = load(file.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot be gone on from: {error}", where=str(file)) from None
-    return [found[name] for name in sorted(found)]
-
-
-def _fill(variables: Any, values: Weights, where: Path) -> None:
-    shapes = [tuple(variable.shape) for variable in variables]
-    if shapes != [value.shape for value in values]:
-        raise CheckpointError(
-            f"its weights {[value.shape for value in values][:6]} are those of another network, this one has {shapes[:6]}",
-            where=str(where),
-            hint="Train in another folder, or with the model that it was made with",
-        )
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
-
-
 # --- the loop ---------------------------------------------------------------------------------------------------
 
 
-def _loop(context: TrainContext, job: _Job) -> None:
+def _loop(context: TrainContext, job: Job) -> None:
     # Sums of gradients in one order, whatever threads do.
     tf.config.experimental.enable_op_determinism()
-    strategy = tf.distribute.MultiWorkerMirroredStrategy() if context.world_size > 1 else None
+    strategy = context.strategy if context.world_size > 1 else None
     with own_random(hash_seed(job.seed), job.trainer.precision):
         if strategy is None:
             _Training(context, job, None).run()
@@ -197,7 +102,7 @@ def _loop(context: TrainContext, job: _Job) -> None:
 
 
 class _Training:
-    def __init__(self, context: TrainContext, job: _Job, strategy: Any) -> None:
+    def __init__(self, context: TrainContext, job: Job, strategy: Any) -> None:
         self.context, self.job, self.trainer, self.strategy = context, job, job.trainer, strategy
         train, self.held_out = job.arrays("train"), job.arrays("validation")
         assert train is not None
@@ -207,6 +112,8 @@ class _Training:
         self.network, objective = job.network()
         self.optimizer = make_optimizer(self.trainer.optimizer)
         self.optimizer.build(self.network.trainable_variables)
+        self.scale = LossScale() if self.trainer.precision == "fp16" else None
+        self.changing = [*self.optimizer.variables, *(self.scale.variables if self.scale else ())]
         self.state = Progress()
         self.best: Weights | None = None
         self._resume()
@@ -216,6 +123,7 @@ class _Training:
             strategy,
             self.network,
             self.optimizer,
+            self.scale,
             objective,
             train,
             job.label,
@@ -231,10 +139,10 @@ class _Training:
             return
         self.state = Progress.load(folder)
         # Among the variables are the states of what layers draw at random from.
-        _fill(self.network.variables, _read(folder / _MODEL), folder)
-        _fill(self.optimizer.variables, _read(folder / _OPTIMIZER), folder)
+        fill_variables(self.network.variables, read_tensors(folder / _MODEL), folder)
+        fill_variables(self.changing, read_tensors(folder / _OPTIMIZER), folder)
         if (folder / _BEST).exists():
-            self.best = _read(folder / _BEST)
+            self.best = read_tensors(folder / _BEST)
 
     def run(self) -> None:
         state = self.state
@@ -293,21 +201,7 @@ class _Training:
 
     def _total(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum over the workers; called by every worker."""
-        if self.strategy is None:
-            return value
-        return np.asarray(self._summed(tf.constant(value)))
-
-    @property
-    def _summed(self) -> Any:
-        if not hasattr(self, "_sum"):
-
-            def add(value: Any) -> Any:
-                # An argument has no device, and is then reduced nowhere.
-                value = tf.identity(value)
-                return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
-
-            self._sum = tf.function(lambda value: self.strategy.run(add, args=(value,)), autograph=False)
-        return self._sum
+        return value if self.strategy is None else np.asarray(self.context.total(tf.constant(value)))
 
     def _broken(self, number: int, step: int, what: str) -> TrainingError:
         """The error of a step (from 0) in an epoch (from 1)."""
@@ -348,23 +242,23 @@ class _Training:
             self.trainer.early_stopping,
         )
         if better and self.context.rank == 0:
-            self.best = _values(self.network.variables)
+            self.best = values_of(self.network.variables)
 
     def _stopped(self) -> bool:
         return self.state.stopped(self.trainer.early_stopping)
 
     def _files(self, number: int) -> Callable[[], dict[str, bytes]]:
         """What a checkpoint of now holds."""
-        values = _values(self.network.variables)
+        values = values_of(self.network.variables)
         if not all(np.isfinite(value).all() for value in values if value.dtype.kind == "f"):
             raise self._broken(number, (self.state.step or self.steps) - 1, "the weights are not finite")
 
         def files() -> dict[str, bytes]:
             found = {
-                _MODEL: _pack(values),
-                _OPTIMIZER: _pack(_values(self.optimizer.variables)),
+                _MODEL: pack(values),
+                _OPTIMIZER: pack(values_of(self.changing)),
                 "state.json": json.dumps(asdict(self.state)).encode(),
             }
-            return found if self.best is None else {**found, _BEST: _pack(self.best)}
+            return found if self.best is None else {**found, _BEST: pack(self.best)}
 
         return files

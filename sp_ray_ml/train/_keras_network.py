@@ -26,8 +26,8 @@ def own_random(seed: int, precision: str = "32") -> Iterator[None]:
     """Everything that Keras draws comes from a seed, and what Python and NumPy draw elsewhere is left alone."""
     before, numpy_before, policy = random.getstate(), np.random.get_state(), keras.config.dtype_policy()
     keras.utils.set_random_seed(seed % 2**32)
-    if precision == "bf16":
-        keras.config.set_dtype_policy("mixed_bfloat16")
+    if precision != "32":
+        keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bf16" else "mixed_float16")
     try:
         yield
     finally:

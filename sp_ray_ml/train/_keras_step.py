@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from sp_ray_ml.train.tensorflow import TensorFlowTrainer
     from sp_ray_ml.train.torch import Optimizer
 
-__all__ = ["Stepper", "make_optimizer"]
+__all__ = ["LossScale", "Stepper", "make_optimizer"]
 
 _CHUNK_BYTES = 64 * 2**20
 _CHUNK_STEPS = 64
+_GROWS_AFTER = 2_000
 
 
 def make_optimizer(settings: Optimizer) -> Any:
@@ -37,6 +38,29 @@ def make_optimizer(settings: Optimizer) -> Any:
     return keras.optimizers.AdamW(rate, weight_decay=decay, beta_1=first, beta_2=second, epsilon=1e-8)
 
 
+class LossScale:
+    """What losses are multiplied by so that gradients of 16 bits do not vanish, and how it changes.
+
+    A step whose gradients are not finite is left out and halves it; 2,000 good ones in a row double it.
+
+    Source: Micikevicius et al., Mixed Precision Training, ICLR 2018, section 3.2.
+    """
+
+    def __init__(self) -> None:
+        local = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        self.factor = tf.Variable(2.0**16, dtype=tf.float32, **local)
+        self._good = tf.Variable(0, dtype=tf.int64, **local)
+        self.variables = [self.factor, self._good]
+
+    def update(self, finite: Any) -> None:
+        """After a step."""
+        good = tf.where(finite, self._good + 1, tf.zeros_like(self._good))
+        factor = tf.where(finite, self.factor, self.factor / 2)
+        grown = good >= _GROWS_AFTER
+        self.factor.assign(tf.where(grown, factor * 2, factor))
+        self._good.assign(tf.where(grown, tf.zeros_like(good), good))
+
+
 class Stepper:
     """Takes steps.
 
@@ -46,10 +70,11 @@ class Stepper:
         strategy: What connects the workers; None for one that is alone.
         network: The model.
         optimizer: Changes the weights.
+        scale: Of losses of 16 bits; None for those of 32.
         objective: The loss.
         arrays: All rows.
         label: Mean and standard deviation that a regression's label is learned in.
-        batch_size: Rows of a step, over all workers.
+        batch_size: Rows of one forward pass, over all workers.
 
     Attributes:
         steps: Steps of an epoch.
@@ -63,6 +88,7 @@ class Stepper:
         strategy: Any,
         network: Any,
         optimizer: Any,
+        scale: LossScale | None,
         objective: Objective,
         arrays: Arrays,
         label: tuple[float, float],
@@ -71,6 +97,7 @@ class Stepper:
         self._rank, self._world, self._strategy = context.rank, context.world_size, strategy
         self._network, self._optimizer, self._objective = network, optimizer, objective
         self._clip, self._batch_size, self._arrays, self._label = trainer.clip, batch_size, arrays, label
+        self._scale, self._alone = scale, trainer.accumulate == 1
         settings = trainer.optimizer
         self._shrink = (settings.weight_decay or 0.0) if settings.kind != "adamw" else 0.0
         self._regression = objective.regression
@@ -78,10 +105,20 @@ class Stepper:
         if self._world == 1:
             # A worker that is not alone takes its rows out of files that all of them share.
             self._table = (tf.constant(arrays.x), tf.constant(self._labels(slice(None))))
-        self.steps = math.ceil(len(arrays) / batch_size)
-        self.chunk = max(1, min(_CHUNK_STEPS, _CHUNK_BYTES // (4 * batch_size * arrays.x.shape[1])))
-        self._run = tf.function(self._chunk, autograph=False, reduce_retracing=True)
-        self._together = tf.function(self._step_of_all, autograph=False, reduce_retracing=True)
+        self._group = batch_size * trainer.accumulate
+        self.steps = math.ceil(len(arrays) / self._group)
+        self.chunk = max(1, min(_CHUNK_STEPS, _CHUNK_BYTES // (4 * self._group * arrays.x.shape[1])))
+        self._run = self._graph(self._chunk)
+        self._worker = {
+            part: self._run_by_all(part) for part in (self._gradients, self._reduced, self._change)
+        }
+
+    def _run_by_all(self, function: Any) -> Any:
+        return self._graph(lambda *given: self._strategy.run(function, args=given))
+
+    @staticmethod
+    def _graph(function: Any) -> Any:
+        return tf.function(function, autograph=False, reduce_retracing=True)
 
     def _labels(self, rows: Any) -> NDArray[Any]:
         y = np.asarray(self._arrays.y[rows])
@@ -91,6 +128,9 @@ class Stepper:
         return (y if (mean, std) == (0.0, 1.0) else ((y - mean) / std).astype(np.float32))[:, None]
 
     # --- which rows ---------------------------------------------------------------------------------------------
+
+    def _rows(self, order: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+        return order[step * self._group : (step + 1) * self._group]
 
     def run(
         self, order: NDArray[np.int64], first: int, count: int, rates: list[float]
@@ -106,41 +146,50 @@ class Stepper:
         Returns:
             This worker's part of each step's mean loss, [count]: over all workers they add up to the mean.
         """
-        parts, totals, shares, ends = [], [], [], [0]
+        weight = self._arrays.weight
+        parts, weights, totals, shares, sizes, ends, batches = [], [], [], [], [], [0], [0]
         for step in range(first, first + count):
-            batch = order[step * self._batch_size : (step + 1) * self._batch_size]
-            own = batch[len(batch) * self._rank // self._world : len(batch) * (self._rank + 1) // self._world]
-            weight = self._arrays.weight
-            totals.append(
-                max(float(weight[batch].sum(dtype=np.float64)), 1e-12) if weight is not None else len(batch)
-            )
-            shares.append(len(own) / len(batch))
-            # All workers must go through the network: one without rows takes one that counts nothing.
-            parts.append(own if len(own) else batch[:1])
-            ends.append(ends[-1] + len(parts[-1]))
-        rows = np.concatenate(parts)
-        weights = np.ones(len(rows), np.float32) if weight is None else weight[rows].astype(np.float32)
-        for place, share in enumerate(shares):
-            if not share:
-                weights[ends[place] : ends[place + 1]] = 0
+            rows = self._rows(order, step)
+            total = len(rows) if weight is None else max(float(weight[rows].sum(dtype=np.float64)), 1e-12)
+            for start in range(0, len(rows), self._batch_size):
+                batch = rows[start : start + self._batch_size]
+                begin = len(batch) * self._rank // self._world
+                own = batch[begin : len(batch) * (self._rank + 1) // self._world]
+                # All workers must go through the network: one without rows takes one that counts nothing.
+                parts.append(own if len(own) else batch[:1])
+                counts = np.ones(len(parts[-1]), np.float32) if weight is None else weight[parts[-1]]
+                weights.append(np.asarray(counts if len(own) else np.zeros(1), np.float32))
+                totals.append(total)
+                shares.append(len(own) / len(rows))
+                sizes.append(len(batch) / len(rows))
+                ends.append(ends[-1] + len(parts[-1]))
+            batches.append(len(parts))
+        chosen = np.concatenate(parts)
         if self._table is not None:
-            x, y = (tf.gather(values, rows) for values in self._table)
+            x, y = (tf.gather(values, chosen) for values in self._table)
         else:
-            x, y = tf.constant(self._arrays.x[rows]), tf.constant(self._labels(rows))
-        numbers = [tf.constant(np.asarray(values, np.float32)) for values in (totals, shares, rates)]
+            x, y = tf.constant(self._arrays.x[chosen]), tf.constant(self._labels(chosen))
+        counted = tf.constant(np.concatenate(weights))
+        numbers = [tf.constant(np.asarray(values, np.float32)) for values in (totals, shares, sizes)]
         if self._strategy is None:
-            return np.asarray(self._run(x, y, tf.constant(weights), tf.constant(ends), *numbers))
+            bounds = tf.constant(ends), tf.constant(batches)
+            return np.asarray(self._run(x, y, counted, *bounds, *numbers, tf.constant(rates, tf.float32)))
         # Workers reduce between one another: that cannot be within a loop of the graph.
         losses = []
-        for place in range(count):
-            rows_of = slice(ends[place], ends[place + 1])
-            given = (x[rows_of], y[rows_of], tf.constant(weights[rows_of]), *(v[place] for v in numbers))
-            losses.append(float(self._together(*given)))
+        for step, rate in enumerate(rates):
+            found: list[Any] = []
+            for place in range(batches[step], batches[step + 1]):
+                mine = slice(ends[place], ends[place + 1])
+                given = (x[mine], y[mine], counted[mine], *(values[place] for values in numbers))
+                found.append(self._worker[self._gradients](*given, *found[-1:]))
+            loss, gradients = found[-1]
+            self._together(gradients, tf.constant(rate, tf.float32))
+            losses.append(float(loss))
         return np.array(losses)
 
     def fingerprint(self, order: NDArray[np.int64], step: int) -> str:
         """SHA-256 of a step's rows as the network is given them, its first 16 digits."""
-        batch = order[step * self._batch_size : (step + 1) * self._batch_size]
+        batch = self._rows(order, step)
         digest = hashlib.sha256(np.ascontiguousarray(self._arrays.x[batch]).tobytes())
         digest.update(np.ascontiguousarray(self._labels(batch)).tobytes())
         if self._arrays.weight is not None:
@@ -149,41 +198,94 @@ class Stepper:
 
     # --- the graph ----------------------------------------------------------------------------------------------
 
-    def _chunk(self, x: Any, y: Any, weight: Any, ends: Any, totals: Any, shares: Any, rates: Any) -> Any:
-        count = tf.shape(totals)[0]
+    def _chunk(
+        self,
+        x: Any,
+        y: Any,
+        weight: Any,
+        ends: Any,
+        batches: Any,
+        totals: Any,
+        shares: Any,
+        sizes: Any,
+        rates: Any,
+    ) -> Any:
+        count = tf.shape(rates)[0]
+
+        def batch(place: Any, *before: Any) -> Any:
+            own = slice(ends[place], ends[place + 1])
+            numbers = totals[place], shares[place], sizes[place]
+            return self._gradients(x[own], y[own], weight[own], *numbers, *before)
 
         def body(step: Any, losses: Any) -> Any:
-            own = slice(ends[step], ends[step + 1])
-            loss = self._step(x[own], y[own], weight[own], totals[step], shares[step], rates[step])
+            first, last = batches[step], batches[step + 1]
+            found = batch(first)
+            if not self._alone:
+                _, found = tf.while_loop(
+                    lambda place, _: place < last,
+                    lambda place, before: (place + 1, batch(place, before)),
+                    (first + 1, found),
+                    parallel_iterations=1,
+                )
+            loss, gradients = found
+            gradients, finite = self._reduced(gradients)
+            if self._scale is None:
+                self._change(gradients, rates[step])
+            else:
+                tf.cond(finite, lambda: self._changed(gradients, rates[step]), lambda: tf.constant(False))
+                self._scale.update(finite)
             return step + 1, losses.write(step, tf.cast(loss, tf.float64))
 
         losses = tf.TensorArray(tf.float64, size=count, element_shape=[])
         _, losses = tf.while_loop(lambda step, _: step < count, body, (0, losses), parallel_iterations=1)
         return losses.stack()
 
-    def _step_of_all(self, *given: Any) -> Any:
-        return self._strategy.run(self._step, args=given)
+    def _together(self, gradients: Any, rate: Any) -> None:
+        """A step of all workers, from the gradients of each."""
+        gradients, finite = self._worker[self._reduced](gradients)
+        # What is not finite is so for all of them.
+        if self._scale is None or bool(finite):
+            self._worker[self._change](gradients, rate)
+        if self._scale is not None:
+            self._scale.update(finite)
 
-    def _step(self, x: Any, y: Any, weight: Any, total: Any, share: Any, rate: Any) -> Any:
+    def _gradients(self, x: Any, y: Any, weight: Any, total: Any, share: Any, size: Any, *before: Any) -> Any:
+        """This worker's part of a batch's loss and gradients, added to those of the step's batches before it."""
         variables = self._network.trainable_variables
         with tf.GradientTape() as tape:
             outputs = tf.cast(self._network(x, training=True), tf.float32)
             outputs = tf.reshape(outputs, (-1, outputs.shape[1] if outputs.shape.rank == 2 else 1))
             loss = self._objective(y, outputs, weight, total, share)
             for penalty in self._network.losses:
-                loss += tf.cast(penalty, tf.float32) / self._world
-        gradients = tape.gradient(loss, [v.value for v in variables], unconnected_gradients="zero")
+                loss += tf.cast(penalty, tf.float32) * size / self._world
+            scaled = loss if self._scale is None else loss * self._scale.factor
+        found = tape.gradient(scaled, [v.value for v in variables], unconnected_gradients="zero")
         # Rows of an embedding that come more than once would be added up in any order.
-        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        together = 1
+        gradients = [tf.convert_to_tensor(gradient) for gradient in found]
+        if not before:
+            return loss, gradients
+        ((so_far, others),) = before
+        return so_far + loss, [one + other for one, other in zip(others, gradients, strict=True)]
+
+    def _reduced(self, gradients: Any) -> Any:
+        """Gradients as the optimizer takes them, and whether they are finite, where it matters."""
+        if self._world > 1 and (self._clip is not None or self._scale is not None):
+            replica = tf.distribute.get_replica_context()
+            gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        finite = tf.constant(True)
+        if self._scale is not None:
+            gradients = [gradient / self._scale.factor for gradient in gradients]
+            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
         if self._clip is not None:
-            if self._world > 1:
-                # Keras adds the workers' gradients up: those that are added up already must then be divided.
-                together = self._world
-                replica = tf.distribute.get_replica_context()
-                gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip)
-            gradients = [gradient / together for gradient in gradients] if together > 1 else gradients
+        if self._world > 1 and (self._clip is not None or self._scale is not None):
+            # Keras adds the workers' gradients up: those that are added up already must then be divided.
+            gradients = [gradient / self._world for gradient in gradients]
+        return gradients, finite
+
+    def _change(self, gradients: Any, rate: Any) -> None:
+        """Change the weights."""
+        variables = self._network.trainable_variables
         if self._shrink:
             gradients = [
                 gradient + self._shrink / self._world * tf.convert_to_tensor(variable.value)
@@ -191,4 +293,7 @@ class Stepper:
             ]
         self._optimizer.learning_rate.assign(rate)
         self._optimizer.apply(gradients, variables)
-        return loss
+
+    def _changed(self, gradients: Any, rate: Any) -> Any:
+        self._change(gradients, rate)
+        return tf.constant(True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.errors import ConfigError, SpRayError, TrainingError
+from sp_ray_ml.optional import check_installed
+from sp_ray_ml.train._loop_trainer import LoopTrainer, LoopTraining
 from sp_ray_ml.train._seeds import hash_seed
 from sp_ray_ml.train._table_data import Arrays, TableData, parts_of, prepare, rows_of, write_parts
-from sp_ray_ml.train.context import TrainContext, check_resources, run_loop
+from sp_ray_ml.train.context import Backend, TrainContext, check_resources, run_loop
 from sp_ray_ml.train.table import OnEpoch, new_training_folder
-from sp_ray_ml.train.torch import LoopTraining, TorchTrainer
 
 if TYPE_CHECKING:
     from sp_ray_ml.config import Custom
@@ -25,7 +27,7 @@ _WHERE = "train.train_loop"
 
 
 def fit(
-    trainer: TorchTrainer,
+    trainer: LoopTrainer,
     train: Any,
     validation: Any,
     *,
@@ -33,9 +35,12 @@ def fit(
     folder: str | Path | None,
     on_epoch: OnEpoch | None,
 ) -> LoopTraining:
-    """See `TorchTrainer.fit`."""
+    """See `LoopTrainer.fit`."""
     chosen = trainer.train_loop
     assert chosen is not None
+    if trainer.backend == "tensorflow":
+        check_installed("tensorflow", type(trainer).__name__)
+        import sp_ray_ml.train._keras  # noqa: F401  before the loop's own module imports it, with its chatter
     function, config = _checked(chosen, trainer.train_loop_config)
     check_resources(trainer.scaling)
     sources = {"train": as_source(train, "train")}
@@ -55,7 +60,9 @@ def fit(
     else:
         from sp_ray_ml.train._ray_functions import run_function
 
-        checkpoint = run_function(function, config, sources, trainer.scaling, seed, place / "training", hear)
+        checkpoint = run_function(
+            function, config, sources, trainer.scaling, seed, place / "training", hear, trainer.backend
+        )
     return LoopTraining(dict(heard[-1]) if heard else {}, heard, place, checkpoint_path=checkpoint)
 
 
@@ -100,18 +107,17 @@ class _Job:
     function: Callable[[TrainContext], Any]
     rows: TableData | Path | None
     seed: int
+    backend: Backend
 
 
 def _with_context(
-    trainer: TorchTrainer,
+    trainer: LoopTrainer,
     function: Callable[[TrainContext], Any],
     sources: Mapping[str, Source],
     seed: int,
     folder: Path,
     hear: OnEpoch,
 ) -> Path:
-    import torch
-
     rows: TableData | Path | None = None
     if trainer.label:
         rows = prepare(
@@ -127,22 +133,36 @@ def _with_context(
         )
         if trainer.scaling.workers:
             rows = write_parts(parts_of(rows), folder / "rows")
-    with torch.random.fork_rng():
-        kept = run_loop(_loop, _Job(function, rows, seed), trainer.scaling, folder / "checkpoints", hear)
+    job = _Job(function, rows, seed, trainer.backend)
+    kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", hear, backend=trainer.backend)
     return kept.best
 
 
 def _loop(context: TrainContext, job: _Job) -> None:
-    import torch
-
     def rows(part: str) -> Arrays | None:
         assert job.rows is not None
         return rows_of(job.rows, part) if isinstance(job.rows, Path) else job.rows.arrays(part)
 
     if job.rows is not None:
         context._rows = rows
-    torch.manual_seed(hash_seed(job.seed, context.rank))
-    called(lambda: job.function(context), job.function)
+    with seeded(job.backend, hash_seed(job.seed, context.rank)):
+        called(lambda: job.function(context), job.function)
+
+
+@contextmanager
+def seeded(backend: Backend, seed: int) -> Iterator[None]:
+    """What the framework draws comes from a seed, and what it draws elsewhere is left alone."""
+    if backend == "tensorflow":
+        from sp_ray_ml.train._keras_network import own_random
+
+        with own_random(seed):
+            yield
+        return
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def called(call: Callable[[], Any], function: Callable[..., Any]) -> None:

@@ -43,6 +43,7 @@ def run_function(
     seed: int,
     folder: Path,
     on_report: OnEpoch,
+    backend: backends.Backend,
 ) -> Path | None:
     """Run a function written for Ray Train.
 
@@ -51,9 +52,10 @@ def run_function(
         config: What it is called with; None calls it with nothing.
         sources: What `ray.train.get_dataset_shard` gives, by name.
         scaling: How many workers; 0 is this process.
-        seed: Of PyTorch's generator in this process; in workers the function's own matter.
+        seed: Of the framework's generators in this process; in workers the function's own matter.
         folder: Keeps what it reports; the same folder goes on.
         on_report: Called with what rank 0 reports.
+        backend: What the workers are connected by.
 
     Returns:
         The folder of the last checkpoint that it reported, or None.
@@ -64,8 +66,8 @@ def run_function(
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if scaling.workers:
-        return _on_workers(function, config, sources, scaling, folder.resolve(), on_report)
-    return _here(function, config, sources, seed, folder.resolve(), on_report)
+        return _on_workers(function, config, sources, scaling, folder.resolve(), on_report, backend)
+    return _here(function, config, sources, seed, folder.resolve(), on_report, backend)
 
 
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,17 +88,15 @@ def _here(
     seed: int,
     folder: Path,
     on_report: OnEpoch,
+    backend: backends.Backend,
 ) -> Path | None:
-    import torch
-
-    from sp_ray_ml.train._own_loop import called
+    from sp_ray_ml.train._own_loop import called, seeded
 
     utils = _InProcess(folder, sources, on_report)
     before = train_fn_utils._train_fn_utils
     train_fn_utils.set_train_fn_utils(utils)
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(hash_seed(seed))
+        with seeded(backend, hash_seed(seed)):
             called(lambda: function() if config is None else function(dict(config)), function)
     finally:
         train_fn_utils.set_train_fn_utils(before)
@@ -285,13 +285,12 @@ def _on_workers(
     scaling: Scaling,
     folder: Path,
     on_report: OnEpoch,
+    backend: backends.Backend,
 ) -> Path | None:
-    import ray.train.torch
-
     progress = folder / "progress.jsonl"
     progress.unlink(missing_ok=True)
     with backends.ray_running():
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = backends._ray_trainer(backend)(
             function,
             train_loop_config=None if config is None else dict(config),
             datasets={name: source.to_ray() for name, source in sources.items()},

@@ -28,6 +28,7 @@ from sp_ray_ml.train._resources import check_resources
 
 if TYPE_CHECKING:
     import ray.train
+    import tensorflow as tf
     import torch
 
     from sp_ray_ml.train._table_data import Arrays
@@ -93,6 +94,17 @@ class TrainContext(ABC):
     @abstractmethod
     def last_checkpoint(self) -> str | None:
         """Where the last checkpoint that was kept lies, for messages."""
+
+    @property
+    def strategy(self) -> tf.distribute.Strategy:
+        """What connects the workers of a `TensorFlowTrainer`; of one alone, TensorFlow's default.
+
+        A Keras model made within `context.strategy.scope()` is the same on all workers, and gradients that its
+        optimizer applies within `context.strategy.run(step)` are added up over them.
+        """
+        from sp_ray_ml.train._keras import tf
+
+        return tf.distribute.get_strategy()
 
     def rows(self, part: str = "train") -> Arrays | None:
         """All rows of a part, `train` or `validation`, encoded; None where there is no such part.
@@ -475,7 +487,12 @@ def scaling_config(scaling: Scaling) -> ray.train.ScalingConfig:
 def _worker(config: dict[str, Any]) -> None:
     # A worker has a working directory of its own; modules that lie beside the user's config are found all the same.
     sys.path.extend(path for path in config["sys_path"] if path not in sys.path)
-    config["loop"](_RayContext(Path(config["progress"])), config["job"])
+    context = _RayContext
+    if config["backend"] == "tensorflow":
+        from sp_ray_ml.train._keras_context import KerasContext
+
+        context = KerasContext
+    config["loop"](context(Path(config["progress"])), config["job"])
 
 
 def _ray_trainer(backend: Backend) -> Any:
@@ -515,6 +532,7 @@ def _run_on_ray(
             train_loop_config={
                 "loop": loop,
                 "job": job,
+                "backend": backend,
                 "progress": str(progress),
                 "sys_path": [*sys.path, str(Path.cwd())],
             },

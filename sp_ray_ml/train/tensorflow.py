@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
 from sp_ray_ml.config import Custom, Family, located
 from sp_ray_ml.train._keras_quiet import quiet
+from sp_ray_ml.train._loop_trainer import LoopTrainer
 from sp_ray_ml.train.settings import EarlyStopping, Schedule
-from sp_ray_ml.train.table import Learned, OnEpoch, TableTrainer
+from sp_ray_ml.train.table import Learned, OnEpoch
 from sp_ray_ml.train.torch import MLP, Optimizer, TableLoss
 
 if TYPE_CHECKING:
     from sp_ray_ml.train._table_data import TableData
+    from sp_ray_ml.train.context import Backend
 
 __all__ = ["TensorFlowTrainer"]
 
@@ -44,10 +46,11 @@ KerasLossField = Annotated[
         callables=True,
     ),
 ]
+KerasLoopField = Annotated[Custom, _KerasFamily("train_loop", {}, callables=True)]
 
 
-class TensorFlowTrainer(TableTrainer):
-    """Trains a Keras model on a table.
+class TensorFlowTrainer(LoopTrainer):
+    """Trains a Keras model on a table, or runs a training loop of your own.
 
     Each epoch goes over the rows once, in batches drawn from a permutation of its own. After each the validation rows
     are scored; the best epoch's weights are kept, without validation rows the last one's. Broken off at any step, it
@@ -56,8 +59,16 @@ class TensorFlowTrainer(TableTrainer):
     With workers, each takes its part of every batch and gradients are added up, so that two workers learn what one
     would. What a layer draws at random, or gathers over a batch (batch normalization), it draws and gathers in each
     worker by itself.
+
+    With `train_loop` it writes no loop but runs yours: a function of `context` (a `TrainContext`), or one that was
+    written for Ray Train. Workers are connected as a `MultiWorkerMirroredStrategy` expects: `TF_CONFIG` is set.
     """
 
+    backend: ClassVar[Backend] = "tensorflow"
+
+    train_loop: KerasLoopField | None = None
+    """A training loop of your own, by import path or as the function. With a parameter named `context` it is given a
+    `TrainContext`; without, it is one for Ray Train (`ray.train.report`, `get_dataset_shard("train")`, …)."""
     model: KerasNetworkField = MLP()
     """The network, or one of your own: a function (or class) that is called as `factory(inputs, **arguments)` with a
     `ModelInputs` (width, outputs, cardinalities, names, task) and gives a `keras.Model` of float32 [batch, width] to
@@ -80,10 +91,12 @@ class TensorFlowTrainer(TableTrainer):
     """Passes over the rows, at most."""
     batch_size: int | None = pydantic.Field(default=None, ge=1)
     """Rows of a batch, over all workers; without, about a fiftieth of the rows, from 32 to 1,024."""
+    accumulate: int = pydantic.Field(default=1, ge=1)
+    """Batches whose gradients make one step together, as one batch as large as all of them would."""
     clip: float | None = pydantic.Field(default=None, gt=0)
     """The largest norm of a step's gradient; what is longer is shortened to it."""
-    precision: Literal["32", "bf16"] = "32"
-    """What the network computes in: 32 bits, or mixed with 16."""
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    """What the network computes in: 32 bits, or mixed with 16 (`fp16` with scaled losses, slow without a GPU)."""
     early_stopping: EarlyStopping | None = EarlyStopping()
     """When to stop, by a metric of the validation rows. None trains for all epochs and keeps the best."""
     checkpoint_steps: int | None = pydantic.Field(default=None, ge=1)

@@ -6,19 +6,20 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import pydantic
 
 from sp_ray_ml.config import Custom, Family, Settings, located
-from sp_ray_ml.errors import CheckpointError, ConfigError
+from sp_ray_ml.train._loop_trainer import LoopTrainer
 from sp_ray_ml.train.settings import EarlyStopping, Schedule
-from sp_ray_ml.train.table import Learned, OnEpoch, TableTrainer, TrainResult
+from sp_ray_ml.train.table import Learned, OnEpoch
 
 if TYPE_CHECKING:
     import torch
 
     from sp_ray_ml.train._table_data import TableData
+    from sp_ray_ml.train.context import Backend
 
 __all__ = [
     "MAE",
@@ -27,7 +28,6 @@ __all__ = [
     "NETWORKS",
     "CrossEntropy",
     "Huber",
-    "LoopTraining",
     "ModelInputs",
     "Network",
     "Optimizer",
@@ -155,34 +155,9 @@ TableLossField = Annotated[
         callables=True,
     ),
 ]
-FunctionField = Annotated[Custom, Family("train_loop", {}, callables=True)]
 
 
-@dataclass(frozen=True)
-class LoopTraining(TrainResult):
-    """What a training loop of the user's own has reported.
-
-    Attributes:
-        metrics: Those last reported.
-        history: All that were reported since this start.
-        checkpoint_path: The last checkpoint, of a loop with a `context` the best one; None if none was reported.
-    """
-
-    checkpoint_path: Path | None = None
-
-    @property
-    def predictor_path(self) -> Path:
-        """The folder of the checkpoint; a sealed predictor only if the loop has sealed one.
-
-        Raises:
-            CheckpointError: The loop reported no checkpoint.
-        """
-        if self.checkpoint_path is None:
-            raise CheckpointError("the train_loop reported no checkpoint", where="train.train_loop")
-        return self.checkpoint_path
-
-
-class TorchTrainer(TableTrainer):
+class TorchTrainer(LoopTrainer):
     """Trains a network of PyTorch on a table, or runs a training loop of your own.
 
     Each epoch goes over the rows once, in batches drawn from a permutation of its own. After each the validation rows
@@ -193,8 +168,8 @@ class TorchTrainer(TableTrainer):
     written for Ray Train.
     """
 
-    label: str = ""
-    """The column to predict. Needed, unless a `train_loop` does without."""
+    backend: ClassVar[Backend] = "torch"
+
     model: NetworkField = MLP()
     """The network, or one of your own: see `Network`."""
     categories: Literal["codes", "one_hot"] | None = None
@@ -225,11 +200,6 @@ class TorchTrainer(TableTrainer):
     """When to stop, by a metric of the validation rows. None trains for all epochs and keeps the best."""
     checkpoint_steps: int | None = pydantic.Field(default=None, ge=1)
     """Steps between two checkpoints; without, one after about half a minute, and after epochs."""
-    train_loop: FunctionField | None = None
-    """A training loop of your own, by import path or as the function. With a parameter named `context` it is given a
-    `TrainContext`; without, it is one for Ray Train (`ray.train.report`, `get_dataset_shard("train")`, …)."""
-    train_loop_config: dict[str, Any] | None = None
-    """What a `train_loop` for Ray Train is called with."""
 
     @property
     def one_hot(self) -> bool:
@@ -237,42 +207,6 @@ class TorchTrainer(TableTrainer):
         if self.categories is None:
             return isinstance(self.model, Custom)
         return self.categories == "one_hot"
-
-    @pydantic.model_validator(mode="after")
-    def _fits_together(self) -> TorchTrainer:
-        if self.train_loop is None and not self.label:
-            raise located([(("label",), "required")])
-        if self.train_loop is None and self.train_loop_config is not None:
-            raise located([(("train_loop_config",), "needs a train_loop")])
-        return self
-
-    def fit(
-        self,
-        train: Any,
-        validation: Any = None,
-        *,
-        seed: int = 0,
-        folder: str | Path | None = None,
-        on_epoch: OnEpoch | None = None,
-        start_from: Any = None,
-        about: Mapping[str, Any] | None = None,
-    ) -> TrainResult:
-        """See `TableTrainer.fit`. With a `train_loop`, the result is a `LoopTraining` with what the loop reported."""
-        if self.train_loop is None:
-            return super().fit(
-                train,
-                validation,
-                seed=seed,
-                folder=folder,
-                on_epoch=on_epoch,
-                start_from=start_from,
-                about=about,
-            )
-        from sp_ray_ml.train._own_loop import fit
-
-        if start_from is not None:
-            raise ConfigError("a train_loop begins by itself", where="start_from")
-        return fit(self, train, validation, seed=seed, folder=folder, on_epoch=on_epoch)
 
     def learn(self, data: TableData, *, seed: int, folder: Path, on_epoch: OnEpoch) -> Learned:
         """See `TableTrainer.learn`."""
