@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sp_ray_ml._import_path import import_object
-from sp_ray_ml.errors import CheckpointError
+from sp_ray_ml.errors import CheckpointError, ConfigError
 from sp_ray_ml.storage import storage_errors, write_json
 from sp_ray_ml.tracking._store import answers, redact_uri, tracking_uri
 from sp_ray_ml.tracking.settings import Tracking
@@ -125,6 +125,18 @@ class Predictor(ABC):
     @abstractmethod
     def predict(self, table: pa.Table) -> pa.Table:
         """Predict for the rows of a table."""
+
+    def export_saved_model(self, path: str | os.PathLike[str]) -> None:  # noqa: ARG002  the others' refuse
+        """Write it as a TensorFlow SavedModel; see `TablePredictor.export_saved_model`.
+
+        Raises:
+            ConfigError: The predictor is not one of Keras.
+        """
+        raise ConfigError(
+            f"a {self.manifest.get('model', {}).get('kind', self.kind)} predictor has no graph of TensorFlow",
+            where="export_saved_model",
+            hint="Train with kind: tensorflow, or serve the predictor itself: mlflow models serve, or Predictor.load",
+        )
 
 
 def _as_json(value: Any) -> Any:

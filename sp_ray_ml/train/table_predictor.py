@@ -291,6 +291,32 @@ class TablePredictor(Predictor):
                 },
             )
 
+    def export_saved_model(self, path: str | os.PathLike[str]) -> None:
+        """Write a TensorFlow SavedModel, preprocessing included, that answers as `predict` without this package.
+
+        Its signature `serving_default` takes each column that the model reads as a tensor [rows], by name: text as
+        string, whole numbers as int64 (uint64 for those), booleans as int8, floats in their type (decimals float64),
+        dates as int64 days and times as int64 of their unit since 1970 (UTC), lists as [rows, longest]. It gives
+        `prediction`, and `probability` or `probabilities`. In Python, `tf.saved_model.load(path).predict(columns)`
+        takes them as one dict, whatever the columns' names.
+
+        A tensor knows no null. What is missing is NaN in floats, the smallest number in int64 (as NumPy's NaT), the
+        largest in uint64, -1 in booleans and the empty text in strings; where training saw the empty text as a
+        category, `(missing)`. `assets.extra/columns.json` in the folder says it for each column.
+
+        Args:
+            path: The folder; it appears whole, in place of what was there.
+
+        Raises:
+            ConfigError: The model is none of Keras, or a preprocessor cannot be written in the graph.
+            StorageError: It could not be written.
+        """
+        if self.model.kind != "tensorflow":
+            super().export_saved_model(path)
+        from sp_ray_ml.train._keras_export import export
+
+        export(self, path)
+
     @classmethod
     def _open(cls, folder: Path, manifest: dict[str, Any]) -> TablePredictor:
         features = FittedFeatures.from_json(read_json(folder / "preprocessors.json"))
