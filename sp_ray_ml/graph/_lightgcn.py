@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from sp_ray_ml.graph._nodes import NodeEncoder
 from sp_ray_ml.graph._sparse import SparseOperator
+from sp_ray_ml.graph._spectral import spectral_start
 from sp_ray_ml.graph.construct import ITEM_ITEM, USER_ITEM
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from sp_ray_ml.graph.models import LightGCN
 
 __all__ = ["LightGCNModule"]
@@ -26,6 +29,12 @@ class LightGCNModule(torch.nn.Module):
         super().__init__()
         self.settings = settings
         self.encoder = NodeEncoder(data, settings.dim, settings.init)
+        if settings.start == "spectral":
+            start = spectral_start(_normalized(data[USER_ITEM], _shape(data)), settings.dim)
+            for name, vectors in zip(("user", "item"), start, strict=True):
+                # One factor for both, so that the product of the two stays what it is.
+                scale = settings.init / max(_deviation(start), 1e-12)
+                self.encoder.ids[name].data[:, : vectors.shape[1]] = torch.from_numpy(vectors * scale)
 
     def forward(self, data: Any) -> dict[str, torch.Tensor]:
         """Vectors of users and items, float32 [nodes, dim]."""
@@ -50,7 +59,7 @@ def _operators(data: Any, device: torch.device) -> tuple[SparseOperator, SparseO
     # A graph is propagated over many times; its matrices are made at the first and kept beside it.
     cached = data.get("_lightgcn", None) if hasattr(data, "get") else None
     if cached is None or cached[0] != device:
-        shape = (data["user"].num_nodes, data["item"].num_nodes)
+        shape = _shape(data)
         to_user = SparseOperator(_normalized(data[USER_ITEM], shape), device)
         has_items = ITEM_ITEM in data.edge_types
         item_item = (
@@ -59,6 +68,15 @@ def _operators(data: Any, device: torch.device) -> tuple[SparseOperator, SparseO
         cached = (device, to_user, item_item)
         data._lightgcn = cached
     return cached[1], cached[2]
+
+
+def _shape(data: Any) -> tuple[int, int]:
+    return data["user"].num_nodes, data["item"].num_nodes
+
+
+def _deviation(vectors: tuple[NDArray[np.float32], NDArray[np.float32]]) -> float:
+    """Root of the mean square of both kinds' entries, each kind counting as much."""
+    return float(np.sqrt(sum(float(np.square(each).mean()) for each in vectors) / 2))
 
 
 def _normalized(store: Any, shape: tuple[int, int]) -> scipy.sparse.csr_array:

@@ -42,6 +42,11 @@ class LightGCN(GNN):
     """Steps of propagation."""
     init: float = pydantic.Field(default=0.1, gt=0)
     """Standard deviation of the first ids' vectors."""
+    start: Literal["random", "spectral"] = "random"
+    """What the ids' vectors are first: `random` numbers, or `spectral`, U Σ^(1/2) for users and V Σ^(1/2) for items, of
+    the `dim` largest singular values of D_u^(-1/2) A D_i^(-1/2) ≈ U Σ Vᵀ. That is what many layers of propagation
+    tend to (Peng et al. 2022, "SVD-GCN", arXiv:2208.12689), so that training begins there instead of coming to it.
+    The vectors hold every edge of the graph: for `supervision: {kind: all}`."""
     dropout: float = pydantic.Field(default=0.2, ge=0, lt=1)
     """Share of the first vectors' entries set to zero while training."""
 

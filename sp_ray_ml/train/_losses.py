@@ -101,14 +101,17 @@ def _sampled_softmax(settings: SampledSoftmax, scores: Scores, batch: Batch) -> 
     inside = column[batch.history_item] >= 0
     barred = torch.zeros_like(logits, dtype=torch.bool)
     barred[batch.history_row[inside], column[batch.history_item[inside]]] = True
-    rows = logits.masked_fill(barred, -torch.inf)[batch.target_row]
+    logits = logits.masked_fill(barred, -torch.inf)
+    positive = scores.pairs(batch.users[batch.target_row], batch.target_item)
+    # A user's targets share their negatives' sum; only a target that is in the sample needs one of its own, without it.
+    others = torch.logsumexp(logits, dim=1)[batch.target_row]
     own = column[batch.target_item]
     hit = torch.nonzero(own >= 0).squeeze(1)
-    accidental = torch.zeros_like(rows, dtype=torch.bool)
-    accidental[hit, own[hit]] = True
-    positive = scores.pairs(batch.users[batch.target_row], batch.target_item)
-    everything = torch.cat([positive.unsqueeze(1), rows.masked_fill(accidental, -torch.inf)], dim=1)
-    return torch.logsumexp(everything, dim=1) - positive
+    if len(hit):
+        rows = logits[batch.target_row[hit]]
+        rows = rows.scatter(1, own[hit].unsqueeze(1), -torch.inf)
+        others = others.index_put((hit,), torch.logsumexp(rows, dim=1))
+    return F.softplus(others - positive)
 
 
 def _bpr(settings: BPR, scores: Scores, batch: Batch) -> torch.Tensor:
