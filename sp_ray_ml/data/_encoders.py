@@ -25,6 +25,7 @@ from sp_ray_ml.data._columns import (
     value_type,
     values_from_json,
 )
+from sp_ray_ml.data._threads import side_by_side
 from sp_ray_ml.data.source import BLOCK_ROWS, as_source
 from sp_ray_ml.errors import DataError
 
@@ -353,11 +354,13 @@ def encode(encoders: Sequence[Encoder], data: Any, *, one_hot: bool = True) -> N
     table = _table(data, encoders)
     widths = [width_of(encoder, one_hot) for encoder in encoders]
     out = np.zeros((table.num_rows, sum(widths)), np.float32)
-    row = 0
     names = list(dict.fromkeys(e.column.name for e in encoders))
-    for batch in table.select(names).to_batches(max_chunksize=BLOCK_ROWS):
-        at = 0
-        rows = slice(row, row + batch.num_rows)
+    batches = table.select(names).to_batches(max_chunksize=BLOCK_ROWS)
+    ends = np.cumsum([batch.num_rows for batch in batches])
+
+    def fill(number: int) -> None:
+        batch, at = batches[number], 0
+        rows = slice(ends[number] - batch.num_rows, ends[number])
         for encoder, width in zip(encoders, widths, strict=True):
             values = batch.column(encoder.column.name)
             try:
@@ -368,7 +371,10 @@ def encode(encoders: Sequence[Encoder], data: Any, *, one_hot: bool = True) -> N
             except _BadNumbers:
                 raise _explain(encoder.column, table[encoder.column.name]) from None
             at += width
-        row += batch.num_rows
+
+    with side_by_side() as each:
+        for _ in each(fill, range(len(batches)), values=table.num_rows * len(encoders)):
+            pass
     return out
 
 
@@ -377,12 +383,18 @@ def transform(encoders: Sequence[Encoder], data: Any) -> pa.Table:
     table = _table(data, encoders)
     result = table
     done: set[str] = set()
-    for encoder in encoders:
-        name = encoder.column.name
+
+    def columns_of(encoder: Encoder) -> dict[str, Any]:
+        values = table[encoder.column.name]
         try:
-            columns = encoder.transform(table[name])
+            return encoder.transform(values)
         except _BadNumbers:
-            raise _explain(encoder.column, table[name]) from None
+            raise _explain(encoder.column, values) from None
+
+    with side_by_side() as each:
+        found = list(each(columns_of, encoders, values=table.num_rows * len(encoders)))
+    for encoder, columns in zip(encoders, found, strict=True):
+        name = encoder.column.name
         for new, values in columns.items():
             if new in done or (new != name and new in table.column_names):
                 raise encoder.column.error(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -25,6 +26,7 @@ from sp_ray_ml.data._columns import (
     numbers,
     plain_type,
 )
+from sp_ray_ml.data._threads import side_by_side
 from sp_ray_ml.errors import DataError
 
 if TYPE_CHECKING:
@@ -304,11 +306,12 @@ def fit_columns(
             column = Column(name, column_type(source.schema, name, place), place)
             found[-1][name] = feature.accumulator(column)
     rows = 0
-    for block in source.select(needed).blocks():
-        rows += block.num_rows
-        for accumulators in found:
-            for name, accumulator in accumulators.items():
-                accumulator.update(block.column(name))
+    columns = [item for accumulators in found for item in accumulators.items()]
+    with side_by_side() as each:
+        for block in source.select(needed).blocks():
+            rows += block.num_rows
+            for _ in each(partial(_update, block), columns, values=block.num_rows * len(columns)):
+                pass
     if rows == 0:
         raise DataError(
             "no rows to fit preprocessors on",
@@ -316,3 +319,8 @@ def fit_columns(
             hint="Check the table, the filters and the split",
         )
     return [{name: a.finish() for name, a in accumulators.items()} for accumulators in found]
+
+
+def _update(block: pa.RecordBatch, column: tuple[str, Accumulator]) -> None:
+    name, accumulator = column
+    accumulator.update(block.column(name))
