@@ -25,6 +25,7 @@ from sp_ray_ml.data.preprocessors import (
 from sp_ray_ml.data.preprocessors import fit_features as fit_preprocessors
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, DataError
+from sp_ray_ml.storage import remove
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -203,11 +204,14 @@ class Arrays:
         return len(self.y)
 
     def save(self, folder: Path) -> None:
-        """Write three files, `x.npy`, `y.npy` and perhaps `weight.npy`, into a new folder."""
+        """Write `x.npy`, `y.npy` and perhaps `weight.npy`; of what an earlier start left there, nothing stays."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("x", "y", "weight"):
+            file = folder / f"{name}.npy"
+            # Not written over: a worker of the earlier start may still have it mapped.
+            file.unlink(missing_ok=True)
             if (values := getattr(self, name)) is not None:
-                np.save(folder / f"{name}.npy", values)
+                np.save(file, values)
 
     @classmethod
     def load(cls, folder: Path) -> Arrays:
@@ -335,8 +339,11 @@ def parts_of(data: TableData) -> dict[str, Arrays]:
 
 def write_parts(parts: Mapping[str, Arrays], folder: Path) -> Path:
     """Write rows for workers to map, and return the folder's absolute path."""
-    for part, rows in parts.items():
-        rows.save(folder / part)
+    for part in ("train", "validation"):
+        if (rows := parts.get(part)) is not None:
+            rows.save(folder / part)
+        else:
+            remove(folder / part)  # an earlier start may have had such a part
     return folder.resolve()
 
 

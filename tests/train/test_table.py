@@ -12,6 +12,7 @@ import pytest
 from sp_ray_ml.data import Standardize
 from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, DataError
 from sp_ray_ml.train import Predictor, TablePredictor, XGBoostTrainer
+from sp_ray_ml.train._table_data import Arrays, rows_of, write_parts
 
 
 def table(rows: int = 300, seed: int = 0) -> pa.Table:
@@ -198,6 +199,22 @@ def test_manifest_that_names_another_model_imports_nothing(tmp_path: Path) -> No
 
     with pytest.raises(CheckpointError, match="holds a model of kind 'os:system'"):
         _model_class("os:system", str(tmp_path))
+
+
+def test_rows_written_for_workers_are_those_of_the_last_start_alone(tmp_path: Path) -> None:
+    x, y = np.zeros((3, 2), np.float32), np.arange(3, dtype=np.float32)
+    weighted = {part: Arrays(x, y, np.ones(3, np.float32)) for part in ("train", "validation")}
+    folder = write_parts(weighted, tmp_path / "rows")
+    mapped = rows_of(folder, "train")
+    assert write_parts({"train": Arrays(x + 1, y[:2])}, tmp_path / "rows") == folder
+    again = rows_of(folder, "train")
+    assert again is not None
+    assert again.weight is None
+    assert again.x[0, 0] == 1
+    assert rows_of(folder, "validation") is None
+    # A worker of the start before goes on with what it has mapped.
+    assert mapped is not None
+    assert mapped.x[0, 0] == 0
 
 
 def test_weights_of_rows_count(tmp_path: Path) -> None:
