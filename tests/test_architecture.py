@@ -59,6 +59,7 @@ PUBLIC = {
     ],
     "sp_ray_ml.graph": [
         "CoOccurrence", "EdgeType", "Edges", "GNN", "Graph", "GraphSAGE", "GraphSettings", "LightGCN",
+        "NeighborLoader", "NeighborSampler",
         "build_graph", "canonical_order",
     ],
     "sp_ray_ml.inference": [

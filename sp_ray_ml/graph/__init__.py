@@ -9,7 +9,9 @@ from sp_ray_ml.optional import lazy_attributes
 if TYPE_CHECKING:
     from sp_ray_ml.graph.construct import build_graph, canonical_order
     from sp_ray_ml.graph.graph import Edges, EdgeType, Graph
+    from sp_ray_ml.graph.loader import NeighborLoader
     from sp_ray_ml.graph.models import GNN, GraphSAGE, LightGCN
+    from sp_ray_ml.graph.sampling import NeighborSampler
     from sp_ray_ml.graph.settings import CoOccurrence, GraphSettings
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "GraphSAGE",
     "GraphSettings",
     "LightGCN",
+    "NeighborLoader",
+    "NeighborSampler",
     "build_graph",
     "canonical_order",
 ]
@@ -33,7 +37,9 @@ def __getattr__(name: str) -> Any:
         {
             "construct": ["build_graph", "canonical_order"],
             "graph": ["EdgeType", "Edges", "Graph"],
+            "loader": ["NeighborLoader"],
             "models": ["GNN", "GraphSAGE", "LightGCN"],
+            "sampling": ["NeighborSampler"],
             "settings": ["CoOccurrence", "GraphSettings"],
         },
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -40,7 +40,7 @@ def write(dtype: Any, dimensions: int = 1) -> Any:
     return types.Array(dtype, dimensions, "C")
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def prefetch(_: Any, array: Any, index: Any) -> Any:  # noqa: ARG001  (numba counts them)
     """Ask for the cache line of `array[index]` ahead of its use; an index beyond the array does no harm."""
 
@@ -58,7 +58,7 @@ def prefetch(_: Any, array: Any, index: Any) -> Any:  # noqa: ARG001  (numba cou
     return types.void(array, types.intp), emit
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def high_product(_: Any, first: Any, second: Any) -> Any:  # noqa: ARG001
     """The upper 64 bits of the product of two uint64: for bits drawn uniformly and `n`, a number below `n`."""
 
@@ -70,7 +70,7 @@ def high_product(_: Any, first: Any, second: Any) -> Any:  # noqa: ARG001
     return types.uint64(types.uint64, types.uint64), emit
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def trailing_zeros(_: Any, bits: Any) -> Any:  # noqa: ARG001
     """The place of the lowest bit that is set, of a uint64 other than 0."""
 

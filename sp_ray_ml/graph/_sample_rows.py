@@ -188,13 +188,15 @@ class Numbering:
         """Every edge of some rows (as `count_rows` fills them) from a node of the batch, in the tree of the row."""
 
         def run(position: NDArray[np.int64], index: NDArray[np.int64]) -> int:
-            if self.hashed:
-                return relabel.find_hashed(  # type: ignore[no-any-return]
-                    edges.indices, start, degree, trees, self._keys, self._table, self._shift, self._base, position, index[0], index[1]
-                )  # fmt: skip
-            return relabel.find(
-                edges.indices, start, degree, self._table, self._base, position, index[0], index[1]
-            )  # type: ignore[no-any-return]
+            row, column = index
+            found: int = (
+                relabel.find_hashed(
+                    edges.indices, start, degree, trees, self._keys, self._table, self._shift, self._base, position, row, column
+                )
+                if self.hashed
+                else relabel.find(edges.indices, start, degree, self._table, self._base, position, row, column)
+            )  # fmt: skip
+            return found
 
         found = Taken.none()
         found.grow(run(found.position, found.edge_index))

@@ -134,7 +134,7 @@ def _marked(key: Any, first: Any, there: Any, fanout: Any, taken: Any, at: Any) 
     for j in range(there - wanted, there):
         one = np.int64(high_product(_mix(key + np.uint64(j) * _GOLDEN), np.uint64(j + 1)))
         if (words[one >> _SIX] >> np.uint64(one & 63)) & _ONE:
-            one = j
+            one = np.int64(j)
         words[one >> _SIX] |= _ONE << np.uint64(one & 63)
     for word in range(words.shape[0]):
         bits = words[word]
@@ -242,7 +242,7 @@ def pick_rows(
             at += there
         elif newest:
             for j in range(fanout):
-                position[at + j] = first + max(there - fanout, 0) + min(j, there - 1)
+                position[at + j] = first + there - fanout + j
             at += fanout
             for j in range(begin, at):
                 source[j] = indices[position[j]]

@@ -1,0 +1,128 @@
+"""The features of a graph's nodes and edges as tables of words, whose rows compiled code gathers without Python's lock."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sp_ray_ml.graph import _relabel_kernel as kernel
+from sp_ray_ml.graph._sample_inputs import ALONE
+from sp_ray_ml.graph._tensors import read_only
+from sp_ray_ml.graph.graph import Graph
+from sp_ray_ml.optional import require
+
+__all__ = ["Features", "read_features"]
+
+
+class _Column:
+    """One attribute: its rows as words of 1, 4 or 8 bytes, or as it is where it cannot be read so."""
+
+    def __init__(self, value: Any, axis: int) -> None:
+        self.value, self.axis = value, axis
+        self.words: NDArray[Any] | None = None
+        if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.dim() and axis == 0 and value.numel():  # fmt: skip
+            flat = value.detach().contiguous().reshape(len(value), -1).view(torch.uint8)
+            width = flat.shape[1]
+            word = np.uint64 if width % 8 == 0 else np.uint32 if width % 4 == 0 else np.uint8
+            if flat.data_ptr() % 8 == 0:
+                self.words = flat.numpy().view(word)
+
+    def gather(self, index: NDArray[np.int64], *, pinned: bool) -> Any:
+        if self.words is None:
+            select = require("torch_geometric.loader.utils", "batches of a graph").index_select
+            return select(self.value, torch.from_numpy(index), dim=self.axis)
+        out = torch.empty((len(index), *self.value.shape[1:]), dtype=self.value.dtype, pin_memory=pinned)
+        if len(index):
+            flat = out.reshape(len(index), -1).view(torch.uint8).numpy().view(self.words.dtype)
+            kernel.copy_rows(self.words, index, flat)
+        return out
+
+
+class Features:
+    """All attributes of nodes and edges, and what else belongs to the data."""
+
+    def __init__(
+        self,
+        plain: Any,
+        nodes: Mapping[str, Mapping[str, _Column]],
+        edges: Mapping[Any, Mapping[str, _Column]],
+    ) -> None:
+        self._plain, self._nodes, self._edges = plain, nodes, edges
+        self._alone = ALONE in nodes
+
+    def batch(
+        self,
+        node: Mapping[str, NDArray[np.int64]],
+        edge_index: Mapping[Any, torch.Tensor],
+        edge: Mapping[Any, NDArray[np.int64] | None],
+        *,
+        pinned: bool,
+    ) -> Any:
+        """A batch of nodes and edges, `edge` being ids; None where edges have lost theirs."""
+        batch = copy.copy(self._plain)
+        for name, index in node.items():
+            store = batch._store if self._alone else batch[name]
+            if "num_nodes" in store:
+                store.num_nodes = len(index)
+            for attribute, column in self._nodes[name].items():
+                store[attribute] = column.gather(index, pinned=pinned)
+            store.n_id = torch.from_numpy(index)
+        for kind, ids in edge.items():
+            store = batch._store if self._alone else batch[kind]
+            store.edge_index = edge_index[kind]
+            for attribute, column in self._edges[kind].items():
+                store[attribute] = None if ids is None else column.gather(ids, pinned=pinned)
+            if ids is not None:
+                store.e_id = torch.from_numpy(ids)
+        return batch
+
+
+def read_features(data: Any, kinds: Iterable[Any]) -> Features:
+    """Those of a `Graph` (`x`, and `edge_weight` where edges have weights) or of PyG's `Data` or `HeteroData`.
+
+    Args:
+        data: The graph.
+        kinds: The edge types that are sampled.
+    """
+    if isinstance(data, Graph):
+        return _of_graph(data, kinds)
+    alone = not hasattr(data, "edge_types")
+    node_stores = {ALONE: data._store} if alone else {name: data[name] for name in data.node_types}
+    edge_stores = {kind: data._store if alone else data[kind] for kind in kinds}
+
+    def column(name: str, store: Any) -> _Column:
+        return _Column(store[name], int(data.__cat_dim__(name, store[name], store)))
+
+    nodes = {
+        kind: {name: column(name, store) for name in store if store.is_node_attr(name)}
+        for kind, store in node_stores.items()
+    }
+    edges = {
+        kind: {
+            name: column(name, store) for name in store if name != "edge_index" and store.is_edge_attr(name)
+        }
+        for kind, store in edge_stores.items()
+    }
+    return Features(data, nodes, edges)
+
+
+def _of_graph(graph: Graph, kinds: Iterable[Any]) -> Features:
+    plain = require("torch_geometric.data", "batches of a graph").HeteroData()
+    for name, count in graph.num_nodes.items():
+        plain[name].num_nodes = count
+    nodes = {
+        name: {"x": _Column(read_only(graph.features[name]), 0)} if name in graph.features else {}
+        for name in graph.num_nodes
+    }
+    edges: dict[Any, dict[str, _Column]] = {}
+    for kind in kinds:
+        # The reverse of an edge type has its edges, in their order.
+        forward = kind if kind in graph.edges else (kind[2], kind[1].removeprefix("rev_"), kind[0])
+        weight = graph.edges[forward].weight
+        edges[kind] = {} if weight is None else {"edge_weight": _Column(read_only(weight), 0)}
+    return Features(plain, nodes, edges)

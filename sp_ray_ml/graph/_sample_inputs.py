@@ -1,0 +1,191 @@
+"""What a sampler reads: of a `Graph` or of PyG's data, the in-edges of each type as `Rows`, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sp_ray_ml.errors import DataError
+from sp_ray_ml.graph import _sampling_kernel as kernel
+from sp_ray_ml.graph._sample_rows import EMPTY, Rows
+from sp_ray_ml.graph.graph import Edges, EdgeType, Graph
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data, HeteroData
+
+__all__ = ["ALONE", "SampleInputs", "read_inputs"]
+
+ALONE = ""
+"""The type of the nodes of a homogeneous graph, and with it that of its edges, `("", "", "")`."""
+
+_NO_WEIGHT = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True)
+class SampleInputs:
+    """What is sampled of.
+
+    Attributes:
+        homogeneous: One type of nodes and of edges, without names.
+        num_nodes: Of each node type.
+        rows: In-edges of each edge type.
+        node_time: int64 [nodes] of each node type that has times, where times are those of nodes.
+    """
+
+    homogeneous: bool
+    num_nodes: Mapping[str, int]
+    rows: Mapping[EdgeType, Rows]
+    node_time: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+
+def read_inputs(
+    data: Graph | Data | HeteroData, *, weight_attr: str | None, time_attr: str | None
+) -> SampleInputs:
+    """Read a graph.
+
+    Raises:
+        DataError: Edges beyond the nodes, no such attribute, weights or times that cannot be.
+    """
+    if isinstance(data, Graph):
+        return _of_graph(data, weight_attr, time_attr)
+    homogeneous = not hasattr(data, "edge_types")
+    node_stores = {ALONE: data._store} if homogeneous else {kind: data[kind] for kind in data.node_types}
+    edge_stores = (
+        {(ALONE,) * 3: data._store} if homogeneous else {kind: data[kind] for kind in data.edge_types}
+    )
+    num_nodes = {name: int(store.num_nodes) for name, store in node_stores.items()}
+    node_time: dict[str, NDArray[np.int64]] = {}
+    edge_time: dict[EdgeType, NDArray[np.int64]] = {}
+    if time_attr is not None:
+        for name, store in node_stores.items():
+            if time_attr in store and store.is_node_attr(time_attr):
+                node_time[name] = _times(store[time_attr], f"nodes {name}".strip())
+        for kind, store in edge_stores.items():
+            if time_attr in store and store.is_edge_attr(time_attr):
+                edge_time[kind] = _times(store[time_attr], _name(kind))
+        if bool(node_time) == bool(edge_time):
+            which = "both nodes and edges have" if node_time else "neither nodes nor edges have"
+            raise DataError(f"{which} times {time_attr!r}; sampling by time goes by those of one of them")
+    rows = {}
+    for kind, store in edge_stores.items():
+        if "edge_index" not in store:
+            raise DataError("there is no edge_index", where=_name(kind), hint="Sampling reads no adj_t")
+        source, destination = (_integers(part) for part in store.edge_index)
+        for nodes, count in ((source, num_nodes[kind[0]]), (destination, num_nodes[kind[2]])):
+            if len(nodes) and (int(nodes.min()) < 0 or int(nodes.max()) >= count):
+                raise DataError(f"an edge has a node outside the {count} there are", where=_name(kind))
+        weight = None
+        if weight_attr is not None:
+            if weight_attr not in store:
+                raise DataError(f"the edges have no weights {weight_attr!r}", where=_name(kind))
+            weight = np.asarray(store[weight_attr].detach().cpu(), np.float32).reshape(-1)
+        time = edge_time.get(kind)
+        if node_time and kind[0] in node_time:
+            time = node_time[kind[0]][source]
+        indptr, indices, edge = _by_destination(source, destination, num_nodes[kind[0]], num_nodes[kind[2]])
+        made = Edges(indptr, indices, None if weight is None else weight[edge], None if time is None else time[edge], edge)  # fmt: skip
+        rows[kind] = _ready(made, kind, weighted=weight is not None, timed=time is not None)
+    return SampleInputs(homogeneous, num_nodes, rows, node_time)
+
+
+def _of_graph(graph: Graph, weight_attr: str | None, time_attr: str | None) -> SampleInputs:
+    """The types of `Graph.to_pyg`: each edge type, and between two node types its reverse, `rev_<relation>`."""
+    for asked, there in ((weight_attr, "weight"), (time_attr, "time")):
+        if asked not in (None, there):
+            raise DataError(f"a Graph's edges have no attribute {asked!r}, only {there!r}")
+    both: dict[EdgeType, Edges] = {}
+    for kind, edges in graph.edges.items():
+        source, relation, destination = kind
+        both[kind] = graph.in_edges(kind)
+        if source != destination:
+            both[destination, f"rev_{relation}", source] = edges
+    rows = {}
+    for kind, edges in both.items():
+        if weight_attr and edges.weight is None:
+            raise DataError("the edges have no weights", where=_name(kind))
+        if time_attr and edges.time is None:
+            raise DataError("the edges have no times", where=_name(kind))
+        rows[kind] = _ready(edges, kind, weighted=weight_attr is not None, timed=time_attr is not None)
+    return SampleInputs(False, dict(graph.num_nodes), rows)
+
+
+def _ready(edges: Edges, kind: EdgeType, *, weighted: bool, timed: bool) -> Rows:
+    """Rows without edges of weight zero, which are never taken, and in the order of time, where there are times."""
+    result = Rows(
+        indptr=_plain(edges.indptr, np.int64),
+        indices=_plain(edges.indices, edges.indices.dtype),
+        weight=_plain(edges.weight, np.float32) if weighted and edges.weight is not None else _NO_WEIGHT,
+        time=_plain(edges.time, np.int64) if timed and edges.time is not None else EMPTY,
+        edge=None if edges.edge is None else _plain(edges.edge, np.int64),
+    )
+    if weighted and len(result.indices):
+        weight = result.weight
+        if not np.isfinite(weight).all() or weight.min() < 0:
+            wrong = int(np.flatnonzero(~np.isfinite(weight) | (weight < 0))[0])
+            raise DataError(f"a weight is {weight[wrong]}; weights are finite and not negative", where=_name(kind))  # fmt: skip
+        if weight.min() == 0:
+            result = _without_zeros(result, kind)
+    if len(result.time):
+        row = np.repeat(np.arange(len(result.indptr) - 1), np.diff(result.indptr))
+        if (np.diff(result.time) < 0)[np.diff(row) == 0].any():
+            result = _reordered(result, np.lexsort((result.time, row)), result.indptr)
+    return result
+
+
+def _without_zeros(rows: Rows, kind: EdgeType) -> Rows:
+    kept = np.flatnonzero(rows.weight)
+    before = np.concatenate([[0], np.cumsum(rows.weight > 0)]).astype(np.int64)
+    indptr = before[rows.indptr]
+    lost = np.flatnonzero((np.diff(rows.indptr) > 0) & (np.diff(indptr) == 0))
+    if len(lost):
+        raise DataError(
+            f"all {int(np.diff(rows.indptr)[lost[0]])} edges that lead to node {int(lost[0])} have weight 0, so "
+            "that none can be drawn",
+            where=_name(kind),
+            hint="Leave these edges out, or give them a weight",
+        )
+    return _reordered(rows, kept, indptr)
+
+
+def _reordered(rows: Rows, order: NDArray[np.int64], indptr: NDArray[np.int64]) -> Rows:
+    return replace(
+        rows,
+        indptr=indptr,
+        indices=rows.indices[order],
+        weight=rows.weight[order] if len(rows.weight) else rows.weight,
+        time=rows.time[order] if len(rows.time) else rows.time,
+        edge=order if rows.edge is None else rows.edge[order],
+    )
+
+
+def _by_destination(
+    source: NDArray[np.int64], destination: NDArray[np.int64], num_sources: int, num_rows: int
+) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]:
+    indptr = np.zeros(num_rows + 2, np.int64)
+    indices = np.empty(len(source), np.int32 if num_sources < 2**31 else np.int64)
+    edge = np.empty(len(source), np.int64)
+    kernel.by_destination(source, destination, indptr, indices, edge)
+    return indptr[:-1].copy(), indices, edge
+
+
+def _plain(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """The same memory as a plain array, also where it is mapped from a file."""
+    return np.ascontiguousarray(np.asarray(array), dtype)
+
+
+def _integers(tensor: Any) -> NDArray[np.int64]:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy(), np.int64)
+
+
+def _times(tensor: Any, where: str) -> NDArray[np.int64]:
+    if tensor.is_floating_point():
+        raise DataError(f"times are {tensor.dtype}, sampling takes integers", where=where, hint="Round them to seconds, say")  # fmt: skip
+    return _integers(tensor).reshape(-1)
+
+
+def _name(kind: EdgeType) -> str:
+    return "edges" if kind == (ALONE,) * 3 else f"edges {'-'.join(kind)}"

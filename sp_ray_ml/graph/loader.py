@@ -1,0 +1,168 @@
+"""`NeighborLoader`: batches for training, sampled and with their features gathered by threads ahead of the model."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sp_ray_ml.errors import ConfigError
+from sp_ray_ml.graph._features import read_features
+from sp_ray_ml.graph._sample_inputs import ALONE
+from sp_ray_ml.graph._sample_rows import batch_key
+from sp_ray_ml.graph._tensors import as_numpy
+from sp_ray_ml.graph.sampling import NeighborSampler, NumNeighbors
+from sp_ray_ml.optional import require
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data, HeteroData
+
+    from sp_ray_ml.graph.graph import Graph
+
+__all__ = ["NeighborLoader"]
+
+
+class NeighborLoader:
+    """Batches as of PyG's `NeighborLoader`: `Data` or `HeteroData` with `n_id`, `e_id`, `input_id`, `batch_size`, …
+
+    Sampling and the gathering of features run in compiled code in the same thread, without Python's lock, for the
+    batches ahead; batches come in their order. They are those of PyG's `NodeLoader` with the same sampler.
+
+    Args:
+        data: The graph and its features. Of a `Graph`, batches have `x`, and `edge_weight` where it has weights.
+        num_neighbors: As for `NeighborSampler`.
+        input_nodes: Seeds: ids or a mask; with a node type `("paper", ids)` or `"paper"` where nodes have types.
+            All nodes by default.
+        input_time: The seeds' times, where sampling is by time; those of the nodes by default.
+        batch_size: Seeds a batch.
+        shuffle: Another order each epoch, by `seed` and the number of the epoch.
+        drop_last: Leave out the last batch where it is smaller.
+        threads: How many sample at once.
+        prefetch: Batches that are made ahead, beside those that threads are at.
+        device: Where batches go. To a GPU they are copied from pinned memory, while the model computes.
+        transform: Called with each batch, in its thread.
+        sampling: Further options of `NeighborSampler`.
+
+    Raises:
+        ConfigError: Options that do not fit.
+        DataError: As `NeighborSampler`.
+    """
+
+    def __init__(
+        self,
+        data: Graph | Data | HeteroData,
+        num_neighbors: NumNeighbors,
+        input_nodes: Any = None,
+        *,
+        input_time: torch.Tensor | None = None,
+        batch_size: int = 1024,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        threads: int = 1,
+        prefetch: int = 2,
+        device: str | torch.device | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        **sampling: Any,
+    ) -> None:
+        for where, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("prefetch", prefetch, 0)):  # fmt: skip
+            if value < least:
+                raise ConfigError(f"{value} is less than {least}", where=where)
+        self.sampler = NeighborSampler(data, num_neighbors, **sampling)
+        self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
+        self.threads, self.prefetch, self.transform = threads, prefetch, transform
+        self.device = None if device is None else torch.device(device)
+        self.epoch = 0
+        """The number of the next epoch; set it to go on from a checkpoint."""
+        self._features = read_features(data, self.sampler.inputs.rows)
+        self.input_type, self._seeds = self._input_nodes(input_nodes)
+        self._times = None if input_time is None else as_numpy(input_time)
+        if self._times is not None and len(self._times) != len(self._seeds):
+            raise ConfigError(f"{len(self._times)} times for {len(self._seeds)} seeds", where="input_time")
+        if self._times is None and self.sampler.temporal:
+            self._times = self.sampler._node_times(self.input_type, self._seeds)
+        self.sampler.check_nodes(self.input_type, self._seeds)
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        whole, rest = divmod(len(self._seeds), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go through an epoch; leaving early stops the threads."""
+        pinned = self.device is not None and self.device.type == "cuda"
+        batches = self._batches(self.epoch, pinned=pinned)
+        self.epoch += 1
+        if pinned:
+            # PyG's moves each batch on a stream of its own while the one before is computed with.
+            loader = require("torch_geometric.loader", "moving batches to a GPU").PrefetchLoader
+            return iter(loader(batches, self.device)) if len(self) else iter(())
+        return batches if self.device is None else (batch.to(self.device) for batch in batches)
+
+    def _batches(self, epoch: int, *, pinned: bool) -> Iterator[Any]:
+        order = np.arange(len(self._seeds))
+        if self.shuffle:
+            np.random.Generator(np.random.Philox([self.sampler.seed, epoch])).shuffle(order)
+        waiting: deque[Future[Any]] = deque()
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="sampling") as pool:
+            try:
+                for number in range(len(self)):
+                    some = order[number * self.batch_size : (number + 1) * self.batch_size]
+                    waiting.append(pool.submit(self._batch, some, epoch, pinned))
+                    if len(waiting) >= self.threads + self.prefetch:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _batch(self, some: NDArray[np.int64], epoch: int, pinned: bool) -> Any:
+        sampler, name = self.sampler, self.input_type
+        seeds, times = {name: self._seeds[some]}, None if self._times is None else self._times[some]
+        out = sampler.output(sampler.sample(seeds, times, key=batch_key(sampler.seed, epoch, seeds, times)))
+        alone = sampler.inputs.homogeneous
+        permutation = sampler.edge_permutation
+        node, edge, row, col = out.node, out.edge, out.row, out.col
+        if alone:
+            kind = next(iter(sampler.inputs.rows))
+            node, edge, row, col, permutation = {name: node}, {kind: edge}, {kind: row}, {kind: col}, {kind: permutation}  # fmt: skip
+        ids = {}
+        for kind, positions in edge.items():
+            mapped = permutation[kind]
+            ids[kind] = (
+                None if positions is None else (positions if mapped is None else mapped[positions]).numpy()
+            )
+        batch = self._features.batch(
+            {kind: nodes.numpy() for kind, nodes in node.items()},
+            {kind: torch.stack([row[kind], col[kind]]) for kind in row},
+            ids,
+            pinned=pinned,
+        )
+        for attribute in ("batch", "num_sampled_nodes", "num_sampled_edges"):
+            if alone:
+                batch[attribute] = getattr(out, attribute)
+            else:
+                batch.set_value_dict(attribute, getattr(out, attribute))
+        store = batch if alone else batch[name]
+        store.input_id = torch.from_numpy(some)
+        store.seed_time = None if times is None else torch.from_numpy(times)
+        store.batch_size = len(some)
+        return batch if self.transform is None else self.transform(batch)
+
+    def _input_nodes(self, given: Any) -> tuple[str, NDArray[np.int64]]:
+        """Node type and ids."""
+        name, ids = ALONE, given
+        if not self.sampler.inputs.homogeneous:
+            name, ids = (given, None) if isinstance(given, str) else given or ("", None)
+            if name not in self.sampler.inputs.num_nodes:
+                known = ", ".join(self.sampler.inputs.num_nodes)
+                raise ConfigError(f"no node type {name!r}", where="input_nodes", hint=f"Types: {known}")
+        if ids is None:
+            return name, np.arange(self.sampler.inputs.num_nodes[name])
+        ids = torch.as_tensor(ids)
+        return name, as_numpy(ids.nonzero().view(-1) if ids.dtype == torch.bool else ids)

@@ -1,0 +1,316 @@
+"""`NeighborSampler`: neighbours of seeds in compiled code, behind the interface that PyG's loaders take."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sp_ray_ml.errors import ConfigError, DataError
+from sp_ray_ml.graph import _sampling_kernel as kernel
+from sp_ray_ml.graph._link_seeds import LinkSeeds, link_seeds
+from sp_ray_ml.graph._sample_inputs import ALONE, SampleInputs, read_inputs
+from sp_ray_ml.graph._sample_rows import EMPTY, Numbering, Taken, batch_key, hop_key, take_rows
+from sp_ray_ml.graph._tensors import as_numpy, read_only
+from sp_ray_ml.graph.graph import EdgeType, Graph
+from sp_ray_ml.optional import require
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data, HeteroData
+    from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling, NodeSamplerInput
+
+__all__ = ["NeighborSampler", "NumNeighbors", "Sample"]
+
+NumNeighbors = Sequence[int] | Mapping[EdgeType, Sequence[int]]
+"""Neighbours of each hop, for all edge types or by edge type; -1 for all of them."""
+
+_pyg = require("torch_geometric.sampler", "sampling of neighbors")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was found for seeds, by node and edge type.
+
+    Attributes:
+        nodes: int64 [n] node ids: the seeds, then others in the order in which they were met.
+        trees: int64 [n], the seed (its place among all seeds) that a node belongs to; empty unless disjoint.
+        edges: Positions in the sampler's rows, and `edge_index` [2, edges] in numbers of `nodes`.
+        num_nodes: Nodes that each hop added, seeds first.
+        num_edges: Edges that each hop added; None for an induced subgraph, which has no hops.
+    """
+
+    nodes: Mapping[str, NDArray[np.int64]]
+    trees: Mapping[str, NDArray[np.int64]]
+    edges: Mapping[EdgeType, Taken]
+    num_nodes: Mapping[str, list[int]]
+    num_edges: Mapping[EdgeType, list[int]] | None
+
+
+class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
+    """Samples in-neighbours (edges are walked from destination to source), hop by hop (Hamilton et al. 2017).
+
+    PyG's `NodeLoader(data, node_sampler=…)` and `LinkLoader(data, link_sampler=…)` take it. What is sampled is a
+    function of the seeds of a batch, `seed` and `epoch`, whatever the number of threads or worker processes.
+
+    Args:
+        graph: A `Graph`, of which `to_pyg()` has the same edge types, or PyG's `Data` or `HeteroData`.
+        num_neighbors: Neighbours of each hop, by edge type where they differ; -1 for all.
+        replace: Draw with replacement.
+        weight_attr: The edges' weights; drawn without replacement, each next edge is drawn by weight among those
+            left. `"weight"` for a `Graph`. Edges of weight 0 are never taken.
+        time_attr: Integer times of edges or of nodes; `"time"` for a `Graph`. No edge (no source node) of after its
+            seed's time is taken, in any hop. Each seed has a tree of its own then.
+        temporal_strategy: `uniform` among the edges up to the seed's time, or the `last` of them.
+        disjoint: Each seed has a tree of its own: no node is shared between seeds.
+        subgraph_type: `directional`, the edges as they were walked; `bidirectional`, each in both directions;
+            `induced`, all edges between the nodes found.
+        strict_negatives: No negative link is an edge of the graph or a link of the batch.
+        seed: Of all that is drawn.
+
+    Raises:
+        ConfigError: `num_neighbors` or options that do not fit.
+        DataError: Weights, times or edges that cannot be.
+    """
+
+    def __init__(
+        self,
+        graph: Graph | Data | HeteroData,
+        num_neighbors: NumNeighbors,
+        *,
+        replace: bool = False,
+        weight_attr: str | None = None,
+        time_attr: str | None = None,
+        temporal_strategy: Literal["uniform", "last"] = "uniform",
+        disjoint: bool = False,
+        subgraph_type: Literal["directional", "bidirectional", "induced"] = "directional",
+        strict_negatives: bool = False,
+        seed: int = 0,
+    ) -> None:
+        _one_of("temporal_strategy", temporal_strategy, ("uniform", "last"))
+        _one_of("subgraph_type", subgraph_type, ("directional", "bidirectional", "induced"))
+        if temporal_strategy == "last" and time_attr is None:
+            raise ConfigError("the last neighbors are those by time", where="temporal_strategy", hint="Name time_attr")  # fmt: skip
+        if temporal_strategy == "last" and replace:
+            raise ConfigError("the last neighbors are not drawn, so not again either", where="replace")
+        self.inputs: SampleInputs = read_inputs(graph, weight_attr=weight_attr, time_attr=time_attr)
+        self.num_neighbors = _fanouts(num_neighbors, self.inputs)
+        self.temporal = time_attr is not None
+        self.disjoint = disjoint or self.temporal
+        self.replace, self.newest = replace, temporal_strategy == "last"
+        self.subgraph_type, self.strict_negatives = subgraph_type, strict_negatives
+        self.seed = seed
+        self.epoch = 0
+        """Set it before each epoch where batches have the same seeds in all of them, and another sample is wanted."""
+        self._kept = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._kept = threading.local()
+
+    @property
+    def edge_permutation(self) -> Any:
+        """The ids of edges by their positions in the sampler's rows, which samples hold."""
+        found = {kind: None if rows.edge is None else read_only(rows.edge) for kind, rows in self.inputs.rows.items()}  # fmt: skip
+        return next(iter(found.values())) if self.inputs.homogeneous else found
+
+    def sample_from_nodes(self, index: NodeSamplerInput, **_: Any) -> Any:
+        """Sample for nodes.
+
+        Returns:
+            PyG's `SamplerOutput`, or `HeteroSamplerOutput` where nodes and edges have types.
+
+        Raises:
+            DataError: A seed is no node, or no time is known for it.
+        """
+        name = ALONE if index.input_type is None else index.input_type
+        nodes = as_numpy(index.node)
+        time = None if index.time is None else as_numpy(index.time)
+        if self.temporal and time is None:
+            time = self._node_times(name, nodes)
+        out = self.output(self.sample({name: nodes}, time))
+        out.metadata = (index.input_id, index.time)
+        return out
+
+    def sample_from_edges(self, index: EdgeSamplerInput, neg_sampling: NegativeSampling | None = None) -> Any:
+        """Sample for the two nodes of links, and for those of negative ones.
+
+        Raises:
+            DataError: As `sample_from_nodes`; or no negative can be found.
+        """
+        seeds: LinkSeeds = link_seeds(self, index, neg_sampling)
+        sample = self.sample(seeds.nodes, seeds.time, key=seeds.key)
+        out = self.output(sample, seeds.link_of_tree)
+        out.metadata = (index.input_id, *seeds.metadata)
+        return out
+
+    def sample(
+        self,
+        seeds: Mapping[str, NDArray[np.int64]],
+        until: NDArray[np.int64] | None = None,
+        *,
+        key: int | None = None,
+    ) -> Sample:
+        """Sample for seeds; `sample_from_nodes` without PyG's objects.
+
+        Args:
+            seeds: int64 [n] node ids by node type (`""` in a homogeneous graph). A seed that is there twice is
+                sampled twice, alike, unless disjoint.
+            until: int64, the times of all seeds, in their order, where sampling is temporal.
+            key: Of `batch_key`, where it is not that of these seeds.
+        """
+        for name, nodes in seeds.items():
+            self.check_nodes(name, nodes)
+        total = sum(map(len, seeds.values()))
+        limits = EMPTY if until is None else np.ascontiguousarray(until, np.int64)
+        if self.temporal and (until is None or len(limits) != total):
+            raise DataError(f"{len(limits)} times for {total} seeds; sampling by time takes one each", where="seeds")  # fmt: skip
+        if not self.temporal and until is not None:
+            raise DataError("seeds have times, but sampling is not by time", where="seeds", hint="Name time_attr")  # fmt: skip
+        if key is None:
+            key = batch_key(self.seed, self.epoch, seeds, until)
+        spaces = self._begin(seeds)
+        taken = {kind: Taken.none() for kind in self.inputs.rows}
+        num_nodes = {name: [space.count] for name, space in spaces.items()}
+        num_edges: dict[EdgeType, list[int]] = {kind: [] for kind in taken}
+        for hop in range(len(next(iter(self.num_neighbors.values()), ()))):
+            # What a hop finds is walked from in the next, also where an edge type comes later in this one.
+            frontier = {
+                name: (space.count - num_nodes[name][-1], space.count) for name, space in spaces.items()
+            }
+            for kind, edges in taken.items():
+                at, fanout = len(edges.position), self.num_neighbors[kind][hop]
+                begin, end = frontier[kind[2]]
+                if begin < end and fanout:
+                    space = spaces[kind[2]]
+                    self._take(kind, space, begin, end, limits, fanout, hop_key(key, hop, kind), edges)
+                    index = edges.edge_index
+                    spaces[kind[0]].add(index[0], at, index[1], space.trees)
+                num_edges[kind].append(len(edges.position) - at)
+            for name, space in spaces.items():
+                num_nodes[name].append(space.count - sum(num_nodes[name]))
+        if self.subgraph_type == "induced":
+            taken = {kind: self._induced(kind, spaces, limits) for kind in taken}
+        found = {name: space.finish() for name, space in spaces.items()}
+        return Sample(
+            {name: nodes for name, (nodes, _) in found.items()},
+            {name: trees for name, (_, trees) in found.items()},
+            taken,
+            num_nodes,
+            None if self.subgraph_type == "induced" else num_edges,
+        )
+
+    def check_nodes(self, name: str, nodes: NDArray[np.int64]) -> None:
+        """Refuse what is no node of a type."""
+        where = f"nodes {name}".strip()
+        if name not in self.inputs.num_nodes:
+            known = ", ".join(self.inputs.num_nodes) or "none"
+            raise DataError("there is no such node type", where=where, hint=f"Types: {known}")
+        count = self.inputs.num_nodes[name]
+        if len(nodes) and (int(nodes.min()) < 0 or int(nodes.max()) >= count):
+            wrong = nodes[(nodes < 0) | (nodes >= count)][0]
+            raise DataError(f"seed {wrong} is no node; there are {count}", where=where)
+
+    def _node_times(self, name: str, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
+        if name not in self.inputs.node_time:
+            raise DataError("sampling is by time, and the seeds have none", where=f"nodes {name}".strip(), hint="Give the loader input_time")  # fmt: skip
+        self.check_nodes(name, nodes)
+        return self.inputs.node_time[name][nodes]
+
+    def _begin(self, seeds: Mapping[str, NDArray[np.int64]]) -> dict[str, Numbering]:
+        """Each thread's own numberings, with the seeds in them."""
+        if not hasattr(self._kept, "spaces"):
+            self._kept.spaces = {
+                name: Numbering(count, disjoint=self.disjoint)
+                for name, count in self.inputs.num_nodes.items()
+            }
+        spaces: dict[str, Numbering] = self._kept.spaces
+        first = 0
+        for name in [*seeds, *(spaces.keys() - seeds.keys())]:
+            nodes = seeds.get(name, EMPTY)
+            spaces[name].begin(nodes, np.arange(first, first + len(nodes)))
+            first += len(nodes)
+        return spaces
+
+    def _take(
+        self, kind: EdgeType, space: Numbering, begin: int, end: int, until: NDArray[np.int64], fanout: int, key: int, into: Taken
+    ) -> None:  # fmt: skip
+        """One hop along one edge type, for the nodes that are numbered from `begin` to `end`."""
+        take_rows(
+            self.inputs.rows[kind],
+            space.nodes[begin:end],
+            fanout=fanout,
+            key=key,
+            into=into,
+            first=begin,
+            trees=space.trees[begin:end] if self.disjoint else EMPTY,
+            until=until,
+            replace=self.replace,
+            newest=self.newest,
+        )
+
+    def _induced(self, kind: EdgeType, spaces: Mapping[str, Numbering], until: NDArray[np.int64]) -> Taken:
+        edges, space = self.inputs.rows[kind], spaces[kind[2]]
+        nodes = space.nodes[: space.count]
+        trees = space.trees[: space.count] if self.disjoint else EMPTY
+        start, degree = np.empty(len(nodes), np.int64), np.empty(len(nodes), np.int64)
+        kernel.count_rows(edges.indptr, nodes, -1, False, edges.time, trees, until, start, degree)
+        return spaces[kind[0]].find(edges, start, degree, trees)
+
+    def output(self, sample: Sample, tree_of: NDArray[np.int64] | None = None) -> Any:
+        """PyG's form; `tree_of` names the trees of seeds otherwise than by the seeds' places."""
+        node = {name: torch.from_numpy(nodes) for name, nodes in sample.nodes.items()}
+        batch = None
+        if self.disjoint:
+            named = {
+                name: trees if tree_of is None else tree_of[trees] for name, trees in sample.trees.items()
+            }
+            batch = {name: torch.from_numpy(trees) for name, trees in named.items()}
+        row = {kind: torch.from_numpy(taken.edge_index[0]) for kind, taken in sample.edges.items()}
+        col = {kind: torch.from_numpy(taken.edge_index[1]) for kind, taken in sample.edges.items()}
+        edge = {kind: torch.from_numpy(taken.position) for kind, taken in sample.edges.items()}
+        counts = {} if sample.num_edges is None else {"num_sampled_edges": sample.num_edges}
+        values: dict[str, Any] = {
+            "node": node, "row": row, "col": col, "edge": edge, "batch": batch,
+            "num_sampled_nodes": sample.num_nodes, **counts,
+        }  # fmt: skip
+        kind = _pyg.HeteroSamplerOutput
+        if self.inputs.homogeneous:
+            kind = _pyg.SamplerOutput
+            values = {name: value and next(iter(value.values())) for name, value in values.items()}
+        out = kind(**values)
+        return out.to_bidirectional() if self.subgraph_type == "bidirectional" else out
+
+
+def _fanouts(given: NumNeighbors, inputs: SampleInputs) -> dict[EdgeType, list[int]]:
+    """Neighbours of each hop by edge type."""
+    where = "num_neighbors"
+    by_type: dict[EdgeType, list[int]]
+    if isinstance(given, Mapping):
+        unknown = [kind for kind in given if kind not in inputs.rows]
+        missing = [kind for kind in inputs.rows if kind not in given]
+        if unknown or missing:
+            wrong = f"no edge type {unknown[0]}" if unknown else f"none for the edge type {missing[0]}"
+            raise ConfigError(f"there is {wrong}", where=where, hint=f"Edge types: {', '.join(map(str, inputs.rows))}")  # fmt: skip
+        by_type = {kind: list(given[kind]) for kind in inputs.rows}
+    else:
+        by_type = {kind: list(given) for kind in inputs.rows}
+    hops = {len(values) for values in by_type.values()}
+    if len(hops) > 1 or hops == {0}:
+        raise ConfigError("every edge type takes one number a hop, for the same number of hops, 1 or more", where=where)  # fmt: skip
+    for value in (value for values in by_type.values() for value in values):
+        if not isinstance(value, int) or value < -1:
+            raise ConfigError(f"{value!r} is no number of neighbors; -1 takes all", where=where)
+    return by_type
+
+
+def _one_of(where: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{value!r} is none of {', '.join(known)}", where=where)
