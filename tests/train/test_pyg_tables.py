@@ -10,7 +10,7 @@ import pytest
 
 from sp_ray_ml.errors import ColumnNotFoundError, DataError
 from sp_ray_ml.graph.models import LightGCN
-from sp_ray_ml.train import Predictor, PyGTrainer, Recommender
+from sp_ray_ml.train import Predictor, PyGTrainer, Recommender, Trial, Tune
 
 
 def events(place: slice) -> pa.Table:
@@ -47,6 +47,40 @@ def test_events_become_a_sealed_recommender(tmp_path: Path) -> None:
     ]
     assert all(own)
     assert predictor.manifest["metrics"] == dict(result.metrics)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_it_is_tuned_like_the_others(tmp_path: Path) -> None:
+    import ray
+
+    train, validation = events(slice(0, 7)), events(slice(7, 8))
+    settings = Tune(space={"learning_rate": {"choice": [0.0001, 0.02]}}, search="grid", max_concurrent=2)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        result = trainer().tune(train, validation, tune=settings, folder=tmp_path / "tuned", **COLUMNS)
+        # Started again, nothing is left to do.
+        news: list[Trial] = []
+        again = trainer().tune(
+            train, validation, tune=settings, folder=tmp_path / "tuned", on_trial=news.append, **COLUMNS
+        )
+    finally:
+        ray.shutdown()
+    assert [trial.status for trial in result.trials] == ["finished", "finished"]
+    assert (result.metric, result.mode) == ("ndcg@20", "max")
+    assert result.metrics["ndcg@20"] == max(trial.metrics["ndcg@20"] for trial in result.trials)
+    assert result.params == {"learning_rate": 0.02}
+    assert {trial.status for trial in news} == {"finished"}
+    assert again.metrics == result.metrics
+    # What is sealed is what was measured, on the rows that no trial learned from.
+    assert {entry["phase"] for entry in result.history} == {0}
+    sealed = result.predictor()
+    assert isinstance(sealed, Recommender)
+    assert sealed.manifest["metrics"] == dict(result.metrics)
+    alone = trainer().model_copy(update={"learning_rate": 0.02, "refit": False})
+    plain = alone.fit(train, validation, folder=tmp_path / "alone", **COLUMNS).predictor()
+    assert isinstance(plain, Recommender)
+    assert np.array_equal(sealed.user_vectors, plain.user_vectors)
 
 
 def test_the_same_folder_goes_on_where_it_was(tmp_path: Path) -> None:
