@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -52,13 +53,15 @@ def transcript(commands: str) -> str:
     return "\n".join(["```text", *shown, "```"])
 
 
-def figures() -> str:
-    """The table of what the benchmarks printed last."""
+def figures(names: Collection[str] = ()) -> str:
+    """The table of what the benchmarks printed last: of these, or of all."""
     rows = [
         "| claim | ours | peer | ratio | target | holds | `python -m benchmarks …` |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in json.loads(FIGURES.read_text()):
+        if names and row["name"] not in names:
+            continue
         unit = row["unit"]
         rows.append(
             f"| {row['about']} | {row['ours']:g} {unit} | {row['peer']:g} {unit} | {row['ratio']:g} | {row['target']:g} "

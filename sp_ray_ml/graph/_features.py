@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sp_ray_ml.graph import _relabel_kernel as kernel
+from sp_ray_ml.graph._buffers import Buffers
 from sp_ray_ml.graph._sample_inputs import ALONE
 from sp_ray_ml.graph._tensors import read_only
 from sp_ray_ml.graph.graph import Graph
@@ -32,11 +33,13 @@ class _Column:
             if flat.data_ptr() % 8 == 0:
                 self.words = flat.numpy().view(word)
 
-    def gather(self, index: NDArray[np.int64], *, pinned: bool) -> Any:
+    def gather(self, index: NDArray[np.int64], buffers: Buffers | None) -> Any:
         if self.words is None:
             select = require("torch_geometric.loader.utils", "batches of a graph").index_select
             return select(self.value, torch.from_numpy(index), dim=self.axis)
-        out = torch.empty((len(index), *self.value.shape[1:]), dtype=self.value.dtype, pin_memory=pinned)
+        shape = (len(index), *self.value.shape[1:])
+        # Pinned memory is kept for the next batch by PyTorch itself.
+        out = buffers.empty(shape, self.value.dtype) if buffers else torch.empty(shape, dtype=self.value.dtype, pin_memory=True)  # fmt: skip
         if len(index):
             flat = out.reshape(len(index), -1).view(torch.uint8).numpy().view(self.words.dtype)
             kernel.copy_rows(self.words, index, flat)
@@ -60,23 +63,25 @@ class Features:
         node: Mapping[str, NDArray[np.int64]],
         edge_index: Mapping[Any, torch.Tensor],
         edge: Mapping[Any, NDArray[np.int64] | None],
-        *,
-        pinned: bool,
+        buffers: Buffers | None,
     ) -> Any:
-        """A batch of nodes and edges, `edge` being ids; None where edges have lost theirs."""
+        """A batch of nodes and edges, `edge` being ids; None where edges have lost theirs.
+
+        Attributes are gathered into `buffers`, or without them into pinned memory.
+        """
         batch = copy.copy(self._plain)
         for name, index in node.items():
             store = batch._store if self._alone else batch[name]
             if "num_nodes" in store:
                 store.num_nodes = len(index)
             for attribute, column in self._nodes[name].items():
-                store[attribute] = column.gather(index, pinned=pinned)
+                store[attribute] = column.gather(index, buffers)
             store.n_id = torch.from_numpy(index)
         for kind, ids in edge.items():
             store = batch._store if self._alone else batch[kind]
             store.edge_index = edge_index[kind]
             for attribute, column in self._edges[kind].items():
-                store[attribute] = None if ids is None else column.gather(ids, pinned=pinned)
+                store[attribute] = None if ids is None else column.gather(ids, buffers)
             if ids is not None:
                 store.e_id = torch.from_numpy(ids)
         return batch

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sp_ray_ml.errors import ConfigError
+from sp_ray_ml.graph._buffers import Buffers
 from sp_ray_ml.graph._features import read_features
 from sp_ray_ml.graph._sample_inputs import ALONE
 from sp_ray_ml.graph._sample_rows import batch_key
@@ -78,6 +79,7 @@ class NeighborLoader:
         self.device = None if device is None else torch.device(device)
         self.epoch = 0
         """The number of the next epoch; set it to go on from a checkpoint."""
+        self._buffers = Buffers(2 * (threads + prefetch + 2))
         self._features = read_features(data, self.sampler.inputs.rows)
         self.input_type, self._seeds = self._input_nodes(input_nodes)
         self._times = None if input_time is None else as_numpy(input_time)
@@ -141,7 +143,7 @@ class NeighborLoader:
             {kind: nodes.numpy() for kind, nodes in node.items()},
             {kind: torch.stack([row[kind], col[kind]]) for kind in row},
             ids,
-            pinned=pinned,
+            None if pinned else self._buffers,
         )
         for attribute in ("batch", "num_sampled_nodes", "num_sampled_edges"):
             if alone:

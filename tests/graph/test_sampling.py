@@ -19,6 +19,7 @@ from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling, NodeSamp
 
 from sp_ray_ml.errors import ConfigError, DataError
 from sp_ray_ml.graph import Edges, Graph, NeighborLoader, NeighborSampler
+from sp_ray_ml.graph._buffers import Buffers
 from sp_ray_ml.graph._sample_rows import EMPTY, Rows, Taken, hop_key, take_rows
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -223,7 +224,7 @@ def test_sampling_by_time_is_uniform_among_the_edges_up_to_the_seeds_time_or_tak
 
 
 def test_times_of_nodes_are_those_of_the_edges_that_leave_them():
-    data = Data(edge_index=torch.tensor([[1, 2, 3], [0, 0, 0]]), time=torch.tensor([5, 4, 5, 6]))
+    data = Data(edge_index=torch.tensor([[1, 2, 3], [0, 0, 0]]), num_nodes=4, time=torch.tensor([5, 4, 5, 6]))
     out = sampled(NeighborSampler(data, [-1], time_attr="time"), [0])  # the seed's own time is 5
     assert sorted(out.node.tolist()) == [0, 1, 2]
 
@@ -404,7 +405,7 @@ def test_triplet_negatives_are_destinations_that_their_source_has_no_edge_to(dis
 
 
 def test_negatives_of_links_with_times_are_nodes_of_before():
-    data = Data(edge_index=torch.randint(0, 40, (2, 200)), time=torch.arange(40))
+    data = Data(edge_index=torch.randint(0, 40, (2, 200)), num_nodes=40, time=torch.arange(40))
     sampler = NeighborSampler(data, [2], time_attr="time")
     links = EdgeSamplerInput(None, torch.zeros(10).long(), torch.ones(10).long(), time=torch.arange(5, 15))
     out = sampler.sample_from_edges(links, NegativeSampling("triplet", 3))
@@ -488,6 +489,20 @@ def test_features_of_all_kinds_are_gathered():
         for name in ("x", "y", "half", "byte", "flag", "cube", "wide"):
             assert torch.equal(batch[name], data[name][batch.n_id]), name
         assert torch.equal(batch.weight, data.weight[batch.e_id])
+
+
+def test_memory_of_a_batch_is_used_again_only_once_nobody_holds_it():
+    buffers = Buffers(4)
+    first = buffers.empty((300_000, 2), torch.float32)
+    place, part = first.data_ptr(), first[5:7]
+    part.fill_(3)
+    del first
+    second = buffers.empty((290_000, 2), torch.float32)
+    assert second.data_ptr() != place  # a part of the first is still held
+    second.zero_()
+    assert (part == 3).all()
+    del part
+    assert buffers.empty((300_000, 2), torch.float32).data_ptr() == place
 
 
 @pytest.mark.slow
