@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.errors import ConfigError
@@ -19,11 +20,18 @@ __all__ = ["KerasContext"]
 class KerasContext(_RayContext):
     """A worker of Ray Train; `strategy` is a `MultiWorkerMirroredStrategy` where it is not the only one."""
 
-    @cached_property
+    def __init__(self, progress: Path) -> None:
+        super().__init__(progress)
+        # Once TensorFlow has computed anything, it is too late to connect.
+        self._strategy = (
+            tf.distribute.MultiWorkerMirroredStrategy()
+            if self.world_size > 1
+            else tf.distribute.get_strategy()
+        )
+
+    @property
     def strategy(self) -> Any:
-        if self.world_size == 1:
-            return tf.distribute.get_strategy()
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return self._strategy
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
         raise ConfigError(

@@ -15,7 +15,8 @@ import pyarrow as pa
 from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.storage import new_folder, write_json
 from sp_ray_ml.train._keras import tf
-from sp_ray_ml.train._keras_columns import Column, Features
+from sp_ray_ml.train._keras_columns import Column
+from sp_ray_ml.train._keras_features import Features
 from sp_ray_ml.train.table_predictor import BATCH_ROWS
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from sp_ray_ml.train._keras import tf
 from sp_ray_ml.train._keras_job import Job, Weights, fill_variables, pack, read_tensors, values_of
 from sp_ray_ml.train._keras_model import KerasModel
 from sp_ray_ml.train._keras_network import own_random
-from sp_ray_ml.train._keras_step import LossScale, Stepper, make_optimizer
+from sp_ray_ml.train._keras_optimizer import LossScale, make_optimizer
+from sp_ray_ml.train._keras_step import Stepper
 from sp_ray_ml.train._seeds import hash_seed
 from sp_ray_ml.train._table_data import TableData, parts_of, write_parts
 from sp_ray_ml.train.context import TrainContext, read_state, run_loop

@@ -8,57 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sp_ray_ml.train._keras import keras, tf
+from sp_ray_ml.train._keras import tf
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sp_ray_ml.train._keras_losses import Objective
+    from sp_ray_ml.train._keras_optimizer import LossScale
     from sp_ray_ml.train._table_data import Arrays
     from sp_ray_ml.train.context import TrainContext
     from sp_ray_ml.train.tensorflow import TensorFlowTrainer
-    from sp_ray_ml.train.torch import Optimizer
 
-__all__ = ["LossScale", "Stepper", "make_optimizer"]
+__all__ = ["Stepper"]
 
 _CHUNK_BYTES = 64 * 2**20
 _CHUNK_STEPS = 64
-_GROWS_AFTER = 2_000
-
-
-def make_optimizer(settings: Optimizer) -> Any:
-    """Keras's optimizer of these settings; the weight decay of `adam` and `sgd` is the `Stepper`'s work."""
-    rate = settings.learning_rate
-    if settings.kind == "sgd":
-        return keras.optimizers.SGD(rate, momentum=0.9 if settings.momentum is None else settings.momentum)
-    first, second = settings.betas
-    if settings.kind == "adam":
-        return keras.optimizers.Adam(rate, beta_1=first, beta_2=second, epsilon=1e-8)
-    decay = 0.01 if settings.weight_decay is None else settings.weight_decay
-    return keras.optimizers.AdamW(rate, weight_decay=decay, beta_1=first, beta_2=second, epsilon=1e-8)
-
-
-class LossScale:
-    """What losses are multiplied by so that gradients of 16 bits do not vanish, and how it changes.
-
-    A step whose gradients are not finite is left out and halves it; 2,000 good ones in a row double it.
-
-    Source: Micikevicius et al., Mixed Precision Training, ICLR 2018, section 3.2.
-    """
-
-    def __init__(self) -> None:
-        local = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
-        self.factor = tf.Variable(2.0**16, dtype=tf.float32, **local)
-        self._good = tf.Variable(0, dtype=tf.int64, **local)
-        self.variables = [self.factor, self._good]
-
-    def update(self, finite: Any) -> None:
-        """After a step."""
-        good = tf.where(finite, self._good + 1, tf.zeros_like(self._good))
-        factor = tf.where(finite, self.factor, self.factor / 2)
-        grown = good >= _GROWS_AFTER
-        self.factor.assign(tf.where(grown, factor * 2, factor))
-        self._good.assign(tf.where(grown, tf.zeros_like(good), good))
 
 
 class Stepper:
@@ -109,12 +73,15 @@ class Stepper:
         self.steps = math.ceil(len(arrays) / self._group)
         self.chunk = max(1, min(_CHUNK_STEPS, _CHUNK_BYTES // (4 * self._group * arrays.x.shape[1])))
         self._run = self._graph(self._chunk)
-        self._worker = {
-            part: self._run_by_all(part) for part in (self._gradients, self._reduced, self._change)
-        }
+        parts = (self._gradients, self._added, self._reduced, self._change)
+        self._worker = {part: self._run_by_all(part) for part in parts}
 
     def _run_by_all(self, function: Any) -> Any:
-        return self._graph(lambda *given: self._strategy.run(function, args=given))
+        def run(*given: Any) -> Any:
+            # An argument has no device, and is then reduced nowhere.
+            return function(*tf.nest.map_structure(tf.identity, given))
+
+        return self._graph(lambda *given: self._strategy.run(run, args=given))
 
     @staticmethod
     def _graph(function: Any) -> Any:
@@ -177,12 +144,14 @@ class Stepper:
         # Workers reduce between one another: that cannot be within a loop of the graph.
         losses = []
         for step, rate in enumerate(rates):
-            found: list[Any] = []
-            for place in range(batches[step], batches[step + 1]):
+            first, last = batches[step], batches[step + 1]
+            for place in range(first, last):
                 mine = slice(ends[place], ends[place + 1])
                 given = (x[mine], y[mine], counted[mine], *(values[place] for values in numbers))
-                found.append(self._worker[self._gradients](*given, *found[-1:]))
-            loss, gradients = found[-1]
+                if place == first:
+                    loss, gradients = self._worker[self._gradients](*given)
+                else:
+                    loss, gradients = self._worker[self._added](loss, gradients, *given)
             self._together(gradients, tf.constant(rate, tf.float32))
             losses.append(float(loss))
         return np.array(losses)
@@ -212,18 +181,17 @@ class Stepper:
     ) -> Any:
         count = tf.shape(rates)[0]
 
-        def batch(place: Any, *before: Any) -> Any:
+        def batch(place: Any) -> Any:
             own = slice(ends[place], ends[place + 1])
-            numbers = totals[place], shares[place], sizes[place]
-            return self._gradients(x[own], y[own], weight[own], *numbers, *before)
+            return x[own], y[own], weight[own], totals[place], shares[place], sizes[place]
 
         def body(step: Any, losses: Any) -> Any:
             first, last = batches[step], batches[step + 1]
-            found = batch(first)
+            found = self._gradients(*batch(first))
             if not self._alone:
                 _, found = tf.while_loop(
                     lambda place, _: place < last,
-                    lambda place, before: (place + 1, batch(place, before)),
+                    lambda place, before: (place + 1, self._added(*before, *batch(place))),
                     (first + 1, found),
                     parallel_iterations=1,
                 )
@@ -249,8 +217,8 @@ class Stepper:
         if self._scale is not None:
             self._scale.update(finite)
 
-    def _gradients(self, x: Any, y: Any, weight: Any, total: Any, share: Any, size: Any, *before: Any) -> Any:
-        """This worker's part of a batch's loss and gradients, added to those of the step's batches before it."""
+    def _gradients(self, x: Any, y: Any, weight: Any, total: Any, share: Any, size: Any) -> Any:
+        """This worker's part of a batch's loss and gradients."""
         variables = self._network.trainable_variables
         with tf.GradientTape() as tape:
             outputs = tf.cast(self._network(x, training=True), tf.float32)
@@ -261,11 +229,12 @@ class Stepper:
             scaled = loss if self._scale is None else loss * self._scale.factor
         found = tape.gradient(scaled, [v.value for v in variables], unconnected_gradients="zero")
         # Rows of an embedding that come more than once would be added up in any order.
-        gradients = [tf.convert_to_tensor(gradient) for gradient in found]
-        if not before:
-            return loss, gradients
-        ((so_far, others),) = before
-        return so_far + loss, [one + other for one, other in zip(others, gradients, strict=True)]
+        return loss, [tf.convert_to_tensor(gradient) for gradient in found]
+
+    def _added(self, loss: Any, gradients: Any, *batch: Any) -> Any:
+        """A batch's loss and gradients, added to those of the step's batches before it."""
+        more, others = self._gradients(*batch)
+        return loss + more, [one + other for one, other in zip(gradients, others, strict=True)]
 
     def _reduced(self, gradients: Any) -> Any:
         """Gradients as the optimizer takes them, and whether they are finite, where it matters."""

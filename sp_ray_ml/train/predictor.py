@@ -132,11 +132,16 @@ class Predictor(ABC):
         Raises:
             ConfigError: The predictor is not one of Keras.
         """
-        raise ConfigError(
-            f"a {self.manifest.get('model', {}).get('kind', self.kind)} predictor has no graph of TensorFlow",
-            where="export_saved_model",
-            hint="Train with kind: tensorflow, or serve the predictor itself: mlflow models serve, or Predictor.load",
-        )
+        raise no_graph(self.kind)
+
+
+def no_graph(kind: str) -> ConfigError:
+    """The error of a predictor that is not one of TensorFlow."""
+    return ConfigError(
+        f"a {kind} predictor has no graph of TensorFlow",
+        where="export_saved_model",
+        hint="Train with kind: tensorflow, or serve the predictor itself: mlflow models serve, or Predictor.load",
+    )
 
 
 def _as_json(value: Any) -> Any:

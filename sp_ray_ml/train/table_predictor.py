@@ -28,7 +28,7 @@ from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, DataError
 from sp_ray_ml.metrics.supervised import ClassificationMetrics, RegressionMetrics, SupervisedMetrics
 from sp_ray_ml.storage import new_folder, read_json, write_json
 from sp_ray_ml.train._table_data import TableSpec, Target
-from sp_ray_ml.train.predictor import Predictor, seal_folder
+from sp_ray_ml.train.predictor import Predictor, no_graph, seal_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -312,7 +312,7 @@ class TablePredictor(Predictor):
             StorageError: It could not be written.
         """
         if self.model.kind != "tensorflow":
-            super().export_saved_model(path)
+            raise no_graph(self.model.kind)
         from sp_ray_ml.train._keras_export import export
 
         export(self, path)

@@ -109,13 +109,21 @@ def test_values_and_classes_are_learned(tmp_path: Path, label: str, metric: str,
     assert result.history[0]["loss"] > result.history[-1]["loss"]
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16"])
-@pytest.mark.parametrize("label", ["value", "third"])
+@pytest.mark.parametrize(
+    ("label", "precision", "hidden"),
+    [
+        ("value", "32", [128, 64]),
+        ("third", "32", [128, 64]),
+        ("value", "bf16", [128, 64]),
+        ("third", "bf16", [128, 64]),
+        pytest.param("third", "fp16", [8], marks=pytest.mark.slow),
+    ],
+)
 def test_what_training_said_is_what_the_predictor_says_to_the_bit(
-    tmp_path: Path, label: str, precision: str
+    tmp_path: Path, label: str, precision: str, hidden: list[int]
 ) -> None:
     rows = rows_of(label, 3_000)
-    result = trainer(label, epochs=2, precision=precision, model={"dropout": 0.1}).fit(
+    result = trainer(label, epochs=2, precision=precision, model={"hidden": hidden, "dropout": 0.1}).fit(
         rows.slice(0, 1_500), rows.slice(1_500), folder=tmp_path
     )
     predictor = result.predictor()
@@ -199,6 +207,50 @@ def test_a_step_is_what_plain_gradients_say(tmp_path: Path) -> None:
     expected = np.array([0.5, 0.25]) - 0.1 * (gradient + 0.5 * np.array([0.5, 0.25]))
     kernel, bias = result.predictor().model.network.get_weights()
     assert np.allclose([kernel[0, 0], bias[0]], expected, atol=1e-6)
+
+
+def test_batches_whose_gradients_are_added_up_are_one_large_batch(tmp_path: Path) -> None:
+    """With weights, a norm to be cut, a penalty, and a last step of one batch and a single row."""
+    rows = rows_of("value", 201).append_column("w", pa.array(np.random.default_rng(1).random(201)))
+
+    def weights(**settings: Any) -> Any:
+        chosen = trainer(model=penalized, weight="w", clip=0.5, epochs=3, **settings)
+        result = chosen.fit(rows, folder=tmp_path / json.dumps(settings))
+        return [h["loss"] for h in result.history], result.predictor().model.network.get_weights()
+
+    losses, whole = weights(batch_size=60)
+    added_losses, added = weights(batch_size=20, accumulate=3)
+    assert np.allclose(losses, added_losses, rtol=1e-6)
+    assert all(np.allclose(one, other, atol=1e-6) for one, other in zip(whole, added, strict=True))
+    _, alone = weights(batch_size=20)
+    assert not all(np.allclose(one, other, atol=1e-3) for one, other in zip(whole, alone, strict=True))
+
+
+def penalized(inputs: ModelInputs) -> keras.Model:
+    layers = keras.layers
+    hidden = layers.Dense(8, activation="tanh", kernel_regularizer=keras.regularizers.L2(1e-2))
+    return keras.Sequential([keras.Input((inputs.width,)), hidden, layers.Dense(inputs.outputs)])
+
+
+def test_a_step_whose_scaled_gradients_overflow_is_left_out_until_they_do_not(tmp_path: Path) -> None:
+    rows = pa.table({"x": np.linspace(-1, 1, 50), "y": np.full(50, 1e4) + np.arange(50)})
+
+    def fit(epochs: int) -> tuple[list[float], float]:
+        result = trainer(
+            "y", model=linear, precision="fp16", epochs=epochs, batch_size=50, standardize_label=False,
+            checkpoint_steps=1, optimizer={"kind": "sgd", "learning_rate": 1e-4, "momentum": 0.0},
+        ).fit(rows, folder=tmp_path / str(epochs))  # fmt: skip
+        checkpoints = tmp_path / str(epochs) / "training" / "checkpoints"
+        last = json.loads((checkpoints / "checkpoints.json").read_bytes())["last"]
+        kept = safetensors.numpy.load_file(checkpoints / last / "optimizer.safetensors")
+        factor = next(float(v) for v in kept.values() if v.dtype == np.float32 and v.size == 1 and v > 1)
+        return [float(w.reshape(-1)[0]) for w in result.predictor().model.network.get_weights()], factor
+
+    # 2 · 10,000 / 50 · 65,536 is more than the 65,504 that 16 bits hold.
+    assert fit(1) == ([0.5, 0.25], 2.0**15)
+    (_, bias), factor = fit(40)
+    assert bias > 1
+    assert factor < 2.0**14
 
 
 def linear(inputs: ModelInputs) -> keras.Model:
@@ -340,7 +392,7 @@ def test_a_loss_that_is_no_number_stops_with_step_batch_and_checkpoint(tmp_path:
 
 def test_another_trainers_settings_are_told_apart() -> None:
     with pytest.raises(ConfigError, match="fp16"):
-        TensorFlowTrainer(label="y", precision="fp16")
+        TensorFlowTrainer(label="y", precision="fp8")
     with pytest.raises(ConfigError, match="a worker uses one GPU"):
         TensorFlowTrainer(label="y", scaling={"workers": 1, "gpus_per_worker": 2})
 
