@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sp_ray_ml.graph import _relabel_kernel as relabel
 from sp_ray_ml.graph import _sampling_kernel as kernel
 
-__all__ = ["EMPTY", "Numbering", "Rows", "Taken", "batch_key", "hop_key", "take_rows"]
+__all__ = ["EMPTY", "Numbering", "Rows", "Taken", "batch_key", "edge_ids", "hop_key", "take_rows"]
 
 EMPTY: NDArray[np.int64] = np.empty(0, np.int64)
 _LARGEST = 2**31 - 2
@@ -139,6 +139,15 @@ def take_rows(
         into.position, into.edge_index[0], into.edge_index[1], at,
     )  # fmt: skip
     return degree
+
+
+def edge_ids(edges: Rows, position: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The ids of edges by their positions."""
+    if edges.edge is None:
+        return position
+    ids = np.empty((len(position), 1), np.uint64)
+    relabel.copy_rows(edges.edge.view(np.uint64).reshape(-1, 1), position, ids)
+    return ids.view(np.int64).reshape(-1)
 
 
 class Numbering:

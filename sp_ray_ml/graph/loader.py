@@ -15,7 +15,7 @@ from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.graph._buffers import Buffers
 from sp_ray_ml.graph._features import read_features
 from sp_ray_ml.graph._sample_inputs import ALONE
-from sp_ray_ml.graph._sample_rows import batch_key
+from sp_ray_ml.graph._sample_rows import batch_key, edge_ids
 from sp_ray_ml.graph._tensors import as_numpy
 from sp_ray_ml.graph.sampling import NeighborSampler, NumNeighbors
 from sp_ray_ml.optional import require
@@ -126,23 +126,24 @@ class NeighborLoader:
     def _batch(self, some: NDArray[np.int64], epoch: int, pinned: bool) -> Any:
         sampler, name = self.sampler, self.input_type
         seeds, times = {name: self._seeds[some]}, None if self._times is None else self._times[some]
-        out = sampler.output(sampler.sample(seeds, times, key=batch_key(sampler.seed, epoch, seeds, times)))
+        sample = sampler.sample(seeds, times, key=batch_key(sampler.seed, epoch, seeds, times))
+        out = sampler.output(sample)
         alone = sampler.inputs.homogeneous
-        permutation = sampler.edge_permutation
         node, edge, row, col = out.node, out.edge, out.row, out.col
         if alone:
             kind = next(iter(sampler.inputs.rows))
-            node, edge, row, col, permutation = {name: node}, {kind: edge}, {kind: row}, {kind: col}, {kind: permutation}  # fmt: skip
-        ids = {}
-        for kind, positions in edge.items():
-            mapped = permutation[kind]
-            ids[kind] = (
-                None if positions is None else (positions if mapped is None else mapped[positions]).numpy()
-            )
+            node, edge, row, col = {name: node}, {kind: edge}, {kind: row}, {kind: col}
+        if sampler.subgraph_type == "bidirectional":
+            index = {kind: torch.stack([row[kind], col[kind]]) for kind in row}
+        else:
+            index = {kind: torch.from_numpy(taken.edge_index) for kind, taken in sample.edges.items()}
         batch = self._features.batch(
             {kind: nodes.numpy() for kind, nodes in node.items()},
-            {kind: torch.stack([row[kind], col[kind]]) for kind in row},
-            ids,
+            index,
+            {
+                kind: None if at is None else edge_ids(sampler.inputs.rows[kind], at.numpy())
+                for kind, at in edge.items()
+            },
             None if pinned else self._buffers,
         )
         for attribute in ("batch", "num_sampled_nodes", "num_sampled_edges"):

@@ -106,20 +106,27 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
         self.seed = seed
         self.epoch = 0
         """Set it before each epoch where batches have the same seeds in all of them, and another sample is wanted."""
-        self._kept = threading.local()
+        self._begin_work()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+        # Numberings are a thread's own, and the permutation is the memory of `inputs`, which need not travel twice.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_permutation")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._begin_work()
+
+    def _begin_work(self) -> None:
         self._kept = threading.local()
+        self._permutation = {
+            kind: None if rows.edge is None else read_only(rows.edge)
+            for kind, rows in self.inputs.rows.items()
+        }
 
     @property
     def edge_permutation(self) -> Any:
         """The ids of edges by their positions in the sampler's rows, which samples hold."""
-        found = {kind: None if rows.edge is None else read_only(rows.edge) for kind, rows in self.inputs.rows.items()}  # fmt: skip
-        return next(iter(found.values())) if self.inputs.homogeneous else found
+        return next(iter(self._permutation.values())) if self.inputs.homogeneous else self._permutation
 
     def sample_from_nodes(self, index: NodeSamplerInput, **_: Any) -> Any:
         """Sample for nodes.
