@@ -211,7 +211,12 @@ def write_by_destination(
             source = np.empty(count, row)
             expand(indptr, begin, source)
             edge = np.arange(begin, begin + count)
-            return (stored("indices", begin, count), source, edge, *(stored(name, begin, count) for name in columns))
+            return (
+                stored("indices", begin, count),
+                source,
+                edge,
+                *(stored(name, begin, count) for name in columns),
+            )
 
         return made
 
@@ -219,7 +224,12 @@ def write_by_destination(
     partitions = Partitions(work.scratch, into, types, work.limits)
     partitions.fill(work.pool, (chunk(begin) for begin in range(0, total, work.limits.chunk_rows)))
     writer = EdgeWriter(
-        work.files, f"edges-{number}-in-", sources, weight="weight" in columns, time="time" in columns, edge=True
+        work.files,
+        f"edges-{number}-in-",
+        sources,
+        weight="weight" in columns,
+        time="time" in columns,
+        edge=True,
     )
 
     def run(part: int) -> tuple[NDArray[np.int64], Columns]:
@@ -229,7 +239,9 @@ def write_by_destination(
         group(node, begin, rows, order)
         return np.diff(rows), tuple(column[order] for column in rest)
 
-    for lengths, (source, edge, *rest) in in_order(work.pool, run, range(len(partitions)), work.limits.threads):
+    for lengths, (source, edge, *rest) in in_order(
+        work.pool, run, range(len(partitions)), work.limits.threads
+    ):
         writer.write(lengths, indices=source, edge=edge, **dict(zip(columns, rest, strict=True)))
     partitions.remove()
     return writer.finish()[0]

@@ -40,7 +40,9 @@ class PairCounter:
         self, num_nodes: int, settings: CoOccurrence, folder: Path | None = None, room: int = 1 << 23
     ) -> None:
         if num_nodes > int(_LOW):
-            raise DataError(f"co-occurrence of {num_nodes:,} nodes: 2^32 - 1 are the most", where="co_occurrence")
+            raise DataError(
+                f"co-occurrence of {num_nodes:,} nodes: 2^32 - 1 are the most", where="co_occurrence"
+            )
         self.num_nodes, self.settings, self.folder = num_nodes, settings, folder
         self._keys = np.empty(max(room, 2 * settings.neighbors), np.uint64)
         self._runs: list[_Run] = []
@@ -126,7 +128,11 @@ class _Run:
             )
             count_into((self._arrays[0] >> _HALF).astype(np.int64), rows)
         else:
-            with storage_errors(path), self._paths[0].open("wb") as first, self._paths[1].open("wb") as second:
+            with (
+                storage_errors(path),
+                self._paths[0].open("wb") as first,
+                self._paths[1].open("wb") as second,
+            ):
                 for keys, counts in parts:
                     keys.tofile(first)
                     counts.tofile(second)

@@ -14,7 +14,16 @@ from numpy.typing import DTypeLike, NDArray
 from sp_ray_ml.errors import DataError, StorageError
 from sp_ray_ml.storage import read_json, storage_errors, write_json
 
-__all__ = ["FORMAT", "HEADER_BYTES", "ArrayFile", "GraphFiles", "array_header", "open_array", "read_manifest", "verify_files"]
+__all__ = [
+    "FORMAT",
+    "HEADER_BYTES",
+    "ArrayFile",
+    "GraphFiles",
+    "array_header",
+    "open_array",
+    "read_manifest",
+    "verify_files",
+]
 
 FORMAT = 2
 _MANIFEST = "graph.json"
@@ -62,7 +71,9 @@ class ArrayFile:
         for begin in range(0, self.rows, step):
             count = min(step, self.rows - begin)
             with storage_errors(self.path, "read"):
-                yield np.fromfile(self.path, self.dtype, count, offset=HEADER_BYTES + begin * self.dtype.itemsize)
+                yield np.fromfile(
+                    self.path, self.dtype, count, offset=HEADER_BYTES + begin * self.dtype.itemsize
+                )
 
     def close(self) -> dict[str, int]:
         """Write the header; what the manifest says of the file."""

@@ -13,34 +13,49 @@ from numpy.typing import DTypeLike, NDArray
 
 from sp_ray_ml.data._columns import is_text, plain
 from sp_ray_ml.errors import DataError
-from sp_ray_ml.graph._id_kernels import SHARD_BITS, hash_rows, rehash, visit
+from sp_ray_ml.graph._id_kernels import SHARD_BITS, by_shard, hash_rows, rehash, visit, words_of
 
-__all__ = ["NEVER", "SHARDS", "UNTIMED", "IdTable", "Rows", "ids_of", "order_by", "places"]
+__all__ = ["SHARDS", "IdTable", "Rows", "ids_of", "order_by", "places"]
 
 SHARDS = 1 << SHARD_BITS
-NEVER = np.iinfo(np.int64).max
-"""First event's time of a node without events."""
-UNTIMED = NEVER - 1
-"""First event's time of a node whose events have none."""
-
-_FIRST_SLOTS = 1024
+_FIRST_SLOTS = 64
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Ids as bytes, hashed: `data[offsets[i]:offsets[i + 1]]` is the i-th."""
+    """Ids as bytes, hashed and brought together by shard: those of shard `s` are `indptr[s]:indptr[s + 1]`.
+
+    Attributes:
+        data: The i-th is `data[begins[i]:begins[i] + lengths[i]]`.
+        begins: int64 [rows].
+        lengths: int64 [rows].
+        hashes: uint64 [rows].
+        time: int64 [rows].
+        order: int32 [rows], which row of the column it was.
+        indptr: int64 [shards + 1].
+    """
 
     data: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
+    begins: NDArray[np.int64]
+    lengths: NDArray[np.int64]
     hashes: NDArray[np.uint64]
+    time: NDArray[np.int64]
+    order: NDArray[np.int32]
+    indptr: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
 
 
-def ids_of(column: pa.ChunkedArray, where: str, *, text: bool | None) -> tuple[Rows, bool]:
+def ids_of(
+    column: pa.ChunkedArray, where: str, time: NDArray[np.int64], *, text: bool | None
+) -> tuple[Rows, bool]:
     """The ids of a column, and whether they are text.
 
     Args:
         column: Text or whole numbers.
         where: For messages.
+        time: Of each row, [rows], or one for all, [1].
         text: What the ids of this node type were before; None if there were none.
 
     Raises:
@@ -63,9 +78,24 @@ def ids_of(column: pa.ChunkedArray, where: str, *, text: bool | None) -> tuple[R
         data, offsets = _text(values)
     else:
         data, offsets = _numbers(values, where)
-    hashes = np.empty(len(values), np.uint64)
-    hash_rows(data, offsets, hashes)
-    return Rows(data, offsets, hashes), mine
+    return _by_shard(data, offsets, time), mine
+
+
+def _by_shard(data: NDArray[np.uint8], offsets: NDArray[np.int64], time: NDArray[np.int64]) -> Rows:
+    count, words = len(offsets) - 1, words_of(data)
+    hashes, indptr = np.empty(count, np.uint64), np.zeros(SHARDS + 1, np.int64)
+    hash_rows(data, words, offsets, hashes, indptr)
+    rows = Rows(
+        data,
+        np.empty(count, np.int64),
+        np.empty(count, np.int64),
+        np.empty(count, np.uint64),
+        np.empty(count, np.int64),
+        np.empty(count, np.int32),
+        indptr,
+    )
+    by_shard(offsets, hashes, time, indptr, rows.order, rows.begins, rows.lengths, rows.hashes, rows.time)
+    return rows
 
 
 def _text(values: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -118,8 +148,7 @@ class _Shard:
     """The ids of one shard: a hash table, their bytes one after the other, and each one's first time."""
 
     def __init__(self) -> None:
-        self.slots = np.zeros(_FIRST_SLOTS, np.int64)
-        self.hashes = np.zeros(_FIRST_SLOTS, np.uint64)
+        self.slots = np.zeros(_FIRST_SLOTS, np.uint64)
         self.known = np.zeros(_FIRST_SLOTS // 2 + 1, np.int64)
         self.data = np.empty(_FIRST_SLOTS * 8, np.uint8)
         self.first = np.empty(_FIRST_SLOTS // 2, np.int64)
@@ -129,10 +158,9 @@ class _Shard:
         """Room for more ids, one of them `room` bytes long."""
         count = int(self.count[0])
         if 2 * count >= len(self.slots):
-            slots = np.zeros(2 * len(self.slots), np.int64)
-            hashes = np.zeros(len(slots), np.uint64)
-            rehash(self.slots, self.hashes, slots, hashes)
-            self.slots, self.hashes = slots, hashes
+            slots = np.zeros(2 * len(self.slots), np.uint64)
+            rehash(self.slots, slots)
+            self.slots = slots
         if count == len(self.first):
             self.first = _longer(self.first, 3 * count // 2)
             self.known = _longer(self.known, len(self.first) + 1)
@@ -162,43 +190,40 @@ class IdTable:
         """Above every code. Shards differ in size by chance: a few codes have no id."""
         return max(int(shard.count[0]) for shard in self._shards) * SHARDS
 
-    def visit(
-        self, shard: int, rows: Rows, time: NDArray[np.int64], codes: NDArray[np.int64], *, add: bool = True
-    ) -> None:
+    def visit(self, shard: int, rows: Rows, codes: NDArray[np.int64], *, add: bool = True) -> None:
         """Fill the codes of those rows that belong to a shard. Shards may be visited by threads of their own.
 
         Args:
             shard: Which.
-            rows: Ids.
-            time: Time of each row, [rows], or one for all, [1].
+            rows: Ids and times.
             codes: Filled, [rows]; -1 where an id is not known and not added.
             add: Whether unknown ids are added.
         """
-        mine = self._shards[shard]
-        begin = 0
+        mine, words = self._shards[shard], words_of(rows.data)
+        row, end = rows.indptr[shard : shard + 2].tolist()
         while True:
-            begin = visit(
-                shard, begin, add, rows.hashes, rows.data, rows.offsets, time,
-                mine.slots, mine.hashes, mine.known, mine.data, mine.first, mine.count, codes,
+            row = visit(
+                row, end, add, rows.hashes, rows.data, words, rows.begins, rows.lengths, rows.time, rows.order,
+                mine.slots, mine.known, mine.data, words_of(mine.data), mine.first, mine.count, shard, codes,
             )  # fmt: skip
-            if begin == len(codes):
+            if row == end:
                 return
-            mine.grow(int(rows.offsets[begin + 1] - rows.offsets[begin]))
+            mine.grow(int(rows.lengths[row]))
 
-    def codes(self, rows: Rows, time: NDArray[np.int64], *, add: bool = True) -> NDArray[np.int64]:
+    def codes(self, rows: Rows, *, add: bool = True) -> NDArray[np.int64]:
         """As `visit`, of all shards in turn."""
-        codes = np.empty(len(rows.hashes), np.int64)
+        codes = np.empty(len(rows), np.int64)
         for shard in range(SHARDS):
-            self.visit(shard, rows, time, codes, add=add)
+            self.visit(shard, rows, codes, add=add)
         return codes
 
     def in_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Codes in the canonical order, and the first event's time of each, both [ids]."""
         counts = [int(shard.count[0]) for shard in self._shards]
-        codes = np.concatenate(
-            [(np.arange(count) << SHARD_BITS) | i for i, count in enumerate(counts)]
+        codes = np.concatenate([(np.arange(count) << SHARD_BITS) | i for i, count in enumerate(counts)])
+        first = np.concatenate(
+            [shard.first[:count] for shard, count in zip(self._shards, counts, strict=True)]
         )
-        first = np.concatenate([shard.first[:count] for shard, count in zip(self._shards, counts, strict=True)])
         order = order_by(first, lambda nodes: _sortable(self.ids(codes[nodes])))
         return codes[order], first[order]
 
@@ -234,4 +259,3 @@ def places(order: NDArray[np.int64], end: int, kind: DTypeLike) -> NDArray[Any]:
     place = np.full(end, -1, kind)
     place[order] = np.arange(len(order))
     return place
-

@@ -15,12 +15,16 @@ from sp_ray_ml.data._columns import nanoseconds, number_unit, plain, plain_type
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph._external import Columns, Limits, Spool
-from sp_ray_ml.graph._id_table import NEVER, SHARDS, UNTIMED, IdTable, Rows, ids_of
+from sp_ray_ml.graph._id_table import SHARDS, IdTable, Rows, ids_of
 from sp_ray_ml.graph._row_kernels import count_into
+from sp_ray_ml.graph._rows import NEVER, UNTIMED
 from sp_ray_ml.graph.graph import EdgeType
 from sp_ray_ml.graph.settings import EdgeTable, NodeTable
 
 __all__ = ["EdgeEvents", "ahead", "encode", "read_edges", "read_nodes", "weights_of"]
+
+
+_SHARDS_A_TASK = 4
 
 
 @dataclass
@@ -92,20 +96,22 @@ def encode(
     hashed: list[Future[tuple[Rows, bool]]] = []
     for table, column, where in columns:
         if table.text is None:
-            hashed.append(_done(ids_of(column, where, text=None)))
+            hashed.append(_done(ids_of(column, where, time, text=None)))
             table.text = hashed[-1].result()[1]
         else:
-            hashed.append(pool.submit(ids_of, column, where, text=table.text))
+            hashed.append(pool.submit(ids_of, column, where, time, text=table.text))
     rows = [future.result()[0] for future in hashed]
-    codes = [np.empty(len(each.hashes), np.int64) for each in rows]
+    codes = [np.empty(len(each), np.int64) for each in rows]
     tables = {id(table): table for table, _, _ in columns}
 
-    def visit(table: IdTable, shard: int) -> None:
+    def visit(table: IdTable, begin: int) -> None:
         for i, (mine, _, _) in enumerate(columns):
             if mine is table:
-                table.visit(shard, rows[i], time, codes[i], add=add)
+                for shard in range(begin, begin + _SHARDS_A_TASK):
+                    table.visit(shard, rows[i], codes[i], add=add)
 
-    tasks = [pool.submit(visit, table, shard) for shard in range(SHARDS) for table in tables.values()]
+    begins = range(0, SHARDS, _SHARDS_A_TASK)
+    tasks = [pool.submit(visit, table, begin) for begin in begins for table in tables.values()]
     for task in tasks:
         task.result()
     return codes
@@ -151,7 +157,11 @@ def read_edges(
         for batch in ahead(source.blocks(limits.chunk_rows)):
             table = pa.Table.from_batches([batch])
             time = _times(table, settings, source.name)
-            weight = weights_of(table[settings.weight], f"{source.name}.{settings.weight}") if settings.weight else None
+            weight = (
+                weights_of(table[settings.weight], f"{source.name}.{settings.weight}")
+                if settings.weight
+                else None
+            )
             codes = encode(
                 pool,
                 [
@@ -206,15 +216,17 @@ def weights_of(column: pa.ChunkedArray, where: str) -> NDArray[np.float32]:
         raise DataError(f"{column.null_count:,} of {len(column):,} rows have no weight", where=where)
     values = plain(column.combine_chunks() if column.num_chunks != 1 else column.chunk(0))
     # A zero has one sign, so that equal weights have equal bytes.
-    weight: NDArray[np.float32] = values.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False) + np.float32(0)
+    weight: NDArray[np.float32] = values.cast(pa.float32(), safe=False).to_numpy(
+        zero_copy_only=False
+    ) + np.float32(0)
     if not np.isfinite(weight).all():
-        raise DataError(f"{int((~np.isfinite(weight)).sum()):,} weights are not finite as float32", where=where)
+        raise DataError(
+            f"{int((~np.isfinite(weight)).sum()):,} weights are not finite as float32", where=where
+        )
     return weight
 
 
-def read_nodes(
-    pool: Executor, source: Source, settings: NodeTable, table: IdTable, limits: Limits
-) -> None:
+def read_nodes(pool: Executor, source: Source, settings: NodeTable, table: IdTable, limits: Limits) -> None:
     """Read the ids of a table of nodes.
 
     Raises:

@@ -17,8 +17,9 @@ from sp_ray_ml.data.source import Source
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph._assemble import Work
 from sp_ray_ml.graph._files import HEADER_BYTES, array_header
-from sp_ray_ml.graph._id_table import NEVER, IdTable, places
+from sp_ray_ml.graph._id_table import IdTable, places
 from sp_ray_ml.graph._ingest import ahead, encode
+from sp_ray_ml.graph._rows import NEVER
 from sp_ray_ml.graph.graph import node_type
 from sp_ray_ml.graph.settings import NodeTable
 from sp_ray_ml.storage import storage_errors

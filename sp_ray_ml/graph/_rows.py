@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 
 from sp_ray_ml.graph._row_kernels import group, merge_rows, sort_rows
 
-__all__ = ["MergedRows", "SortedRows", "merged", "sorted_rows"]
+__all__ = ["NEVER", "UNTIMED", "MergedRows", "SortedRows", "merged", "sorted_rows"]
+
+NEVER = np.iinfo(np.int64).max
+"""First event's time of a node without events: after all others in the canonical order."""
+UNTIMED = NEVER - 1
+"""First event's time of a node whose events have none."""
 
 _NO_TIME, _NO_WEIGHT = np.empty(0, np.int64), np.empty(0, np.float32)
 

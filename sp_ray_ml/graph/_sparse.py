@@ -10,12 +10,12 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from sp_ray_ml.graph._sparse_kernel import multiply_rows
+from sp_ray_ml.graph._sparse_kernel import dot_pairs, multiply_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SparseOperator"]
+__all__ = ["SparseOperator", "pair_products"]
 
 _WORTH_A_THREAD = 2_000_000  # multiplications: about half a millisecond, several times what a thread costs
 
@@ -25,9 +25,10 @@ class SparseOperator:
 
     def __init__(self, matrix: scipy.sparse.csr_array, device: torch.device) -> None:
         forward = matrix.astype(np.float32)
-        place = _to_rows if device.type == "cpu" else _to_torch
-        self._forward = place(forward, device)
-        self._backward = place(scipy.sparse.csr_array(forward.T), device)
+        backward = scipy.sparse.csr_array(forward.T)
+        on_cpu = device.type == "cpu"
+        self._forward = _to_rows(forward) if on_cpu else _to_torch(forward, device)
+        self._backward = _to_rows(backward) if on_cpu else _to_torch(backward, device)
 
     def __matmul__(self, dense: torch.Tensor) -> torch.Tensor:
         return _Product.apply(dense, self._forward, self._backward)  # type: ignore[no-any-return]
@@ -49,6 +50,49 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _multiply(context.transposed, gradient), None, None
+
+
+def pair_products(
+    left: torch.Tensor, right: torch.Tensor, row: torch.Tensor, column: torch.Tensor
+) -> torch.Tensor:
+    """left[row[e]] · right[column[e]] for each pair e, with gradients for both.
+
+    Args:
+        left: float32 [rows, width].
+        right: float32 [columns, width].
+        row: int64 [pairs], ascending.
+        column: int64 [pairs].
+
+    Returns:
+        float32 [pairs].
+    """
+    if left.device.type != "cpu":
+        return (left[row] * right[column]).sum(-1)
+    return _Pairs.apply(left, right, row, column)  # type: ignore[no-any-return]
+
+
+class _Pairs(torch.autograd.Function):
+    """The gradients are products with the sparse matrix of the pairs, which needs no rows to be gathered."""
+
+    @staticmethod
+    def forward(
+        context: Any, left: torch.Tensor, right: torch.Tensor, row: torch.Tensor, column: torch.Tensor
+    ) -> torch.Tensor:
+        context.save_for_backward(left, right, row, column)
+        out = np.empty(len(row), np.float32)
+        dot_pairs(_array(left), _array(right), row.numpy(), column.numpy(), out)
+        return torch.from_numpy(out)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        left, right, row, column = context.saved_tensors
+        starts = torch.searchsorted(row, torch.arange(len(left) + 1)).numpy()
+        shape = (len(left), len(right))
+        pairs = scipy.sparse.csr_array((_array(gradient), column.numpy(), starts), shape=shape)
+        threads = torch.get_num_threads()
+        of_left = _to_rows(pairs).multiply(_array(right), threads)
+        of_right = _to_rows(scipy.sparse.csr_array(pairs.T)).multiply(_array(left), threads)
+        return torch.from_numpy(of_left), torch.from_numpy(of_right), None, None
 
 
 @dataclass(frozen=True)
@@ -83,11 +127,14 @@ class _Rows:
 def _multiply(matrix: Any, dense: torch.Tensor) -> torch.Tensor:
     if isinstance(matrix, torch.Tensor):
         return matrix @ dense
-    array = np.ascontiguousarray(dense.detach().numpy(), dtype=np.float32)
-    return torch.from_numpy(matrix.multiply(array, torch.get_num_threads()))
+    return torch.from_numpy(matrix.multiply(_array(dense), torch.get_num_threads()))
 
 
-def _to_rows(matrix: scipy.sparse.csr_array, _: torch.device) -> _Rows:
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float32)
+
+
+def _to_rows(matrix: scipy.sparse.csr_array) -> _Rows:
     return _Rows(
         np.ascontiguousarray(matrix.indptr, np.int64),
         np.ascontiguousarray(matrix.indices, np.int32),

@@ -8,7 +8,7 @@ from numba import float32, int32, int64, void
 
 from sp_ray_ml.graph._compiled import compiled, prefetch, read, write
 
-__all__ = ["multiply_rows"]
+__all__ = ["dot_pairs", "multiply_rows"]
 
 # The rows of the dense matrix lie anywhere in memory: asked for this many entries ahead, they are there when their
 # turn comes. 16 floats are a cache line.
@@ -42,3 +42,26 @@ def multiply_rows(
             a, w = values[at], dense[indices[at]]
             for column in range(width):
                 target[column] += a * w[column]
+
+
+@compiled(void(read(float32, 2), read(float32, 2), read(int64), read(int64), write(float32)))
+def dot_pairs(left: Any, right: Any, row: Any, column: Any, out: Any) -> None:
+    """out[e] = left[row[e]] · right[column[e]]."""
+    width, pairs = left.shape[1], len(row)
+    flat = right.ravel()
+    for at in range(pairs):
+        if at + _AHEAD < pairs:
+            for line in range(0, width, _LINE):
+                prefetch(flat, column[at + _AHEAD] * width + line)
+        one, other = left[row[at]], right[column[at]]
+        # Four sums do not wait for one another.
+        a, b, c, d = float32(0), float32(0), float32(0), float32(0)
+        four = width // 4 * 4
+        for k in range(0, four, 4):
+            a += one[k] * other[k]
+            b += one[k + 1] * other[k + 1]
+            c += one[k + 2] * other[k + 2]
+            d += one[k + 3] * other[k + 3]
+        for k in range(four, width):
+            a += one[k] * other[k]
+        out[at] = (a + b) + (c + d)

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sp_ray_ml.errors import DataError
-from sp_ray_ml.graph.graph import Edges, EdgeType, Graph
-from sp_ray_ml.graph.settings import CoOccurrence, GraphSettings
+from sp_ray_ml.graph._co_occurrence import PairCounter
+from sp_ray_ml.graph._rows import NEVER, UNTIMED, MergedRows, merged, sorted_rows
+from sp_ray_ml.graph.graph import Edges, EdgeType, Graph, node_type
+from sp_ray_ml.graph.settings import GraphSettings
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -31,9 +33,9 @@ def canonical_order(codes: NDArray[Any], time: NDArray[np.int64] | None, num_nod
     Returns:
         Codes in canonical order, [num_nodes]: entry `i` is the code of node `i`.
     """
-    first = np.full(num_nodes, np.iinfo(np.int64).max)
+    first = np.full(num_nodes, NEVER)
     if time is None:
-        first[codes] = 0
+        first[codes] = UNTIMED
     else:
         np.minimum.at(first, codes, time)
     return np.argsort(first, kind="stable")
@@ -43,7 +45,11 @@ def distinct_pairs(
     user: NDArray[np.int64], item: NDArray[np.int64], shape: tuple[int, int]
 ) -> scipy.sparse.csr_array:
     """The distinct pairs of some events as ones, [users, items]."""
-    pairs = _sum_pairs(user, item, np.ones(len(user), np.float32), shape)
+    import scipy.sparse
+
+    events = (np.ones(len(user), np.float32), (user, item))
+    pairs = scipy.sparse.csr_array(scipy.sparse.coo_array(events, shape=shape))
+    pairs.sort_indices()
     pairs.data[:] = 1
     return pairs
 
@@ -83,22 +89,38 @@ def build_graph(
         DataError: Times or ratings are needed and not given, or no edge is left.
     """
     settings = settings or GraphSettings()
-    events = _weights(settings, len(user), time, rating)
-    pairs = _sum_pairs(user, item, events, (num_users, num_items))
-    if settings.weight == "rating":
-        pairs.data /= _sum_pairs(user, item, np.ones(len(user)), (num_users, num_items)).data
-    pairs = _filter_degrees(pairs, settings.min_user_degree, settings.min_item_degree)
-    if not pairs.nnz:
+    rows = sorted_rows(
+        np.asarray(user), np.asarray(item).astype(node_type(num_items)), time,
+        _weights(settings, len(user), time, rating), base=0, num_rows=num_users,
+    )  # fmt: skip
+    pairs = merged(rows)
+    weight = pairs.total / pairs.events if settings.weight == "rating" else pairs.total
+    keep = _of_degree(pairs, num_items, settings.min_user_degree, settings.min_item_degree)
+    if not keep.any():
         raise DataError(
             f"no edge is left of {len(user)} events",
             where="graph",
             hint="Lower min_user_degree and min_item_degree",
         )
-    edges = {USER_ITEM: _to_edges(pairs, None if time is None else _first_times(user, item, time, pairs))}
+    edges = {
+        USER_ITEM: Edges(
+            np.concatenate([[0], np.cumsum(keep)])[pairs.indptr],
+            pairs.other[keep],
+            weight[keep].astype(np.float32),
+            None if pairs.time is None else pairs.time[keep],
+        )
+    }
     if settings.co_occurrence is not None:
         if time is None:
             raise DataError("co_occurrence needs the time of each event", where="events.time")
-        edges[ITEM_ITEM] = _to_edges(_co_occurrence(user, item, time, num_items, settings.co_occurrence))
+        counter = PairCounter(num_items, settings.co_occurrence)
+        counter.add(rows)
+        parts = list(counter.finish())
+        edges[ITEM_ITEM] = Edges(
+            np.concatenate([[0], *(lengths for lengths, _, _ in parts)]).cumsum(),
+            np.concatenate([other for _, other, _ in parts]).astype(node_type(num_items)),
+            np.concatenate([count for _, _, count in parts]),
+        )
     return Graph({"user": num_users, "item": num_items}, edges)
 
 
@@ -117,80 +139,14 @@ def _weights(
     return np.ones(count)
 
 
-def _sum_pairs(
-    user: NDArray[Any], item: NDArray[Any], weight: NDArray[np.floating[Any]], shape: tuple[int, int]
-) -> scipy.sparse.csr_array:
-    import scipy.sparse
-
-    pairs = scipy.sparse.csr_array(scipy.sparse.coo_array((weight, (user, item)), shape=shape))
-    pairs.sort_indices()
-    return pairs
-
-
-def _filter_degrees(pairs: scipy.sparse.csr_array, min_user: int, min_item: int) -> scipy.sparse.csr_array:
-    import scipy.sparse
-
+def _of_degree(pairs: MergedRows, num_items: int, min_user: int, min_item: int) -> NDArray[np.bool_]:
+    """Which edges are left when users and items of a lower degree have none, repeated until both hold."""
+    user = np.repeat(np.arange(len(pairs.indptr) - 1), np.diff(pairs.indptr))
+    keep = np.ones(len(user), dtype=bool)
     while True:
-        users = np.diff(pairs.indptr)
-        items = np.bincount(pairs.indices, minlength=pairs.shape[1])
-        rows = np.repeat(np.arange(pairs.shape[0]), users)
-        keep = (users[rows] >= min_user) & (items[pairs.indices] >= min_item)
-        if keep.all():
-            return pairs
-        kept = scipy.sparse.coo_array(
-            (pairs.data[keep], (rows[keep], pairs.indices[keep])), shape=pairs.shape
-        )
-        pairs = scipy.sparse.csr_array(kept)
-
-
-def _co_occurrence(
-    user: NDArray[Any], item: NDArray[Any], time: NDArray[np.int64], num_items: int, settings: CoOccurrence
-) -> scipy.sparse.csr_array:
-    """Pairs of one user's events within the window, `neighbors` events apart at most: linear in the events."""
-    import scipy.sparse
-
-    order = np.lexsort((item, time, user))
-    user, item, time = user[order], item[order], time[order]
-    window = int(settings.window.total_seconds() * 1e9)
-    total = scipy.sparse.csr_array((num_items, num_items), dtype=np.float64)
-    for lag in range(1, min(settings.neighbors, len(user) - 1) + 1):
-        near = (user[lag:] == user[:-lag]) & (time[lag:] - time[:-lag] <= window)
-        if not near.any():
-            break
-        first, second = item[:-lag][near], item[lag:][near]
-        different = first != second
-        first, second = first[different], second[different]
-        both = (np.concatenate([first, second]), np.concatenate([second, first]))
-        ones = np.ones(len(both[0]))
-        total = total + scipy.sparse.csr_array(scipy.sparse.coo_array((ones, both), shape=total.shape))
-    return _top_per_row(scipy.sparse.csr_array(total), settings.top)
-
-
-def _top_per_row(matrix: scipy.sparse.csr_array, top: int) -> scipy.sparse.csr_array:
-    """The `top` largest entries of each row; among equal ones those of the lower column."""
-    import scipy.sparse
-
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, rows))
-    rank = np.arange(len(order)) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
-    keep = order[rank < top]
-    kept = scipy.sparse.coo_array((matrix.data[keep], (rows[keep], matrix.indices[keep])), shape=matrix.shape)
-    result = scipy.sparse.csr_array(kept)
-    result.sort_indices()
-    return result
-
-
-def _first_times(
-    user: NDArray[Any], item: NDArray[Any], time: NDArray[np.int64], pairs: scipy.sparse.csr_array
-) -> NDArray[np.int64]:
-    num_items = pairs.shape[1]
-    key = user.astype(np.int64) * num_items + item
-    order = np.lexsort((time, key))
-    distinct, start = np.unique(key[order], return_index=True)
-    rows = np.repeat(np.arange(pairs.shape[0], dtype=np.int64), np.diff(pairs.indptr))
-    return time[order][start][np.searchsorted(distinct, rows * num_items + pairs.indices)]
-
-
-def _to_edges(matrix: scipy.sparse.csr_array, time: NDArray[np.int64] | None = None) -> Edges:
-    indptr, indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
-    return Edges(indptr, indices, matrix.data.astype(np.float32), time)
+        users = np.bincount(user[keep], minlength=len(pairs.indptr) - 1)
+        items = np.bincount(pairs.other[keep], minlength=num_items)
+        left = keep & (users[user] >= min_user) & (items[pairs.other] >= min_item)
+        if left.sum() == keep.sum():
+            return keep
+        keep = left

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from sp_ray_ml.graph._assemble import EdgeWriter, Work, write_by_destination, wr
 from sp_ray_ml.graph._co_occurrence import PairCounter
 from sp_ray_ml.graph._external import Columns, Limits, Spool
 from sp_ray_ml.graph._files import GraphFiles
-from sp_ray_ml.graph._id_table import NEVER, IdTable, places
+from sp_ray_ml.graph._id_table import IdTable
 from sp_ray_ml.graph._ingest import EdgeEvents, read_edges, read_nodes
 from sp_ray_ml.graph._node_files import write_nodes
 from sp_ray_ml.graph.graph import EdgeType, Graph, node_type
@@ -28,7 +27,7 @@ from sp_ray_ml.logger import LOGGER
 from sp_ray_ml.storage import new_folder, storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 __all__ = ["construct_graph"]
 
@@ -86,7 +85,9 @@ def construct(
             scratch.mkdir()
         work = Work(GraphFiles(folder), scratch, pool, limits)
         events = {
-            kind: read_edges(pool, sources[kind], kind, settings, tables, _spool(scratch / f"events-{i}", code), limits)
+            kind: read_edges(
+                pool, sources[kind], kind, settings, tables, _spool(scratch / f"events-{i}", code), limits
+            )
             for i, (kind, settings) in enumerate(edges.items())
         }
         for name, settings in nodes.items():
@@ -117,7 +118,9 @@ def _edge_source(kind: EdgeType, settings: EdgeTable) -> Source:
     names = (settings.source, settings.destination, settings.time, settings.weight)
     require_columns(source.schema, [name for name in names if name], source.name)
     if settings.co_occurrence is not None and settings.time is None:
-        raise DataError("co_occurrence needs the time of each row", where=source.name, hint="Name the column time")
+        raise DataError(
+            "co_occurrence needs the time of each row", where=source.name, hint="Name the column time"
+        )
     return source
 
 
@@ -210,7 +213,11 @@ def _write_edges(
 
 
 def _padded(counts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    return counts if len(counts) >= length else np.concatenate([counts, np.zeros(length - len(counts), np.int64)])
+    return (
+        counts
+        if len(counts) >= length
+        else np.concatenate([counts, np.zeros(length - len(counts), np.int64)])
+    )
 
 
 def _write_pairs(work: Work, number: int, kind: EdgeType, counter: PairCounter) -> dict[str, Any]:
