@@ -58,7 +58,7 @@ PUBLIC = {
         "fit_features", "open_warehouse",
     ],
     "sp_ray_ml.graph": [
-        "CoOccurrence", "EdgeType", "Edges", "GNN", "Graph", "GraphSAGE", "GraphSettings", "LightGCN",
+        "CoOccurrence", "EdgeTable", "EdgeType", "Edges", "GNN", "Graph", "GraphSAGE", "GraphSettings", "LightGCN",
         "NeighborLoader", "NeighborSampler",
         "build_graph", "canonical_order",
     ],

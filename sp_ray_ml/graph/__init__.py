@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from sp_ray_ml.graph.loader import NeighborLoader
     from sp_ray_ml.graph.models import GNN, GraphSAGE, LightGCN
     from sp_ray_ml.graph.sampling import NeighborSampler
-    from sp_ray_ml.graph.settings import CoOccurrence, GraphSettings
+    from sp_ray_ml.graph.on_disk import construct_graph
+    from sp_ray_ml.graph.settings import CoOccurrence, EdgeTable, GraphSettings, NodeTable
 
 __all__ = [
     "GNN",
     "CoOccurrence",
+    "EdgeTable",
     "EdgeType",
     "Edges",
     "Graph",
@@ -40,7 +42,8 @@ def __getattr__(name: str) -> Any:
             "loader": ["NeighborLoader"],
             "models": ["GNN", "GraphSAGE", "LightGCN"],
             "sampling": ["NeighborSampler"],
-            "settings": ["CoOccurrence", "GraphSettings"],
+            "on_disk": ["construct_graph"],
+            "settings": ["CoOccurrence", "EdgeTable", "GraphSettings", "NodeTable"],
         },
     )
 
