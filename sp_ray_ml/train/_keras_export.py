@@ -30,7 +30,6 @@ _SIGNATURE = "serving_default"
 
 def export(predictor: TablePredictor, path: str | os.PathLike[str]) -> None:
     """See `TablePredictor.export_saved_model`."""
-    # What the graph is made of must not lie on one device: it is served wherever it is opened.
     served = _Served(predictor)
     # TensorFlow takes only some names for its tensors: columns get theirs afterwards.
     inner = {name: f"column_{place:05}" for place, name in enumerate(served.features.columns)}

@@ -238,7 +238,8 @@ class Stepper:
 
     def _reduced(self, gradients: Any) -> Any:
         """Gradients as the optimizer takes them, and whether they are finite, where it matters."""
-        if self._world > 1 and (self._clip is not None or self._scale is not None):
+        together = self._world > 1 and (self._clip is not None or self._scale is not None)
+        if together:
             replica = tf.distribute.get_replica_context()
             gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         finite = tf.constant(True)
@@ -247,7 +248,7 @@ class Stepper:
             finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
         if self._clip is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip)
-        if self._world > 1 and (self._clip is not None or self._scale is not None):
+        if together:
             # Keras adds the workers' gradients up: those that are added up already must then be divided.
             gradients = [gradient / self._world for gradient in gradients]
         return gradients, finite
