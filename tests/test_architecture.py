@@ -59,8 +59,8 @@ PUBLIC = {
     ],
     "sp_ray_ml.graph": [
         "CoOccurrence", "EdgeTable", "EdgeType", "Edges", "GNN", "Graph", "GraphSAGE", "GraphSettings", "LightGCN",
-        "NeighborLoader", "NeighborSampler",
-        "build_graph", "canonical_order",
+        "NeighborLoader", "NeighborSampler", "NodeTable",
+        "build_graph", "canonical_order", "construct_graph",
     ],
     "sp_ray_ml.inference": [
         "Baseline", "Ease", "Popularity",

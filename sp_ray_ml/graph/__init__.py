@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from sp_ray_ml.graph.graph import Edges, EdgeType, Graph
     from sp_ray_ml.graph.loader import NeighborLoader
     from sp_ray_ml.graph.models import GNN, GraphSAGE, LightGCN
-    from sp_ray_ml.graph.sampling import NeighborSampler
     from sp_ray_ml.graph.on_disk import construct_graph
+    from sp_ray_ml.graph.sampling import NeighborSampler
     from sp_ray_ml.graph.settings import CoOccurrence, EdgeTable, GraphSettings, NodeTable
 
 __all__ = [
@@ -27,8 +27,10 @@ __all__ = [
     "LightGCN",
     "NeighborLoader",
     "NeighborSampler",
+    "NodeTable",
     "build_graph",
     "canonical_order",
+    "construct_graph",
 ]
 
 
