@@ -109,7 +109,7 @@ class TrainingEdges:
             random.permutation(users),
             *_rows(self.user[target], self.item[target], len(self.count)),
             self._normalized(target),
-            *_rows(self.user[~hidden & ~target], self.item[~hidden & ~target], len(self.count)),
+            *_rows(self.user[~hidden], self.item[~hidden], len(self.count)),
         )
 
     def _normalized(self, target: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from sp_ray_ml.graph._sparse import pair_products
+
 if TYPE_CHECKING:
     from sp_ray_ml.train.losses import BPR, SampledSoftmax
 
@@ -20,9 +22,9 @@ class Batch:
 
     Attributes:
         users: int64 [users], distinct.
-        target_row, target_item: int64 [targets].
+        target_row, target_item: int64 [targets], the rows ascending.
         target_weight: float32 [targets], sums to 1 over all workers' batches.
-        history_row, history_item: int64 [history], what may not serve as a negative.
+        history_row, history_item: int64 [history], what may not serve as a negative, for a target neither.
         known_items: int64, the items that negatives are drawn from.
         frequency: float32 [items], each item's share of all targets.
         generator: Draws the negatives; the same on all workers.
@@ -77,10 +79,11 @@ def _full_softmax(scores: Scores, batch: Batch) -> torch.Tensor:
     outside[batch.known_items] = False
     barred = outside.expand_as(logits).clone()
     barred[batch.history_row, batch.history_item] = True
-    barred[batch.target_row, batch.target_item] = False
-    logits = logits.masked_fill(barred, -torch.inf)
-    total = torch.logsumexp(logits, dim=1)
-    return total[batch.target_row] - logits[batch.target_row, batch.target_item]
+    total = torch.logsumexp(logits.masked_fill(barred, -torch.inf), dim=1)[batch.target_row]
+    positive = logits[batch.target_row, batch.target_item]
+    # A target that is of the history, too, is not in the sum yet, and none of them stands against another.
+    apart = barred[batch.target_row, batch.target_item]
+    return torch.where(apart, F.softplus(total - positive), total - positive)
 
 
 def _sampled_softmax(settings: SampledSoftmax, scores: Scores, batch: Batch) -> torch.Tensor:
@@ -95,18 +98,23 @@ def _sampled_softmax(settings: SampledSoftmax, scores: Scores, batch: Batch) -> 
         chosen = torch.randperm(len(pool), generator=batch.generator, device="cpu")[: settings.negatives]
         sample = pool[chosen.to(pool.device)]
         inclusion = torch.full((len(sample),), len(sample) / len(pool), device=pool.device)
-    logits = scores.rows(batch.users, sample) - inclusion.clamp(min=1e-9).log()
+    user = scores.user.index_select(0, batch.users)
+    logits = (
+        user @ scores.item.index_select(0, sample).T + (scores.bias[sample]) - inclusion.clamp(min=1e-9).log()
+    )
     column = torch.full((len(scores.item),), -1, device=sample.device)
     column[sample] = torch.arange(len(sample), device=sample.device)
     inside = column[batch.history_item] >= 0
     barred = torch.zeros_like(logits, dtype=torch.bool)
     barred[batch.history_row[inside], column[batch.history_item[inside]]] = True
     logits = logits.masked_fill(barred, -torch.inf)
-    positive = scores.pairs(batch.users[batch.target_row], batch.target_item)
-    # A user's targets share their negatives' sum; only a target that is in the sample needs one of its own, without it.
+    positive = (
+        pair_products(user, scores.item, batch.target_row, batch.target_item) + scores.bias[batch.target_item]
+    )
+    # A user's targets share their negatives' sum; only a target that is in it needs one of its own, without it.
     others = torch.logsumexp(logits, dim=1)[batch.target_row]
     own = column[batch.target_item]
-    hit = torch.nonzero(own >= 0).squeeze(1)
+    hit = torch.nonzero((own >= 0) & ~barred[batch.target_row, own]).squeeze(1)
     if len(hit):
         rows = logits[batch.target_row[hit]]
         rows = rows.scatter(1, own[hit].unsqueeze(1), -torch.inf)

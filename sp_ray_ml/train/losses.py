@@ -23,7 +23,8 @@ class SampledSoftmax(Loss):
 
         -log( exp(s_ui) / (exp(s_ui) + Σ_{j ∈ S \\ H_u} exp(s_uj - log q_j)) )
 
-    S is a sample that the batch shares, H_u what the user had, q_j the probability that j is in S (the logQ
+    S is a sample that the batch shares, H_u the user's edges that are in the graph (with `supervision: {kind: all}` all
+    of them, so that no target stands against another), q_j the probability that j is in S (the logQ
     correction of Yi et al. 2019, "Sampling-bias-corrected neural modeling"; Bengio & Senécal 2008). With `negatives`
     at least the number of items, S is all items and the loss the exact softmax.
     """

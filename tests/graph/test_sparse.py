@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import HeteroData
 
 from sp_ray_ml.graph import LightGCN
-from sp_ray_ml.graph._sparse import SparseOperator
+from sp_ray_ml.graph._sparse import SparseOperator, pair_products
 from sp_ray_ml.graph._spectral import spectral_start
 from sp_ray_ml.graph.construct import USER_ITEM
 
@@ -111,3 +111,20 @@ def test_a_graph_of_lower_rank_than_the_vectors_leaves_the_others_entries_to_lea
     assert rows.shape == (8, 2)
     assert columns.shape == (6, 2)
     np.testing.assert_allclose(rows @ columns.T, dense, atol=1e-5)
+
+
+def test_products_of_pairs_and_their_gradients_are_those_of_the_gathered_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randint(12, (200,), generator=generator).sort()[0]
+    column = torch.randint(30, (200,), generator=generator)
+    weight = torch.randn(200, generator=generator)
+    for width in (1, 6, 33):
+        left, right = (torch.randn(n, width, generator=generator, requires_grad=True) for n in (13, 30))
+        plain = [each.detach().clone().requires_grad_() for each in (left, right)]
+        found = pair_products(left, right, row, column)
+        expected = (plain[0][row] * plain[1][column]).sum(-1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for products in (found, expected):
+            (products * weight).sum().backward()  # type: ignore[no-untyped-call]
+        for ours, theirs in zip((left, right), plain, strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)

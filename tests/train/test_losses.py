@@ -69,6 +69,34 @@ def test_a_target_in_the_sample_is_not_counted_twice() -> None:
     assert float(loss_of(settings, SCORES, batch(**first))) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("source", ["all", "sample", "in_batch"])
+def test_targets_that_are_of_the_history_do_not_stand_against_one_another(source: str) -> None:
+    # User 0 had 0 and 1, user 1 had 2, and all of these are predicted.
+    rows, items = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2])
+    settings = {
+        "all": SampledSoftmax(negatives=100),
+        "sample": SampledSoftmax(negatives=3),
+        "in_batch": SampledSoftmax(source="in_batch"),
+    }[source]
+    given = batch(
+        target_row=rows, target_item=items, history_row=rows, history_item=items, target_weight=torch.ones(3) / 3
+    )  # fmt: skip
+    if source == "sample":
+        drawn = torch.randperm(4, generator=torch.Generator().manual_seed(0))[:3].tolist()
+        q = dict.fromkeys(drawn, 3 / 4)
+    elif source == "in_batch":
+        q = dict.fromkeys((0, 1, 2), 1 - 0.75**3)
+    else:
+        q = dict.fromkeys(range(4), 1.0)
+    had = {0: {0, 1}, 1: {2}}
+    expected = 0.0
+    for u, i in zip(rows.tolist(), items.tolist(), strict=True):
+        score = SCORES.user[u]
+        others = sum(math.exp(score[j]) / q[j] for j in q if j not in had[u])
+        expected += math.log(math.exp(score[i]) + others) - float(score[i])
+    assert float(loss_of(settings, SCORES, given)) == pytest.approx(expected / 3, rel=1e-5)
+
+
 def test_bpr_compares_with_items_that_the_user_did_not_have() -> None:
     # User 0 had item 1 and targets item 0: the fair negatives are 2 (score 1) and 3 (score 0).
     only = {"target_weight": torch.tensor([1.0, 0.0]), "known_items": torch.tensor([0, 1, 2])}
