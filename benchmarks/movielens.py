@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks._silent import Silent
+
 NAME = "movielens"
 CONFIG = Path(__file__).parents[1] / "examples" / "movielens.yaml"
 
@@ -36,7 +38,7 @@ def main(quick: bool) -> dict[str, object]:
                     f"runs={folder}/runs-{seed}",
                     f"predict.output.warehouse=duckdb:///{folder}/out-{seed}.duckdb",
                 ],
-                reporter=_Silent(),
+                reporter=Silent(),
             )
             seconds.append(time.perf_counter() - began)
             recall.append(result.metrics["recall@20"])
@@ -62,13 +64,3 @@ def main(quick: bool) -> dict[str, object]:
         "target": 1.0,
         "holds": ours >= peer,
     }
-
-
-class _Silent:
-    def step_started(self, name: str) -> None: ...
-
-    def progress(self, done: float, total: float, text: str) -> None: ...
-
-    def step_finished(self, step: object) -> None: ...
-
-    def note(self, message: str) -> None: ...

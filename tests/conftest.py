@@ -46,3 +46,12 @@ def movielens() -> Path:
     if not folder:
         pytest.skip("MOVIELENS names no folder with MovieLens 100K")
     return Path(folder).absolute()
+
+
+@pytest.fixture(scope="session")
+def gowalla() -> Path:
+    """The folder of the Gowalla check-ins, whose licence is unclear: it stays out of the repository."""
+    folder = os.environ.get("GOWALLA", "")
+    if not folder:
+        pytest.skip("GOWALLA names no folder with the Gowalla check-ins")
+    return Path(folder).absolute()

@@ -22,6 +22,7 @@ def test_every_example_is_a_valid_config_except_that_of_mistakes(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOVIELENS", "somewhere")
+    monkeypatch.setenv("GOWALLA", "somewhere")
     monkeypatch.setenv("DATA", "somewhere")
     if file.stem != "mistakes":
         assert load_config(file, check_only=True).name == file.stem
@@ -74,6 +75,19 @@ def test_the_demo_finds_more_than_its_baselines_and_ranks_new_shows(tmp_path: Pa
     assert result.baselines["ease"]["recall@20/cold_items"] < 0.01
     assert result.mlflow_run_id is not None
     assert (tmp_path / "demo" / "recommendations.duckdb").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.timeout(900)
+def test_gowalla_is_on_its_way_after_a_minute(gowalla: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `python -m benchmarks gowalla` runs the example to its end.
+    monkeypatch.setenv("GOWALLA", str(gowalla))
+    short = ["train.epochs=4", "train.refit=false", "tracking.enabled=false"]
+    result = sp_ray_ml.run(EXAMPLES / "gowalla.yaml", overrides=short)
+    assert result.metrics["users"] == 29_858
+    assert result.metrics["recall@20"] > 0.12
+    assert result.metrics["recall@20"] > 2 * result.baselines["popularity"]["recall@20"]
 
 
 @pytest.mark.slow

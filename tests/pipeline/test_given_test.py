@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sp_ray_ml import _steps
+from sp_ray_ml import _steps, pipeline
 from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION
 from sp_ray_ml.errors import ConfigError, DataError, TableNotFoundError
 from sp_ray_ml.pipeline import load_config, plan
 
-from .world import World, config, run
+from .world import Told, World, config, run
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "gowalla.yaml"
 SPLIT = {"kind": "table", "test": "later", "validation": 0.2}
 
 
@@ -95,3 +97,17 @@ def test_a_job_on_a_table_has_no_test_table() -> None:
                 "train": {"kind": "xgboost", "label": "age"},
             }
         )
+
+
+def test_the_settings_of_the_gowalla_example_find_more_than_popularity(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = np.arange(world.events.num_rows) % 4 == 3
+    pairs = world.events.select(["user_id", "item_id"]).rename_columns(["user", "item"])
+    Path("house").mkdir()
+    pq.write_table(pairs.filter(pa.array(~late)), "house/train.parquet")
+    pq.write_table(pairs.filter(pa.array(late)), "house/test.parquet")
+    monkeypatch.setenv("GOWALLA", "house")
+    small = ["train.epochs=20", "train.batch_size=32", "train.model.dim=8", "evaluate.k=[5]"]
+    result = pipeline.run(EXAMPLE, overrides=[*small, "tracking.enabled=false"], reporter=Told())
+    assert result.metrics["recall@5"] > 1.5 * result.baselines["popularity"]["recall@5"]
