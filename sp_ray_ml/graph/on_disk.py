@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from sp_ray_ml.data.source import Source, as_source, require_columns
 from sp_ray_ml.errors import DataError, ResourceError
 from sp_ray_ml.graph._assemble import EdgeWriter, Work, write_by_destination, write_by_source, write_pairs
+from sp_ray_ml.graph._base import Base
 from sp_ray_ml.graph._co_occurrence import PairCounter
 from sp_ray_ml.graph._external import Columns, Limits, Spool
 from sp_ray_ml.graph._files import GraphFiles
@@ -25,9 +27,6 @@ from sp_ray_ml.graph.graph import EdgeType, Graph, node_type
 from sp_ray_ml.graph.settings import EdgeTable, NodeTable
 from sp_ray_ml.logger import LOGGER
 from sp_ray_ml.storage import new_folder, storage_errors
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["construct_graph"]
 
@@ -40,6 +39,7 @@ def construct_graph(
     edges: Mapping[EdgeType, EdgeTable],
     nodes: Mapping[str, NodeTable] | None = None,
     *,
+    base: str | Path | None = None,
     threads: int | None = None,
 ) -> Graph:
     """Construct a graph of tables, on disk.
@@ -49,6 +49,9 @@ def construct_graph(
         edges: Tables of edges by type, `{("user", "plays", "item"): EdgeTable(table=…, source=…, destination=…)}`.
         nodes: Tables of nodes by type: nodes without edges, and features. Without, a type's nodes are those that
             its edges name.
+        base: Folder of a graph that these rows are added to, which may be `path` itself: yesterday's graph and
+            today's events give the same bytes as all events at once, also where events come late. Tables of nodes
+            replace those that the graph was made of.
         threads: How many; by default as many as there are CPUs.
 
     Nodes are numbered in the canonical order: by the time of their first event in any table, then by id (text by
@@ -60,38 +63,51 @@ def construct_graph(
 
     Raises:
         ColumnNotFoundError: A table has not the columns that were named.
-        DataError: An id, time or weight is missing or none, or there is a node twice.
+        DataError: An id, time or weight is missing or none, or there is a node twice; or `base` was made by other
+            rules, or cannot be added to exactly: weights that are no whole numbers, and events from before its last.
         ResourceError: The disk is too small; found before anything is read.
         StorageError: The disk is full all the same, or the folder cannot be written.
     """
-    return construct(path, edges, nodes or {}, Limits(threads=threads or os.cpu_count() or 1))
+    return construct(path, edges, nodes or {}, base, Limits(threads=threads or os.cpu_count() or 1))
 
 
 def construct(
-    path: str | Path, edges: Mapping[EdgeType, EdgeTable], nodes: Mapping[str, NodeTable], limits: Limits
+    path: str | Path,
+    edges: Mapping[EdgeType, EdgeTable],
+    nodes: Mapping[str, NodeTable],
+    base_path: str | Path | None,
+    limits: Limits,
 ) -> Graph:
     """As `construct_graph`."""
     sources = {kind: _edge_source(kind, settings) for kind, settings in edges.items()}
     node_sources = {name: as_source(settings.table, name) for name, settings in nodes.items()}
     target = Path(path)
+    base = None if base_path is None else Base.load(base_path, edges)
     rows = sum(map(_rows, sources.values()))
+    known = 0
+    if base is not None:
+        rows += sum(base.graph.edges[kind].num_edges for kind in base.about)
+        known = sum(base.graph.num_nodes.values())
     _check_disk(target, rows)
     types = list(dict.fromkeys([*(name for kind in edges for name in (kind[0], kind[2])), *nodes]))
     tables = {name: IdTable() for name in types}
-    code = np.dtype(node_type(2 * (2 * rows + sum(map(_rows, node_sources.values())))))
+    code = np.dtype(node_type(2 * (2 * rows + known + sum(map(_rows, node_sources.values())))))
     with new_folder(target) as folder, ThreadPoolExecutor(limits.threads) as pool:
         scratch = folder / "scratch"
         with storage_errors(scratch):
             scratch.mkdir()
         work = Work(GraphFiles(folder), scratch, pool, limits)
+        for name, table in tables.items():
+            if base is not None and name in base.graph.num_nodes:
+                base.take_up(pool, name, table, only_with_events=name in nodes, rows=limits.chunk_rows)
         events = {
             kind: read_edges(
                 pool, sources[kind], kind, settings, tables, _spool(scratch / f"events-{i}", code), limits
             )
             for i, (kind, settings) in enumerate(edges.items())
         }
-        for name, settings in nodes.items():
-            read_nodes(pool, node_sources[name], settings, tables[name], limits)
+        for name, node_settings in nodes.items():
+            read_nodes(pool, node_sources[name], node_settings, tables[name], limits)
         place, about_nodes, order = {}, [], {}
         for i, name in enumerate(types):
             place[name], order[name], about = write_nodes(
@@ -104,7 +120,18 @@ def construct(
             if settings.co_occurrence is not None:
                 counters[kind] = PairCounter(len(order[kind[2]]), settings.co_occurrence, scratch)
             about_edges.append(
-                _write_edges(work, i, kind, settings, events[kind], order, place, counters.get(kind))
+                _write_edges(
+                    work,
+                    i,
+                    kind,
+                    settings,
+                    events[kind],
+                    order,
+                    place,
+                    counters.get(kind),
+                    base if base is not None and kind in base.about else None,
+                    sources[kind].name,
+                )
             )
         for kind, counter in counters.items():
             about_edges.append(_write_pairs(work, len(about_edges), kind, counter))
@@ -159,6 +186,8 @@ def _write_edges(
     order: Mapping[str, NDArray[np.int64]],
     place: Mapping[str, NDArray[Any]],
     pairs: PairCounter | None,
+    base: Base | None,
+    where: str,
 ) -> dict[str, Any]:
     source, destination = place[kind[0]], place[kind[2]]
     merge = settings.duplicates == "sum"
@@ -166,9 +195,22 @@ def _write_edges(
     def chunk(index: int) -> Callable[[], Columns]:
         def made() -> Columns:
             first, second, *rest = events.spool.chunk(index)
+            if settings.weight is None and weight is not None:
+                rest.append(np.ones(len(first), weight))
             return (source[first], destination[second], *rest)
 
         return made
+
+    counts = _padded(events.sources, len(source))
+    weight = None if settings.weight is None else np.dtype(np.float32)
+    chunks: Iterable[Callable[[], Columns]] = map(chunk, range(len(events.spool.rows)))
+    if base is not None:
+        base.add_to(kind, settings, events, where)
+        codes, degrees = base.degrees(kind)
+        counts[codes] += degrees
+        if merge:
+            weight = np.dtype(np.float64 if kind in base.total else np.float32)
+        chunks = chain(base.chunks(kind, place, weight, work.limits.chunk_rows), chunks)
 
     writer = EdgeWriter(
         work.files,
@@ -178,14 +220,13 @@ def _write_edges(
         time=settings.time is not None,
         totals=merge,
     )
-    counts = events.sources[: len(source)]
     into = write_by_source(
         work,
-        (chunk(index) for index in range(len(events.spool.rows))),
-        _padded(counts, len(source))[order[kind[0]]],
+        chunks,
+        counts[order[kind[0]]],
         len(order[kind[2]]),
         time=settings.time is not None,
-        weight=None if settings.weight is None else np.dtype(np.float32),
+        weight=weight,
         merge=merge,
         writer=writer,
         pairs=pairs,
@@ -204,6 +245,7 @@ def _write_edges(
         "in_arrays": in_arrays,
         "duplicates": settings.duplicates,
         "self_loops": settings.self_loops,
+        "weighted": settings.weight is not None,
         "rows": events.rows,
         "loops": events.self_loops,
         "total": writer.has_total,
@@ -213,6 +255,7 @@ def _write_edges(
 
 
 def _padded(counts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Counts by code, of all codes that there are in the end."""
     return (
         counts
         if len(counts) >= length
