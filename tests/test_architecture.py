@@ -60,7 +60,7 @@ PUBLIC = {
     "sp_ray_ml.graph": [
         "CoOccurrence", "EdgeTable", "EdgeType", "Edges", "GNN", "Graph", "GraphSAGE", "GraphSettings", "LightGCN",
         "NeighborLoader", "NeighborSampler", "NodeTable",
-        "build_graph", "canonical_order", "construct_graph",
+        "build_graph", "canonical_order", "construct_graph", "load_planetoid",
     ],
     "sp_ray_ml.inference": [
         "Baseline", "Ease", "Popularity",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.graph.loader import NeighborLoader
     from sp_ray_ml.graph.models import GNN, GraphSAGE, LightGCN
     from sp_ray_ml.graph.on_disk import construct_graph
+    from sp_ray_ml.graph.planetoid import load_planetoid
     from sp_ray_ml.graph.sampling import NeighborSampler
     from sp_ray_ml.graph.settings import CoOccurrence, EdgeTable, GraphSettings, NodeTable
 
@@ -31,6 +32,7 @@ __all__ = [
     "build_graph",
     "canonical_order",
     "construct_graph",
+    "load_planetoid",
 ]
 
 
@@ -43,6 +45,7 @@ def __getattr__(name: str) -> Any:
             "graph": ["EdgeType", "Edges", "Graph"],
             "loader": ["NeighborLoader"],
             "models": ["GNN", "GraphSAGE", "LightGCN"],
+            "planetoid": ["load_planetoid"],
             "sampling": ["NeighborSampler"],
             "on_disk": ["construct_graph"],
             "settings": ["CoOccurrence", "EdgeTable", "GraphSettings", "NodeTable"],
