@@ -62,10 +62,10 @@ def main(quick: bool) -> dict[str, object]:
     epoch(itertools.islice(held, 3), 1)
     few = count // 4
     best = {}
-    for who in sources:
+    for who, batches in sources.items():
         took = {}
         for threads in (1, 2):
-            took[threads] = epoch(itertools.islice(sources[who], few), threads) / few
+            took[threads] = epoch(itertools.islice(batches, few), threads) / few
             print(f"{who}, PyTorch on {threads}: {took[threads] * 1e3:.0f} ms a batch", flush=True)
         best[who] = min(took, key=lambda threads: took[threads])
     seconds: dict[str, list[float]] = {"ours": [], "held": []}
