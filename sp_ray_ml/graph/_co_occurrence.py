@@ -157,7 +157,7 @@ class _Run:
             path.unlink(missing_ok=True)
 
 
-def _counted(keys: NDArray[np.uint64], counts: NDArray[np.int64]) -> _Run:
+def _counted(keys: NDArray[np.uint64], counts: NDArray[np.int64]) -> _Counted:
     """Distinct ones of ascending keys, and the sum of the counts of each."""
     new = np.empty(len(keys), dtype=bool)
     new[:1] = True

@@ -1,4 +1,4 @@
-"""How the kernels of graph sampling are compiled: once, for explicit signatures, then read from disk."""
+"""How the kernels of graphs are compiled: once, then read from disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["compiled", "helper", "high_product", "prefetch", "read", "trailing_zeros", "write"]
+__all__ = [
+    "compiled",
+    "compiled_when_called",
+    "helper",
+    "high_product",
+    "prefetch",
+    "read",
+    "trailing_zeros",
+    "write",
+]
 
 
 def compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -23,6 +32,14 @@ def compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Callable[..., A
             return njit(list(signatures), nogil=True)(function)
 
     return decorate
+
+
+def compiled_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `compiled`, for the types that it is called with, at the first such call."""
+    try:
+        return cast("Callable[..., Any]", njit(nogil=True, cache=True)(function))
+    except (RuntimeError, OSError):
+        return cast("Callable[..., Any]", njit(nogil=True)(function))
 
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,8 @@ __all__ = ["Columns", "Limits", "Partitions", "Spool", "in_order"]
 Columns = tuple[NDArray[Any], ...]
 """Columns of some rows, all of one length."""
 
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _MOST_BLOCKS = 1 << 16
 
 
@@ -167,7 +168,7 @@ class Partitions:
 
 
 def _write(handle: int, array: NDArray[Any], at: int) -> int:
-    data = memoryview(array).cast("B") if array.size else memoryview(b"")
+    data = array.data.cast("B") if array.size else memoryview(b"")
     done = 0
     while done < len(data):
         done += os.pwrite(handle, data[done:], at + done)
@@ -176,7 +177,7 @@ def _write(handle: int, array: NDArray[Any], at: int) -> int:
 
 def _read(handle: int, kind: np.dtype[Any], rows: int, at: int, path: Path) -> NDArray[Any]:
     array = np.empty(rows, kind)
-    data = memoryview(array).cast("B") if rows else memoryview(bytearray())
+    data = array.data.cast("B") if rows else memoryview(bytearray())
     done = 0
     with storage_errors(path, "read"):
         while done < len(data):

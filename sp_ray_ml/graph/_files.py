@@ -57,7 +57,7 @@ class ArrayFile:
         rows = np.ascontiguousarray(rows, self.dtype)
         if not rows.size:
             return
-        data = memoryview(rows).cast("B")
+        data = rows.data.cast("B")
         self._crc = zlib.crc32(data, self._crc)
         with storage_errors(self.path):
             self._file.write(data)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from sp_ray_ml.graph._compiled import compiled_when_called, helper
 
 __all__ = ["SHARD_BITS", "by_shard", "hash_rows", "rehash", "visit", "words_of"]
 
@@ -24,12 +24,7 @@ def words_of(data: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.ndarray((max(0, len(data) - 7),), np.uint64, data, strides=(1,))
 
 
-def _helper(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Called, it would count references to its arrays at each row: 50 ns.
-    return cast("Callable[..., Any]", njit(function, inline="always"))
-
-
-@_helper
+@helper
 def _short(data: Any, at: int, end: int) -> Any:
     """Less than 8 bytes as one word."""
     word = np.uint64(0)
@@ -38,20 +33,20 @@ def _short(data: Any, at: int, end: int) -> Any:
     return word
 
 
-@_helper
+@helper
 def _mixed(value: Any, word: Any) -> Any:
     value = (value ^ word) * _SECOND
     return value ^ (value >> _HALF)
 
 
-@njit
+@compiled_when_called
 def _append(data: Any, at: int, length: int, to: Any, to_at: int) -> None:
     # Called, not inlined: what is done once an id stays out of the loop over all rows.
     for i in range(length):
         to[to_at + i] = data[at + i]
 
 
-@njit(nogil=True, cache=True)
+@compiled_when_called
 def hash_rows(data: Any, words: Any, offsets: Any, hashes: Any, indptr: Any) -> None:
     """64-bit hashes of byte strings: 8 bytes at a time, each multiplied and folded (as in MurmurHash).
 
@@ -81,7 +76,7 @@ def hash_rows(data: Any, words: Any, offsets: Any, hashes: Any, indptr: Any) -> 
         indptr[shard + 1] += indptr[shard]
 
 
-@njit(nogil=True, cache=True)
+@compiled_when_called
 def by_shard(
     offsets: Any,
     hashes: Any,
@@ -106,7 +101,7 @@ def by_shard(
         out_time[to] = time[0] if len(time) == 1 else time[i]
 
 
-@njit(nogil=True, cache=True)
+@compiled_when_called
 def rehash(slots: Any, new_slots: Any) -> None:
     """Move a shard's entries to a larger table."""
     mask = np.uint64(len(new_slots) - 1)
@@ -118,7 +113,7 @@ def rehash(slots: Any, new_slots: Any) -> None:
             new_slots[at] = slots[i]
 
 
-@_helper
+@helper
 def _same(
     data: Any, words: Any, at: int, length: int, known_data: Any, known_words: Any, known_at: int
 ) -> bool:
@@ -133,7 +128,7 @@ def _same(
     return bool(words[end] == known_words[known_end])
 
 
-@njit(nogil=True, cache=True)
+@compiled_when_called
 def visit(
     begin: int,
     end: int,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from sp_ray_ml.graph._compiled import compiled_when_called
 
 __all__ = ["pairs_within"]
 
 
-@njit(nogil=True, cache=True)
+@compiled_when_called
 def pairs_within(
     indptr: Any, other: Any, time: Any, window: int, neighbors: int, last: int, place: Any, keys: Any
 ) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from sp_ray_ml.graph._compiled import compiled_when_called
 
 __all__ = ["count_into", "expand", "group", "merge_rows", "sort_rows"]
 
@@ -13,14 +14,14 @@ _SHORT = 24
 """Rows up to this length are sorted by insertion."""
 
 
-@njit(nogil=True, cache=True)
+@compiled_when_called
 def count_into(values: Any, counts: Any) -> None:
     """Add one to `counts` at each of the values."""
     for i in range(len(values)):
         counts[values[i]] += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled_when_called
 def expand(indptr: Any, begin: int, rows: Any) -> None:
     """The row of each edge from edge `begin` on, until `rows` is full."""
     row = np.searchsorted(indptr, begin, side="right") - 1
@@ -30,7 +31,7 @@ def expand(indptr: Any, begin: int, rows: Any) -> None:
         rows[i] = row
 
 
-@njit(nogil=True, cache=True)
+@compiled_when_called
 def group(keys: Any, base: int, indptr: Any, order: Any) -> None:
     """Stable counting sort: `order` has the places of the keys `base`, `base + 1`, …; `indptr` where each begins."""
     for i in range(len(keys)):
@@ -46,7 +47,7 @@ def group(keys: Any, base: int, indptr: Any, order: Any) -> None:
     indptr[0] = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled_when_called
 def _before(first: int, second: int, other: Any, time: Any, weight: Any) -> bool:
     if other[first] != other[second]:
         return bool(other[first] < other[second])
@@ -55,7 +56,7 @@ def _before(first: int, second: int, other: Any, time: Any, weight: Any) -> bool
     return bool(len(weight) and weight[first] < weight[second])
 
 
-@njit(nogil=True, cache=True)
+@compiled_when_called
 def sort_rows(indptr: Any, order: Any, other: Any, time: Any, weight: Any) -> None:
     """Sort each row of `order` by the other node, then time, then weight (those that are not empty)."""
     space = np.empty(0, order.dtype)
@@ -92,7 +93,7 @@ def sort_rows(indptr: Any, order: Any, other: Any, time: Any, weight: Any) -> No
             width *= 2
 
 
-@njit(nogil=True, cache=True)
+@compiled_when_called
 def merge_rows(
     indptr: Any,
     other: Any,

@@ -24,8 +24,6 @@ __all__ = ["EdgeType", "Edges", "Graph", "node_type"]
 EdgeType = tuple[str, str, str]
 """Source node type, relation, destination node type: `("user", "to", "item")`."""
 
-NodeIndices = NDArray[np.int32] | NDArray[np.int64]
-
 _MOST_INT32 = np.iinfo(np.int32).max
 
 
@@ -48,7 +46,7 @@ class Edges:
     """
 
     indptr: NDArray[np.int64]
-    indices: NodeIndices
+    indices: NDArray[Any]
     weight: NDArray[np.float32] | None = None
     time: NDArray[np.int64] | None = None
     edge: NDArray[np.int64] | None = None

@@ -202,7 +202,7 @@ def _write_edges(
         return made
 
     counts = _padded(events.sources, len(source))
-    weight = None if settings.weight is None else np.dtype(np.float32)
+    weight: np.dtype[Any] | None = None if settings.weight is None else np.dtype(np.float32)
     chunks: Iterable[Callable[[], Columns]] = map(chunk, range(len(events.spool.rows)))
     if base is not None:
         base.add_to(kind, settings, events, where)
