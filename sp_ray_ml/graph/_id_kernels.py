@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sp_ray_ml.graph._compiled import compiled_when_called, helper
 
-__all__ = ["SHARD_BITS", "by_shard", "hash_rows", "rehash", "visit", "words_of"]
+__all__ = ["SHARD_BITS", "by_shard", "find", "hash_rows", "rehash", "visit", "words_of"]
 
 SHARD_BITS = 6
 """A table is cut by the first bits of the hash: threads share none, and one of 64 stays in a core's cache longer."""
@@ -132,7 +132,6 @@ def _same(
 def visit(
     begin: int,
     end: int,
-    add: bool,
     hashes: Any,
     data: Any,
     words: Any,
@@ -149,12 +148,11 @@ def visit(
     shard: int,
     codes: Any,
 ) -> int:
-    """Codes of the rows of one shard; unknown ids are added, or get -1.
+    """Codes of the rows of one shard; unknown ids are added.
 
     Args:
         begin: The first of the rows.
         end: The last, and one.
-        add: Whether unknown ids are added.
         hashes: uint64 [rows], as all of the rows by `by_shard`.
         data: Bytes of the rows' ids.
         words: The same by `words_of`.
@@ -183,16 +181,15 @@ def visit(
         while True:
             slot = slots[at]
             if slot == 0:
-                if add:
-                    code = count[0]
-                    used = known[code]
-                    if 2 * code >= len(slots) or code == len(first) or used + length > len(known_data):
-                        return i
-                    _append(data, start, length, known_data, used)
-                    known[code + 1] = used + length
-                    slots[at] = (tag << _HALF) | np.uint64(code + 1)
-                    first[code] = time[i]
-                    count[0] = code + 1
+                code = count[0]
+                used = known[code]
+                if 2 * code >= len(slots) or code == len(first) or used + length > len(known_data):
+                    return i
+                _append(data, start, length, known_data, used)
+                known[code + 1] = used + length
+                slots[at] = (tag << _HALF) | np.uint64(code + 1)
+                first[code] = time[i]
+                count[0] = code + 1
                 break
             if slot >> _HALF == tag:
                 number = np.int64(slot & _LOW) - 1
@@ -201,9 +198,45 @@ def visit(
                     data, words, start, length, known_data, known_words, known_at
                 ):
                     code = number
-                    if add and time[i] < first[number]:
-                        first[number] = time[i]
+                    first[number] = min(first[number], time[i])
                     break
             at = (at + _ONE) & mask
-        codes[order[i]] = code if code < 0 else (code << SHARD_BITS) | shard
+        codes[order[i]] = (code << SHARD_BITS) | shard
     return end
+
+
+@compiled_when_called
+def find(
+    begin: int,
+    end: int,
+    hashes: Any,
+    data: Any,
+    words: Any,
+    begins: Any,
+    lengths: Any,
+    order: Any,
+    slots: Any,
+    known: Any,
+    known_data: Any,
+    known_words: Any,
+    shard: int,
+    codes: Any,
+) -> None:
+    """As `visit`, of a table that is only read: unknown ids get -1."""
+    mask = np.uint64(len(slots) - 1)
+    for i in range(begin, end):
+        tag = hashes[i] & _LOW
+        length = lengths[i]
+        at = tag & mask
+        code = np.int64(-1)
+        while slots[at]:
+            number = np.int64(slots[at] & _LOW) - 1
+            if (
+                slots[at] >> _HALF == tag
+                and known[number + 1] - known[number] == length
+                and _same(data, words, begins[i], length, known_data, known_words, known[number])
+            ):
+                code = (number << SHARD_BITS) | shard
+                break
+            at = (at + _ONE) & mask
+        codes[order[i]] = code

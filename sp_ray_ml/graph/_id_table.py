@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sp_ray_ml.data._columns import is_text, plain
 from sp_ray_ml.errors import DataError
-from sp_ray_ml.graph._id_kernels import SHARD_BITS, by_shard, hash_rows, rehash, visit, words_of
+from sp_ray_ml.graph._id_kernels import SHARD_BITS, by_shard, find, hash_rows, rehash, visit, words_of
 
 __all__ = ["SHARDS", "IdTable", "Rows", "ids_of", "order_by", "places"]
 
@@ -190,32 +190,33 @@ class IdTable:
         """Above every code. Shards differ in size by chance: a few codes have no id."""
         return max(int(shard.count[0]) for shard in self._shards) * SHARDS
 
-    def visit(self, shard: int, rows: Rows, codes: NDArray[np.int64], *, add: bool = True) -> None:
-        """Fill the codes of those rows that belong to a shard. Shards may be visited by threads of their own.
+    def visit(self, shard: int, rows: Rows, codes: NDArray[np.int64]) -> None:
+        """Fill the codes of those rows that belong to a shard; unknown ids are added. A shard takes one thread.
 
         Args:
             shard: Which.
             rows: Ids and times.
-            codes: Filled, [rows]; -1 where an id is not known and not added.
-            add: Whether unknown ids are added.
+            codes: Filled, [rows].
         """
         mine, words = self._shards[shard], words_of(rows.data)
         row, end = rows.indptr[shard : shard + 2].tolist()
         while True:
             row = visit(
-                row, end, add, rows.hashes, rows.data, words, rows.begins, rows.lengths, rows.time, rows.order,
+                row, end, rows.hashes, rows.data, words, rows.begins, rows.lengths, rows.time, rows.order,
                 mine.slots, mine.known, mine.data, words_of(mine.data), mine.first, mine.count, shard, codes,
             )  # fmt: skip
             if row == end:
                 return
             mine.grow(int(rows.lengths[row]))
 
-    def codes(self, rows: Rows, *, add: bool = True) -> NDArray[np.int64]:
-        """As `visit`, of all shards in turn."""
-        codes = np.empty(len(rows), np.int64)
-        for shard in range(SHARDS):
-            self.visit(shard, rows, codes, add=add)
-        return codes
+    def find(self, shard: int, rows: Rows, codes: NDArray[np.int64]) -> None:
+        """As `visit`, but nothing is added: unknown ids get -1. Any number of threads or processes may."""
+        mine = self._shards[shard]
+        row, end = rows.indptr[shard : shard + 2].tolist()
+        find(
+            row, end, rows.hashes, rows.data, words_of(rows.data), rows.begins, rows.lengths, rows.order,
+            mine.slots, mine.known, mine.data, words_of(mine.data), shard, codes,
+        )  # fmt: skip
 
     def in_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Codes in the canonical order, and the first event's time of each, both [ids]."""

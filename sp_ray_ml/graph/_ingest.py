@@ -21,7 +21,17 @@ from sp_ray_ml.graph._rows import NEVER, UNTIMED
 from sp_ray_ml.graph.graph import EdgeType
 from sp_ray_ml.graph.settings import EdgeTable, NodeTable
 
-__all__ = ["EdgeEvents", "ahead", "encode", "read_edges", "read_nodes", "weights_of"]
+__all__ = [
+    "EdgeEvents",
+    "ahead",
+    "encode",
+    "events_of",
+    "read_edges",
+    "read_nodes",
+    "room",
+    "times_of",
+    "weights_of",
+]
 
 
 _SHARDS_A_TASK = 4
@@ -33,6 +43,7 @@ class EdgeEvents:
 
     Attributes:
         spool: Codes of source and destination, time and weight (where there are such columns), by chunk.
+        weight: Type of the spooled weights; None where there are none.
         sources: int64, rows of each source's code.
         rows: How many rows were kept.
         self_loops: How many rows led from a node to itself, kept or not.
@@ -42,29 +53,33 @@ class EdgeEvents:
     """
 
     spool: Spool
+    weight: np.dtype[Any] | None
     sources: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1024, np.int64))
     rows: int = 0
     self_loops: int = 0
     times: tuple[int, int] | None = None
     whole: int | None = 0
 
-    def note(self, time: NDArray[np.int64] | None, weight: NDArray[Any] | None, rows: int) -> None:
-        """Keep what has to be known of all rows."""
-        if not rows:
-            return
-        if time is not None:
-            low, high = int(time.min()), int(time.max())
-            self.times = (
-                (low, high) if self.times is None else (min(low, self.times[0]), max(high, self.times[1]))
-            )
-        if self.whole is not None:
-            if weight is None:
-                self.whole += rows
-            elif (weight == np.rint(weight)).all():
-                self.whole += int(np.abs(weight.astype(np.float64)).sum())
-            else:
-                self.whole = None
+    def join(self, rows: int, loops: int, low: int | None, high: int | None, whole: int | str | None) -> None:
+        """Add what is known of some rows."""
         self.rows += rows
+        self.self_loops += loops
+        if low is not None and high is not None:
+            before = self.times or (low, high)
+            self.times = (min(low, before[0]), max(high, before[1]))
+        self.whole = None if self.whole is None or whole is None else self.whole + int(whole)
+
+
+def events_of(
+    time: NDArray[np.int64] | None, weight: NDArray[Any] | None, rows: int
+) -> tuple[int | None, int | None, int | None]:
+    """The earliest and the latest time of some rows, and the sum of their weights' magnitudes if all are whole."""
+    low, high = (None, None) if time is None or not rows else (int(time.min()), int(time.max()))
+    if weight is None:
+        return low, high, rows
+    if not (weight == np.rint(weight)).all():
+        return low, high, None
+    return low, high, int(np.abs(weight.astype(np.float64)).sum())
 
 
 def ahead(stream: Iterator[Any]) -> Iterator[Any]:
@@ -108,7 +123,7 @@ def encode(
         for i, (mine, _, _) in enumerate(columns):
             if mine is table:
                 for shard in range(begin, begin + _SHARDS_A_TASK):
-                    table.visit(shard, rows[i], codes[i], add=add)
+                    (table.visit if add else table.find)(shard, rows[i], codes[i])
 
     begins = range(0, SHARDS, _SHARDS_A_TASK)
     tasks = [pool.submit(visit, table, begin) for begin in begins for table in tables.values()]
@@ -150,13 +165,13 @@ def read_edges(
     source = source.select(list(dict.fromkeys(names)))
     types: list[np.dtype[Any]] = [np.dtype(np.int64)] if settings.time else []
     types += [np.dtype(np.float32)] if settings.weight else []
-    events = EdgeEvents(spool(types))
+    events = EdgeEvents(spool(types), types[-1] if settings.weight else None)
     loops = kind[0] == kind[2]
     written: Future[None] = _done(None)
     with ThreadPoolExecutor(1) as writer:
         for batch in ahead(source.blocks(limits.chunk_rows)):
             table = pa.Table.from_batches([batch])
-            time = _times(table, settings, source.name)
+            time = times_of(table, settings, source.name)
             weight = (
                 weights_of(table[settings.weight], f"{source.name}.{settings.weight}")
                 if settings.weight
@@ -171,15 +186,17 @@ def read_edges(
                 np.array([UNTIMED]) if time is None else time,
             )
             columns: Columns = (*codes, *(each for each in (time, weight) if each is not None))
+            found = 0
             if loops:
                 same = codes[0] == codes[1]
-                events.self_loops += int(same.sum())
+                found = int(same.sum())
                 if settings.self_loops == "drop" and same.any():
                     columns = tuple(column[~same] for column in columns)
                     time = None if time is None else time[~same]
                     weight = None if weight is None else weight[~same]
-            events.note(time, weight, len(columns[0]))
-            events.sources = _room(events.sources, tables[kind[0]].end)
+            rows = len(columns[0])
+            events.join(rows, found, *events_of(time, weight, rows))
+            events.sources = room(events.sources, tables[kind[0]].end)
             written.result()
             written = writer.submit(events.spool.append, columns)
             count_into(columns[0], events.sources)
@@ -187,7 +204,8 @@ def read_edges(
     return events
 
 
-def _room(counts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+def room(counts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Counts by code, with room for more codes."""
     if len(counts) >= length:
         return counts
     longer = np.zeros(max(length, 3 * len(counts) // 2), np.int64)
@@ -195,7 +213,12 @@ def _room(counts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     return longer
 
 
-def _times(table: pa.Table, settings: EdgeTable, where: str) -> NDArray[np.int64] | None:
+def times_of(table: pa.Table, settings: EdgeTable, where: str) -> NDArray[np.int64] | None:
+    """Times of the rows as nanoseconds since 1970, where there is such a column.
+
+    Raises:
+        DataError: One is missing, out of range or none.
+    """
     if settings.time is None:
         return None
     time = nanoseconds(table[settings.time], f"{where}.{settings.time}")
@@ -237,7 +260,7 @@ def read_nodes(pool: Executor, source: Source, settings: NodeTable, table: IdTab
     seen = np.zeros(0, np.int64)
     for batch in ahead(source.select([settings.id]).blocks(limits.chunk_rows)):
         [codes] = encode(pool, [(table, pa.chunked_array([batch.column(0)]), where)], np.array([NEVER]))
-        seen = _room(seen, table.end)
+        seen = room(seen, table.end)
         count_into(codes, seen)
         twice = codes[seen[codes] > 1]
         if len(twice):

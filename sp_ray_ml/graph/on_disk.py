@@ -23,6 +23,7 @@ from sp_ray_ml.graph._files import GraphFiles
 from sp_ray_ml.graph._id_table import IdTable
 from sp_ray_ml.graph._ingest import EdgeEvents, read_edges, read_nodes
 from sp_ray_ml.graph._node_files import write_nodes
+from sp_ray_ml.graph._ray_ingest import read_edges_on_ray
 from sp_ray_ml.graph.graph import EdgeType, Graph, node_type
 from sp_ray_ml.graph.settings import EdgeTable, NodeTable
 from sp_ray_ml.logger import LOGGER
@@ -40,6 +41,7 @@ def construct_graph(
     nodes: Mapping[str, NodeTable] | None = None,
     *,
     base: str | Path | None = None,
+    partitions: int | None = None,
     threads: int | None = None,
 ) -> Graph:
     """Construct a graph of tables, on disk.
@@ -52,6 +54,8 @@ def construct_graph(
         base: Folder of a graph that these rows are added to, which may be `path` itself: yesterday's graph and
             today's events give the same bytes as all events at once, also where events come late. Tables of nodes
             replace those that the graph was made of.
+        partitions: Read, encode and sort the tables of edges in tasks of Ray Data, brought together by destination in
+            so many partitions; the bytes are the same. None does all of it in this process.
         threads: How many; by default as many as there are CPUs.
 
     Nodes are numbered in the canonical order: by the time of their first event in any table, then by id (text by
@@ -68,7 +72,9 @@ def construct_graph(
         ResourceError: The disk is too small; found before anything is read.
         StorageError: The disk is full all the same, or the folder cannot be written.
     """
-    return construct(path, edges, nodes or {}, base, Limits(threads=threads or os.cpu_count() or 1))
+    return construct(
+        path, edges, nodes or {}, base, partitions, Limits(threads=threads or os.cpu_count() or 1)
+    )
 
 
 def construct(
@@ -76,6 +82,7 @@ def construct(
     edges: Mapping[EdgeType, EdgeTable],
     nodes: Mapping[str, NodeTable],
     base_path: str | Path | None,
+    partitions: int | None,
     limits: Limits,
 ) -> Graph:
     """As `construct_graph`."""
@@ -100,12 +107,23 @@ def construct(
         for name, table in tables.items():
             if base is not None and name in base.graph.num_nodes:
                 base.take_up(pool, name, table, only_with_events=name in nodes, rows=limits.chunk_rows)
-        events = {
-            kind: read_edges(
-                pool, sources[kind], kind, settings, tables, _spool(scratch / f"events-{i}", code), limits
+        events = {}
+        for i, (kind, settings) in enumerate(edges.items()):
+            what = (
+                pool,
+                sources[kind],
+                kind,
+                settings,
+                tables,
+                _spool(scratch / f"events-{i}", code),
+                limits,
             )
-            for i, (kind, settings) in enumerate(edges.items())
-        }
+            if partitions is None:
+                events[kind] = read_edges(*what)
+                continue
+            # What is added to sums of yesterday's is added event by event; and pairs are made of events.
+            merge = settings.duplicates == "sum" and base is None and settings.co_occurrence is None
+            events[kind] = read_edges_on_ray(*what, partitions=partitions, merge=merge)
         for name, node_settings in nodes.items():
             read_nodes(pool, node_sources[name], node_settings, tables[name], limits)
         place, about_nodes, order = {}, [], {}
@@ -195,14 +213,14 @@ def _write_edges(
     def chunk(index: int) -> Callable[[], Columns]:
         def made() -> Columns:
             first, second, *rest = events.spool.chunk(index)
-            if settings.weight is None and weight is not None:
+            if events.weight is None and weight is not None:
                 rest.append(np.ones(len(first), weight))
             return (source[first], destination[second], *rest)
 
         return made
 
     counts = _padded(events.sources, len(source))
-    weight: np.dtype[Any] | None = None if settings.weight is None else np.dtype(np.float32)
+    weight = events.weight
     chunks: Iterable[Callable[[], Columns]] = map(chunk, range(len(events.spool.rows)))
     if base is not None:
         base.add_to(kind, settings, events, where)

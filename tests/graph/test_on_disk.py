@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sp_ray_ml.data.source import Source
+from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.errors import ColumnNotFoundError, DataError, ResourceError, StorageError
 from sp_ray_ml.graph import (
     CoOccurrence,
@@ -59,7 +59,7 @@ def played(table: Any, **settings: Any) -> dict[Any, EdgeTable]:
 
 
 def made(folder: Path, edges: Any, nodes: Any = None, base: Any = None, limits: Limits = SMALL) -> Graph:
-    return construct(folder, edges, nodes or {}, base, limits)
+    return construct(folder, edges, nodes or {}, base, None, limits)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -318,6 +318,43 @@ def test_a_damaged_or_newer_graph_is_one_clear_error(tmp_path: Path) -> None:
     (folder / "graph.json").write_text(json.dumps({**manifest, "files": {"../graph.json": {"bytes": 1}}}))
     with pytest.raises(StorageError, match="names the file"):
         Graph.load(folder)
+
+
+@pytest.mark.slow
+def test_on_ray_the_bytes_are_the_same_for_any_number_of_partitions(tmp_path: Path) -> None:
+    import ray
+
+    table = plays(3000)
+    edges = {
+        **played(table, weight="hours"),
+        ("user", "keeps", "item"): EdgeTable(
+            table=table, source="user", destination="item", time="at", duplicates="keep",
+            co_occurrence=CoOccurrence(window="9s"),
+        ),
+        FOLLOWS: EdgeTable(table={"a": ["x", "u1", "u1"], "b": ["x", "x", "x"]}, source="a", destination="b", self_loops="drop"),
+    }  # fmt: skip
+    made(tmp_path / "local", edges)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        for partitions in (1, 2, 4):
+            construct(tmp_path / str(partitions), edges, {}, None, partitions, Limits(chunk_rows=400))
+            assert contents(tmp_path / str(partitions)) == contents(tmp_path / "local")
+        wrong = played(table.set_column(0, "user", pa.nulls(len(table), pa.string())))
+        with pytest.raises(DataError, match="rows have no id"):
+            construct_graph(tmp_path / "wrong", wrong, partitions=2)
+        assert not (tmp_path / "wrong").exists()
+        later = played(plays(200, begin=500), weight="hours")
+        rest = {
+            kind: settings.model_copy(update={"table": as_source(settings.table).to_arrow().slice(0, 0)})
+            for kind, settings in edges.items()
+            if kind != PLAYS
+        }
+        made(tmp_path / "today", {**later, **rest}, base=tmp_path / "local")
+        construct(tmp_path / "on-ray", {**later, **rest}, {}, tmp_path / "local", 2, Limits())
+        assert contents(tmp_path / "today") == contents(tmp_path / "on-ray")
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.slow
