@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,12 +20,11 @@ from torch_geometric.loader import LinkLoader, NodeLoader
 from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling, NodeSamplerInput
 
 from sp_ray_ml.errors import ConfigError, DataError
-from sp_ray_ml.graph import Edges, Graph, NeighborLoader, NeighborSampler
+from sp_ray_ml.graph import Edges, Graph, NeighborLoader, NeighborSampler, _sample_rows
 from sp_ray_ml.graph._buffers import Buffers
-from sp_ray_ml.graph._sample_rows import EMPTY, Rows, Taken, hop_key, take_rows
+from sp_ray_ml.graph._sample_rows import EMPTY, Numbering, Rows, Taken, hop_key, take_rows
 
-sys.path.insert(0, str(Path(__file__).parent))
-from brute import fits, subsets, take_all
+from .brute import fits, subsets, take_all
 
 NO_WEIGHT = np.empty(0, np.float32)
 LEAST = 1e-4
@@ -185,8 +186,6 @@ def test_every_edge_and_every_pair_of_long_rows_is_equally_likely(degree, fanout
     distance = (
         ((taken.sum(0) - draws * share) ** 2).sum() / (draws * share * (1 - share)) * (degree - 1) / degree
     )
-    import scipy.stats
-
     assert LEAST < scipy.stats.chi2.sf(distance, degree - 1) < 1 - LEAST
     both = (taken[:, 0] & taken[:, -1]).sum()
     chance = share * (fanout - 1) / (degree - 1)
@@ -324,8 +323,6 @@ def test_node_ids_beyond_int32_are_sampled(index):
     rows = Rows(np.array([0, 3]), np.arange(far, far + 3).astype(index), NO_WEIGHT, EMPTY, None)
     into = Taken.none()
     take_rows(rows, np.array([far + 1]), rows=np.array([0]), fanout=-1, key=1, into=into)
-    from sp_ray_ml.graph._sample_rows import Numbering
-
     numbering = Numbering(far + 10, disjoint=False)
     numbering.begin(np.array([far + 1]), EMPTY)
     numbering.add(into.edge_index[0], 0, into.edge_index[1], EMPTY)
@@ -334,8 +331,6 @@ def test_node_ids_beyond_int32_are_sampled(index):
 
 
 def test_numbers_stay_right_when_their_base_begins_again(monkeypatch):
-    from sp_ray_ml.graph import _sample_rows
-
     monkeypatch.setattr(_sample_rows, "_LARGEST", 300)
     data = random_graph(50, 500)
     for disjoint in (False, True):
@@ -405,7 +400,8 @@ def test_triplet_negatives_are_destinations_that_their_source_has_no_edge_to(dis
 
 
 def test_negatives_of_links_with_times_are_nodes_of_before():
-    data = Data(edge_index=torch.randint(0, 40, (2, 200)), num_nodes=40, time=torch.arange(40))
+    data = random_graph(40, 200)
+    data.time = torch.arange(40)
     sampler = NeighborSampler(data, [2], time_attr="time")
     links = EdgeSamplerInput(None, torch.zeros(10).long(), torch.ones(10).long(), time=torch.arange(5, 15))
     out = sampler.sample_from_edges(links, NegativeSampling("triplet", 3))
@@ -503,6 +499,37 @@ def test_memory_of_a_batch_is_used_again_only_once_nobody_holds_it():
     assert (part == 3).all()
     del part
     assert buffers.empty((300_000, 2), torch.float32).data_ptr() == place
+
+
+def test_a_graph_on_disk_is_sampled_where_it_is(tmp_path):
+    random = np.random.default_rng(0)
+    column = np.sort(np.argsort(random.random((30, 12)), axis=1)[:, :4]).astype(np.int32).ravel()
+    edges = Edges(np.arange(0, 121, 4), column, random.random(120).astype(np.float32) + 0.1, np.arange(120))
+    graph = Graph({"a": 30, "b": 12}, {("a", "to", "b"): edges}, {"b": random.random((12, 4), np.float32)})
+    graph.save(tmp_path / "graph")
+    options = {"weight_attr": "weight", "batch_size": 6}
+    loaders = [NeighborLoader(one, [3, 2], "b", **options) for one in (graph, Graph.load(tmp_path / "graph"))]
+    for one, two in zip(*loaders, strict=True):
+        same(one, two)
+
+
+@pytest.mark.slow
+def test_the_second_process_reads_the_compiled_code_from_disk(tmp_path):
+    code = (
+        "import sp_ray_ml.graph._relabel_kernel as a, sp_ray_ml.graph._sampling_kernel as b\n"
+        "found = [one.stats for part in (a, b) for one in vars(part).values() if hasattr(one, 'stats')]\n"
+        "print(sum(len(one.cache_hits) > 0 for one in found), sum(len(one.cache_misses) > 0 for one in found))"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    counts = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        )
+        counts.append(list(map(int, done.stdout.split())))
+    assert counts[0][0] == 0
+    assert counts[1] == [counts[0][1], 0]
+    assert counts[0][1] >= 12
 
 
 @pytest.mark.slow
