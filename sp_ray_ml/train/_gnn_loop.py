@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from sp_ray_ml.config import Custom
-from sp_ray_ml.errors import ConfigError, TrainingError
+from sp_ray_ml.errors import ConfigError, SpRayError, TrainingError
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.metrics.ranking import RankingMetrics
 from sp_ray_ml.metrics.topk import top_k
@@ -105,10 +105,24 @@ def _build(trainer: PyGTrainer, data: Any) -> torch.nn.Module:
         raise ConfigError(
             f"{settings.path} cannot be called with the graph and its settings: {error}", where=where
         ) from error
-    if not isinstance(network, torch.nn.Module):
-        kind = type(network).__name__
+    except SpRayError:
+        raise
+    except Exception as error:
         raise ConfigError(
-            f"{settings.path} is not a model: it gives a {kind}, not a torch.nn.Module", where=where
+            f"{settings.path} cannot make a model: {type(error).__name__}: {error}",
+            where=where,
+            hint="It is called as factory(data, **arguments); the trainer moves the model to its device",
+        ) from error
+    if not isinstance(network, torch.nn.Module):
+        kind = "nothing" if network is None else f"a {type(network).__name__}"
+        raise ConfigError(
+            f"{settings.path} is not a model: it gives {kind}, not a torch.nn.Module", where=where
+        )
+    if any(weight.is_meta for weight in network.parameters()):
+        raise ConfigError(
+            f"{settings.path} gives a model without weights: they are on the device 'meta'",
+            where=where,
+            hint="Make it on the CPU; the trainer moves it",
         )
     return network
 
@@ -123,6 +137,13 @@ def _check_vectors(trainer: PyGTrainer, vectors: Any, data: Any) -> None:
                 f"{model} must return {{'user': …, 'item': …}} with a vector each of {data[name].num_nodes} {name} "
                 f"nodes, got {shape}",
                 where="train.model",
+            )
+        if found.device != data[name].known.device:
+            raise ConfigError(
+                f"the model gives the vectors of {name} nodes on the device {found.device}, the graph and the weights "
+                f"are on {data[name].known.device}",
+                where="train.model",
+                hint="Make tensors where the data is: device=data['user'].known.device",
             )
 
 
@@ -425,9 +446,11 @@ def validation_metrics(
     metrics = RankingMetrics(list(depth.values()), len(item))
     users = np.nonzero(np.diff(truth.indptr))[0]
     size = max(1, 2**24 // len(item))
+    block = np.empty((min(size, len(users)), len(item)), np.float32)  # memory that is new each time costs as much
     for start in range(0, len(users), size):
         some = users[start : start + size]
-        scores = user[some] @ item.T + bias
+        scores = np.matmul(user[some], item.T, out=block[: len(some)])
+        scores += bias
         metrics.update(top_k(scores, min(max(k), len(item)), seen[some])[0], truth[some])
     result: dict[str, float] = metrics.finish()
     names = dict.fromkeys(name.split("@")[0] for name in result if "/" not in name and "@" in name)

@@ -22,6 +22,7 @@ from sp_ray_ml.train import (
     Scaling,
     Schedule,
     Supervision,
+    TrainContext,
 )
 
 from .conftest import World
@@ -214,6 +215,27 @@ def not_a_model(data: Any) -> int:
     return 3
 
 
+def nothing(data: Any) -> None:
+    return None
+
+
+class Raises(PlainModel):
+    def __init__(self, data: Any) -> None:
+        super().__init__(data)
+        raise ZeroDivisionError("no layer")
+
+
+class Nowhere(PlainModel):
+    def __init__(self, data: Any) -> None:
+        with torch.device("meta"):
+            super().__init__(data)
+
+
+class WrongDevice(PlainModel):
+    def forward(self, data: Any) -> dict[str, torch.Tensor]:
+        return {"user": self.user, "item": self.item.to("meta")}
+
+
 def test_a_model_of_ones_own_is_a_callable(world: World) -> None:
     result = trainer(model=PlainModel, epochs=40, early_stopping=None).fit(
         world.train, world.validation, full=world.full
@@ -226,6 +248,10 @@ def test_a_model_of_ones_own_is_a_callable(world: World) -> None:
     ("model", "message"),
     [
         (not_a_model, "is not a model: it gives a int"),
+        (nothing, "is not a model: it gives nothing, not a torch.nn.Module"),
+        (Raises, r"train\.model: .*Raises cannot make a model: ZeroDivisionError: no layer"),
+        (Nowhere, "gives a model without weights: they are on the device 'meta'"),
+        (WrongDevice, "vectors of item nodes on the device meta, the graph and the weights are on cpu"),
         (WrongShape, r"vector each of 80 user nodes, got \(3, 8\)"),
         ({"kind": "no_such_module:Model"}, "no module 'no_such_module'"),
         ({"kind": "json:JSONDecodr"}, "module json has no JSONDecodr; did you mean JSONDecoder"),
@@ -235,6 +261,51 @@ def test_a_model_of_ones_own_is_a_callable(world: World) -> None:
 def test_what_is_not_a_model_is_refused_by_name(world: World, model: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         trainer(model=model).fit(world.train)
+
+
+class _Worker(TrainContext):
+    """A worker of several that run one after the other; of all that a worker may ask, only its share."""
+
+    report = save = resume = log = prepare = None  # type: ignore[assignment]
+    device = torch.device("cpu")
+    last_checkpoint = None
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "bpr", {"kind": "sampled_softmax", "negatives": 5}])
+@pytest.mark.parametrize("users", [1, 2, 3])
+def test_a_worker_without_a_user_in_a_batch_adds_nothing(world: World, loss: Any, users: int) -> None:
+    from sp_ray_ml.train._gnn_data import TrainingEdges
+    from sp_ray_ml.train._losses import Scores, loss_of
+
+    chosen = trainer(batch_size=users, loss=loss)
+    edges = TrainingEdges(world.train, chosen, 0, torch.device("cpu"))
+    epoch = edges.epoch(1, 0)
+    torch.manual_seed(0)
+    parts = torch.randn(80, 4, requires_grad=True), torch.randn(60, 4), torch.zeros(60)
+    # One user for each worker at most: the first of four have none.
+    losses, gradients, sizes = [], [], []
+    for workers in (1, 4):
+        each = []
+        for rank in range(workers):
+            batch = next(edges.batches(epoch, 1, 0, _Worker(rank, workers)))
+            each.append(loss_of(chosen.loss, Scores(*parts), batch))  # type: ignore[arg-type]
+            sizes.append(len(batch.users))
+        losses.append(torch.stack(each).mean())
+        gradients.append(torch.autograd.grad(losses[-1], parts[0])[0])
+    assert sizes[0] == users
+    assert sizes[1:].count(0) >= 1
+    assert torch.isfinite(gradients[1]).all()
+    if loss != "bpr":  # whose negatives are drawn for each target
+        assert torch.allclose(losses[0], losses[1], rtol=1e-5)
+        assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+
+
+def test_a_batch_larger_than_all_users_is_all_users(world: World) -> None:
+    one, other = (trainer(batch_size=size, epochs=2).fit(world.train) for size in (80, 10_000))
+    assert np.array_equal(one.user_vectors, other.user_vectors)
 
 
 @pytest.mark.slow
