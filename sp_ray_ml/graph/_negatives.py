@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sp_ray_ml.errors import DataError
-from sp_ray_ml.graph import _sampling_kernel as kernel
+from sp_ray_ml.graph import _edge_kernels as kernel
 from sp_ray_ml.graph._sample_rows import Rows
 
 __all__ = ["Draw", "draw_pairs", "drawer", "linked_or_given"]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sp_ray_ml.errors import DataError
-from sp_ray_ml.graph import _sampling_kernel as kernel
+from sp_ray_ml.errors import ConfigError, DataError
+from sp_ray_ml.graph import _edge_kernels as kernel
 from sp_ray_ml.graph._sample_rows import EMPTY, Rows
 from sp_ray_ml.graph.graph import Edges, EdgeType, Graph
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
-__all__ = ["ALONE", "SampleInputs", "read_inputs"]
+__all__ = ["ALONE", "NumNeighbors", "SampleInputs", "fanouts", "read_inputs"]
+
+NumNeighbors = Sequence[int] | Mapping[EdgeType, Sequence[int]]
+"""Neighbours of each hop, for all edge types or by edge type; -1 for all of them."""
 
 ALONE = ""
 """The type of the nodes of a homogeneous graph, and with it that of its edges, `("", "", "")`."""
@@ -189,3 +192,29 @@ def _times(tensor: Any, where: str) -> NDArray[np.int64]:
 
 def _name(kind: EdgeType) -> str:
     return "edges" if kind == (ALONE,) * 3 else f"edges {'-'.join(kind)}"
+
+
+def fanouts(given: NumNeighbors, inputs: SampleInputs) -> dict[EdgeType, list[int]]:
+    """Neighbours of each hop by edge type.
+
+    Raises:
+        ConfigError: They do not fit the graph, or one another.
+    """
+    where = "num_neighbors"
+    by_type: dict[EdgeType, list[int]]
+    if isinstance(given, Mapping):
+        unknown = [kind for kind in given if kind not in inputs.rows]
+        missing = [kind for kind in inputs.rows if kind not in given]
+        if unknown or missing:
+            wrong = f"no edge type {unknown[0]}" if unknown else f"none for the edge type {missing[0]}"
+            raise ConfigError(f"there is {wrong}", where=where, hint=f"Edge types: {', '.join(map(str, inputs.rows))}")  # fmt: skip
+        by_type = {kind: list(given[kind]) for kind in inputs.rows}
+    else:
+        by_type = {kind: list(given) for kind in inputs.rows}
+    hops = {len(values) for values in by_type.values()}
+    if len(hops) > 1 or hops == {0}:
+        raise ConfigError("every edge type takes one number a hop, for the same number of hops, 1 or more", where=where)  # fmt: skip
+    for value in (value for values in by_type.values() for value in values):
+        if not isinstance(value, int) or value < -1:
+            raise ConfigError(f"{value!r} is no number of neighbors; -1 takes all", where=where)
+    return by_type

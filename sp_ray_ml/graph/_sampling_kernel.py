@@ -15,9 +15,9 @@ from numba import types as t
 
 from sp_ray_ml.graph._compiled import compiled, helper, high_product, prefetch, read, trailing_zeros, write
 
-__all__ = ["by_destination", "count_rows", "draw_below", "draw_weighted", "linked", "pick_rows"]
+__all__ = ["GOLDEN", "count_rows", "mix", "pick_rows", "unit"]
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _TREE = np.uint64(0xD1342543DE82EF95)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _ONE, _SIX, _WORD = np.uint64(1), np.int64(6), np.int64(64)
@@ -29,14 +29,15 @@ _INSERTED = 64
 
 
 @helper
-def _mix(bits: Any) -> Any:
+def mix(bits: Any) -> Any:
+    """64 bits that look random, of 64 bits."""
     bits = (bits ^ (bits >> np.uint64(30))) * _FIRST
     bits = (bits ^ (bits >> np.uint64(27))) * _SECOND
     return bits ^ (bits >> np.uint64(31))
 
 
 @helper
-def _unit(bits: Any) -> Any:
+def unit(bits: Any) -> Any:
     """A float64 in (0, 1]."""
     return (np.float64(bits >> np.uint64(11)) + 1.0) * (1.0 / 9007199254740992.0)
 
@@ -101,7 +102,7 @@ def _few(key: Any, there: Any, fanout: Any) -> Any:
     wanted = min(fanout, leave)
     bits = np.uint64(0)
     for j in range(there - wanted, there):
-        one = high_product(_mix(key + np.uint64(j) * _GOLDEN), np.uint64(j + 1))
+        one = high_product(mix(key + np.uint64(j) * GOLDEN), np.uint64(j + 1))
         one = np.uint64(j) if (bits >> one) & _ONE else one
         bits |= _ONE << one
     if leave < fanout:
@@ -114,7 +115,7 @@ def _inserted(key: Any, first: Any, there: Any, fanout: Any, taken: Any, at: Any
     """`fanout` of many edges in their order, by Floyd's method with insertion."""
     for size in range(fanout):
         j = there - fanout + size
-        one = first + np.int64(high_product(_mix(key + np.uint64(j) * _GOLDEN), np.uint64(j + 1)))
+        one = first + np.int64(high_product(mix(key + np.uint64(j) * GOLDEN), np.uint64(j + 1)))
         place = 0
         while place < size and taken[at + place] < one:
             place += 1
@@ -132,7 +133,7 @@ def _marked(key: Any, first: Any, there: Any, fanout: Any, taken: Any, at: Any) 
     wanted = min(fanout, leave)
     words = np.zeros((there + _WORD - 1) >> _SIX, np.uint64)
     for j in range(there - wanted, there):
-        one = np.int64(high_product(_mix(key + np.uint64(j) * _GOLDEN), np.uint64(j + 1)))
+        one = np.int64(high_product(mix(key + np.uint64(j) * GOLDEN), np.uint64(j + 1)))
         if (words[one >> _SIX] >> np.uint64(one & 63)) & _ONE:
             one = np.int64(j)
         words[one >> _SIX] |= _ONE << np.uint64(one & 63)
@@ -157,7 +158,7 @@ def _weighted(key: Any, first: Any, there: Any, fanout: Any, weight: Any, taken:
     waits = np.empty(fanout, np.float64)
     size = 0
     for j in range(there):
-        wait = -np.log(_unit(_mix(key + np.uint64(j) * _GOLDEN))) / np.float64(weight[first + j])
+        wait = -np.log(unit(mix(key + np.uint64(j) * GOLDEN))) / np.float64(weight[first + j])
         if size < fanout:
             place = size
             size += 1
@@ -193,7 +194,7 @@ def _again(key: Any, first: Any, there: Any, fanout: Any, weight: Any, taken: An
             so_far += np.float64(weight[first + j])
             total[j] = so_far
         for j in range(fanout):
-            wanted = _unit(_mix(key + np.uint64(j) * _GOLDEN)) * so_far
+            wanted = unit(mix(key + np.uint64(j) * GOLDEN)) * so_far
             low, high = 0, there - 1
             while low < high:
                 middle = (low + high) >> 1
@@ -204,9 +205,7 @@ def _again(key: Any, first: Any, there: Any, fanout: Any, weight: Any, taken: An
             taken[at + j] = first + low
     else:
         for j in range(fanout):
-            taken[at + j] = first + np.int64(
-                high_product(_mix(key + np.uint64(j) * _GOLDEN), np.uint64(there))
-            )
+            taken[at + j] = first + np.int64(high_product(mix(key + np.uint64(j) * GOLDEN), np.uint64(there)))
 
 
 def _signature(index: Any) -> Any:
@@ -247,10 +246,10 @@ def pick_rows(
             for j in range(begin, at):
                 source[j] = indices[position[j]]
         else:
-            mine = key + np.uint64(nodes[i]) * _GOLDEN
+            mine = key + np.uint64(nodes[i]) * GOLDEN
             if trees.shape[0]:
                 mine += (np.uint64(trees[i]) + _ONE) * _TREE
-            mine = _mix(mine)
+            mine = mix(mine)
             if replace:
                 _again(mine, first, there, fanout, weight, position, at)
             elif weight.shape[0]:
@@ -274,61 +273,3 @@ def pick_rows(
                     source[j] = indices[position[j]]
         for j in range(begin, at):
             owner[j] = column + i
-
-
-def _sort_signature(index: Any, out: Any) -> Any:
-    return t.void(read(index), read(index), write(int64), write(out), write(int64))
-
-
-@compiled(*(_sort_signature(int64, out) for out in (int32, int64)))
-def by_destination(source: Any, destination: Any, indptr: Any, indices: Any, edge: Any) -> None:
-    """Counting sort of edges by destination, in their order within one; `indptr` has zeros and an entry too many.
-
-    `indptr` is [destinations + 2]: what ends as `indptr[:-1]`; `edge` is each edge's place before.
-    """
-    for e in range(destination.shape[0]):
-        indptr[destination[e] + 2] += 1
-    for row in range(2, indptr.shape[0]):
-        indptr[row] += indptr[row - 1]
-    for e in range(destination.shape[0]):
-        at = indptr[destination[e] + 1]
-        indptr[destination[e] + 1] = at + 1
-        indices[at] = source[e]
-        edge[at] = e
-
-
-def _linked_signature(index: Any) -> Any:
-    return t.void(read(int64), read(index), read(int64), read(int64), write(t.boolean))
-
-
-@compiled(_linked_signature(int32), _linked_signature(int64))
-def linked(indptr: Any, indices: Any, source: Any, destination: Any, found: Any) -> None:
-    """Whether there is an edge of each pair."""
-    for i in range(source.shape[0]):
-        found[i] = False
-        for e in range(indptr[destination[i]], indptr[destination[i] + 1]):
-            if indices[e] == source[i]:
-                found[i] = True
-                break
-
-
-@compiled(t.void(uint64, int64, uint64, write(int64)))
-def draw_below(key: Any, first: Any, bound: Any, out: Any) -> None:
-    """Numbers below `bound`, uniformly: the draws `first`, `first + 1`, … of a key."""
-    for i in range(out.shape[0]):
-        out[i] = np.int64(high_product(_mix(key + np.uint64(first + i) * _GOLDEN), bound))
-
-
-@compiled(t.void(uint64, int64, read(t.float64), write(int64)))
-def draw_weighted(key: Any, first: Any, so_far: Any, out: Any) -> None:
-    """Places in an array of summed weights, by weight: the draws `first`, `first + 1`, … of a key."""
-    for i in range(out.shape[0]):
-        wanted = _unit(_mix(key + np.uint64(first + i) * _GOLDEN)) * so_far[so_far.shape[0] - 1]
-        low, high = 0, so_far.shape[0] - 1
-        while low < high:
-            middle = (low + high) >> 1
-            if so_far[middle] < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        out[i] = low

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.graph._buffers import Buffers
 from sp_ray_ml.graph._features import read_features
-from sp_ray_ml.graph._sample_inputs import ALONE
+from sp_ray_ml.graph._sample_inputs import ALONE, NumNeighbors
 from sp_ray_ml.graph._sample_rows import batch_key, edge_ids
 from sp_ray_ml.graph._tensors import as_numpy
-from sp_ray_ml.graph.sampling import NeighborSampler, NumNeighbors
+from sp_ray_ml.graph.sampling import NeighborSampler
 from sp_ray_ml.optional import require
 
 if TYPE_CHECKING:

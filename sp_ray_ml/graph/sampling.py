@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sp_ray_ml.errors import ConfigError, DataError
 from sp_ray_ml.graph import _sampling_kernel as kernel
 from sp_ray_ml.graph._link_seeds import LinkSeeds, link_seeds
-from sp_ray_ml.graph._sample_inputs import ALONE, SampleInputs, read_inputs
+from sp_ray_ml.graph._sample import Sample, to_pyg
+from sp_ray_ml.graph._sample_inputs import ALONE, NumNeighbors, SampleInputs, fanouts, read_inputs
 from sp_ray_ml.graph._sample_rows import EMPTY, Numbering, Taken, batch_key, hop_key, take_rows
 from sp_ray_ml.graph._tensors import as_numpy, read_only
 from sp_ray_ml.graph.graph import EdgeType, Graph
@@ -24,31 +23,9 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
     from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling, NodeSamplerInput
 
-__all__ = ["NeighborSampler", "NumNeighbors", "Sample"]
-
-NumNeighbors = Sequence[int] | Mapping[EdgeType, Sequence[int]]
-"""Neighbours of each hop, for all edge types or by edge type; -1 for all of them."""
+__all__ = ["NeighborSampler"]
 
 _pyg = require("torch_geometric.sampler", "sampling of neighbors")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What was found for seeds, by node and edge type.
-
-    Attributes:
-        nodes: int64 [n] node ids: the seeds, then others in the order in which they were met.
-        trees: int64 [n], the seed (its place among all seeds) that a node belongs to; empty unless disjoint.
-        edges: Positions in the sampler's rows, and `edge_index` [2, edges] in numbers of `nodes`.
-        num_nodes: Nodes that each hop added, seeds first.
-        num_edges: Edges that each hop added; None for an induced subgraph, which has no hops.
-    """
-
-    nodes: Mapping[str, NDArray[np.int64]]
-    trees: Mapping[str, NDArray[np.int64]]
-    edges: Mapping[EdgeType, Taken]
-    num_nodes: Mapping[str, list[int]]
-    num_edges: Mapping[EdgeType, list[int]] | None
 
 
 class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
@@ -98,7 +75,7 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
         if temporal_strategy == "last" and replace:
             raise ConfigError("the last neighbors are not drawn, so not again either", where="replace")
         self.inputs: SampleInputs = read_inputs(graph, weight_attr=weight_attr, time_attr=time_attr)
-        self.num_neighbors = _fanouts(num_neighbors, self.inputs)
+        self.num_neighbors = fanouts(num_neighbors, self.inputs)
         self.temporal = time_attr is not None
         self.disjoint = disjoint or self.temporal
         self.replace, self.newest = replace, temporal_strategy == "last"
@@ -273,49 +250,8 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
 
     def output(self, sample: Sample, tree_of: NDArray[np.int64] | None = None) -> Any:
         """PyG's form; `tree_of` names the trees of seeds otherwise than by the seeds' places."""
-        node = {name: torch.from_numpy(nodes) for name, nodes in sample.nodes.items()}
-        batch = None
-        if self.disjoint:
-            named = {
-                name: trees if tree_of is None else tree_of[trees] for name, trees in sample.trees.items()
-            }
-            batch = {name: torch.from_numpy(trees) for name, trees in named.items()}
-        row = {kind: torch.from_numpy(taken.edge_index[0]) for kind, taken in sample.edges.items()}
-        col = {kind: torch.from_numpy(taken.edge_index[1]) for kind, taken in sample.edges.items()}
-        edge = {kind: torch.from_numpy(taken.position) for kind, taken in sample.edges.items()}
-        counts = {} if sample.num_edges is None else {"num_sampled_edges": sample.num_edges}
-        values: dict[str, Any] = {
-            "node": node, "row": row, "col": col, "edge": edge, "batch": batch,
-            "num_sampled_nodes": sample.num_nodes, **counts,
-        }  # fmt: skip
-        kind = _pyg.HeteroSamplerOutput
-        if self.inputs.homogeneous:
-            kind = _pyg.SamplerOutput
-            values = {name: value and next(iter(value.values())) for name, value in values.items()}
-        out = kind(**values)
+        out = to_pyg(sample, homogeneous=self.inputs.homogeneous, disjoint=self.disjoint, tree_of=tree_of)
         return out.to_bidirectional() if self.subgraph_type == "bidirectional" else out
-
-
-def _fanouts(given: NumNeighbors, inputs: SampleInputs) -> dict[EdgeType, list[int]]:
-    """Neighbours of each hop by edge type."""
-    where = "num_neighbors"
-    by_type: dict[EdgeType, list[int]]
-    if isinstance(given, Mapping):
-        unknown = [kind for kind in given if kind not in inputs.rows]
-        missing = [kind for kind in inputs.rows if kind not in given]
-        if unknown or missing:
-            wrong = f"no edge type {unknown[0]}" if unknown else f"none for the edge type {missing[0]}"
-            raise ConfigError(f"there is {wrong}", where=where, hint=f"Edge types: {', '.join(map(str, inputs.rows))}")  # fmt: skip
-        by_type = {kind: list(given[kind]) for kind in inputs.rows}
-    else:
-        by_type = {kind: list(given) for kind in inputs.rows}
-    hops = {len(values) for values in by_type.values()}
-    if len(hops) > 1 or hops == {0}:
-        raise ConfigError("every edge type takes one number a hop, for the same number of hops, 1 or more", where=where)  # fmt: skip
-    for value in (value for values in by_type.values() for value in values):
-        if not isinstance(value, int) or value < -1:
-            raise ConfigError(f"{value!r} is no number of neighbors; -1 takes all", where=where)
-    return by_type
 
 
 def _one_of(where: str, value: str, known: Sequence[str]) -> None:

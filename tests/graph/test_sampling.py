@@ -516,8 +516,8 @@ def test_a_graph_on_disk_is_sampled_where_it_is(tmp_path):
 @pytest.mark.slow
 def test_the_second_process_reads_the_compiled_code_from_disk(tmp_path):
     code = (
-        "import sp_ray_ml.graph._relabel_kernel as a, sp_ray_ml.graph._sampling_kernel as b\n"
-        "found = [one.stats for part in (a, b) for one in vars(part).values() if hasattr(one, 'stats')]\n"
+        "import sp_ray_ml.graph._relabel_kernel as a, sp_ray_ml.graph._edge_kernels as b, sp_ray_ml.graph._sampling_kernel as c\n"
+        "found = [one.stats for part in (a, b, c) for one in vars(part).values() if hasattr(one, 'stats')]\n"
         "print(sum(len(one.cache_hits) > 0 for one in found), sum(len(one.cache_misses) > 0 for one in found))"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
