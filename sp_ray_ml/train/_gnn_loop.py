@@ -419,12 +419,10 @@ def calibrated(
     size = max(1, 2**24 // len(item))
     for start in range(0, len(users), size):
         some = users[start : start + size]
-        scores = (user[some] @ item.T + bias).astype(np.float64)
+        scores = user[some] @ item.T + bias
         rows = seen[some]
         scores[np.repeat(np.arange(len(some)), np.diff(rows.indptr)), rows.indices] = -np.inf
-        log_ratio[start : start + size] = np.logaddexp.reduce(scores[:, new], axis=1) - np.logaddexp.reduce(
-            scores[:, ~new], axis=1
-        )
+        log_ratio[start : start + size] = _log_sum(scores[:, new]) - _log_sum(scores[:, ~new])
     log_ratio = log_ratio[np.isfinite(log_ratio)]
     low, high = -100.0, 100.0
     for _ in range(60):
@@ -432,6 +430,16 @@ def calibrated(
         mean = (1 / (1 + np.exp(-np.clip(log_ratio + middle, -500, 500)))).mean() if len(log_ratio) else share
         low, high = (middle, high) if mean < share else (low, middle)
     return np.where(new, bias + np.float32((low + high) / 2), bias).astype(np.float32)
+
+
+def _log_sum(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Log of the sum of each row's exponentials, -inf for a row of -inf: float32's are fast and more than exact enough."""
+    top = scores.max(axis=1, initial=-np.inf)
+    safe = np.where(np.isfinite(top), top, 0).astype(np.float32)
+    sums = np.exp(scores - safe[:, None]).sum(axis=1, dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        logs: NDArray[np.float64] = np.log(sums) + safe
+    return logs
 
 
 def validation_metrics(
@@ -446,7 +454,8 @@ def validation_metrics(
     metrics = RankingMetrics(list(depth.values()), len(item))
     users = np.nonzero(np.diff(truth.indptr))[0]
     size = max(1, 2**24 // len(item))
-    block = np.empty((min(size, len(users)), len(item)), np.float32)  # memory that is new each time costs as much
+    # Memory that is new for each block would cost as much as the product.
+    block = np.empty((min(size, len(users)), len(item)), np.float32)
     for start in range(0, len(users), size):
         some = users[start : start + size]
         scores = np.matmul(user[some], item.T, out=block[: len(some)])
