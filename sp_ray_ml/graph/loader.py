@@ -77,6 +77,10 @@ class NeighborLoader:
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.threads, self.prefetch, self.transform = threads, prefetch, transform
         self.device = None if device is None else torch.device(device)
+        if self.device is not None and self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "PyTorch finds no GPU here", where="device", hint="Leave device out for the CPU"
+            )
         self.epoch = 0
         """The number of the next epoch; set it to go on from a checkpoint."""
         self._buffers = Buffers(2 * (threads + prefetch + 2))

@@ -532,6 +532,22 @@ def test_the_second_process_reads_the_compiled_code_from_disk(tmp_path):
     assert counts[0][1] >= 12
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_starts():
+    with pytest.raises(ConfigError, match="no GPU"):
+        NeighborLoader(random_graph(), [1], device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_batches_on_a_gpu_are_those_on_the_cpu():
+    data = random_graph(200, 3000)
+    for one, two in zip(
+        *(NeighborLoader(data, [5, 3], batch_size=50, device=to) for to in (None, "cuda")), strict=True
+    ):
+        assert two.x.is_cuda
+        same(one, two.cpu())
+
+
 @pytest.mark.slow
 def test_workers_of_pygs_loader_sample_what_the_process_itself_does():
     data = random_graph(200, 3000)
