@@ -91,7 +91,7 @@ def read_inputs(
             time = node_time[kind[0]][source]
         indptr, indices, edge = _by_destination(source, destination, num_nodes[kind[0]], num_nodes[kind[2]])
         made = Edges(indptr, indices, None if weight is None else weight[edge], None if time is None else time[edge], edge)  # fmt: skip
-        rows[kind] = _ready(made, kind, weighted=weight is not None, timed=time is not None)
+        rows[kind] = ready_rows(made, kind, weighted=weight is not None, timed=time is not None)
     return SampleInputs(homogeneous, num_nodes, rows, node_time)
 
 
@@ -112,11 +112,11 @@ def _of_graph(graph: Graph, weight_attr: str | None, time_attr: str | None) -> S
             raise DataError("the edges have no weights", where=_name(kind))
         if time_attr and edges.time is None:
             raise DataError("the edges have no times", where=_name(kind))
-        rows[kind] = _ready(edges, kind, weighted=weight_attr is not None, timed=time_attr is not None)
+        rows[kind] = ready_rows(edges, kind, weighted=weight_attr is not None, timed=time_attr is not None)
     return SampleInputs(False, dict(graph.num_nodes), rows)
 
 
-def _ready(edges: Edges, kind: EdgeType, *, weighted: bool, timed: bool) -> Rows:
+def ready_rows(edges: Edges, kind: EdgeType, *, weighted: bool, timed: bool) -> Rows:
     """Rows without edges of weight zero, which are never taken, and in the order of time, where there are times."""
     result = Rows(
         indptr=_plain(edges.indptr, np.int64),
