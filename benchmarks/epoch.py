@@ -23,7 +23,7 @@ def main(quick: bool) -> dict[str, object]:
     epochs of a round follow one another, and the claim is the median of their ratios.
 
     Args:
-        quick: 50,000 nodes, 1 million edges, 8 batches and one round, instead of 500,000, 10 million, 20 and four.
+        quick: 50,000 nodes, 1 million edges, 8 batches and one round, instead of 500,000, 10 million, 20 and three.
     """
     import numpy as np
     import torch
@@ -32,7 +32,7 @@ def main(quick: bool) -> dict[str, object]:
 
     from sp_ray_ml.graph import NeighborLoader
 
-    nodes, edges, count, rounds = (50_000, 1_000_000, 8, 1) if quick else (500_000, 10_000_000, 20, 4)
+    nodes, edges, count, rounds = (50_000, 1_000_000, 8, 1) if quick else (500_000, 10_000_000, 20, 3)
     indptr, indices, order = made(nodes, edges)
     destination = np.repeat(np.arange(nodes), np.diff(indptr))
     torch.manual_seed(0)
@@ -61,13 +61,15 @@ def main(quick: bool) -> dict[str, object]:
     sources: dict[str, Any] = {"ours": loader, "held": held}
     epoch(itertools.islice(held, 3), 1)
     few = count // 4
-    best = {}
-    for who, batches in sources.items():
-        took = {}
-        for threads in (1, 2):
-            took[threads] = epoch(itertools.islice(batches, few), threads) / few
-            print(f"{who}, PyTorch on {threads}: {took[threads] * 1e3:.0f} ms a batch", flush=True)
-        best[who] = min(took, key=lambda threads: took[threads])
+    took: dict[tuple[str, int], list[float]] = {}
+    for _ in range(2):  # the better of two turns: what else the machine does must not choose for either
+        for who, batches in sources.items():
+            for threads in (1, 2):
+                turn = epoch(itertools.islice(batches, few), threads) / few
+                took.setdefault((who, threads), []).append(turn)
+    for (who, threads), turns in took.items():
+        print(f"{who}, PyTorch on {threads}: {min(turns) * 1e3:.0f} ms a batch", flush=True)
+    best = {who: min((1, 2), key=lambda threads, who=who: min(took[who, threads])) for who in sources}
     seconds: dict[str, list[float]] = {"ours": [], "held": []}
     for number in range(rounds):
         for who in ("ours", "held") if number % 2 == 0 else ("held", "ours"):
