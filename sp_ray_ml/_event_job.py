@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["plan", "preflight", "run"]
 
+_GRAPH_CODE = ("construct", "graph", "_rows", "_row_kernels", "_co_occurrence", "_pair_kernels", "_files")
+
 
 def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
     """The job, from top to bottom."""
@@ -63,7 +65,7 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
         lambda step: _steps.build(step, catalog, label, p.graph),
         inputs=[p.graph],
         after=[split],
-        code=["graph/construct.py", "graph/graph.py"],
+        code=[f"graph/{name}.py" for name in _GRAPH_CODE],
     )
     topology = _steps.Topology.load(graph.folder)
     _steps.check_k(_largest_k(p), topology.full.num_nodes["item"])
