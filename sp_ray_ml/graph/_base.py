@@ -127,7 +127,7 @@ class Base:
         for begin in range(0, edges.num_edges, rows):
             yield lambda begin=begin: made(begin)  # type: ignore[misc]
 
-    def add_to(self, kind: EdgeType, settings: EdgeTable, events: EdgeEvents, where: str) -> None:
+    def add_to(self, kind: EdgeType, settings: EdgeTable, events: EdgeEvents) -> None:
         """Make what is known of today's rows what is known of all.
 
         Raises:
@@ -142,7 +142,7 @@ class Base:
             raise DataError(
                 "its rows reach back before the last one of the graph that they are added to; sums of weights that are "
                 "no whole numbers would differ in their last digits from those of all rows at once",
-                where=where,
+                where="-".join(kind),
                 hint="Construct the graph anew of all rows, without base",
             )
         events.whole = whole

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sp_ray_ml.data.source import Source, as_source, require_columns
 from sp_ray_ml.errors import DataError, ResourceError
-from sp_ray_ml.graph._assemble import EdgeWriter, Work, write_by_destination, write_by_source, write_pairs
+from sp_ray_ml.graph._assemble import Work
 from sp_ray_ml.graph._base import Base
 from sp_ray_ml.graph._co_occurrence import PairCounter
-from sp_ray_ml.graph._external import Columns, Limits, Spool
+from sp_ray_ml.graph._edge_files import co_occurrence_of, write_co_occurrence, write_edges
+from sp_ray_ml.graph._external import Limits, Spool
 from sp_ray_ml.graph._files import GraphFiles
 from sp_ray_ml.graph._id_table import IdTable
-from sp_ray_ml.graph._ingest import EdgeEvents, read_edges, read_nodes
+from sp_ray_ml.graph._ingest import read_edges, read_nodes
 from sp_ray_ml.graph._node_files import write_nodes
 from sp_ray_ml.graph._ray_ingest import read_edges_on_ray
 from sp_ray_ml.graph.graph import EdgeType, Graph, node_type
 from sp_ray_ml.graph.settings import EdgeTable, NodeTable
-from sp_ray_ml.logger import LOGGER
 from sp_ray_ml.storage import new_folder, storage_errors
 
 __all__ = ["construct_graph"]
@@ -87,6 +85,15 @@ def construct(
 ) -> Graph:
     """As `construct_graph`."""
     sources = {kind: _edge_source(kind, settings) for kind, settings in edges.items()}
+    derived = [
+        co_occurrence_of(kind) for kind, settings in edges.items() if settings.co_occurrence is not None
+    ]
+    if twice := [kind for kind in derived if kind in edges or derived.count(kind) > 1]:
+        raise DataError(
+            "there would be two kinds of these edges, one by co_occurrence",
+            where="-".join(twice[0]),
+            hint="Give one of the tables another node type or relation, or ask for co_occurrence of one table",
+        )
     node_sources = {name: as_source(settings.table, name) for name, settings in nodes.items()}
     target = Path(path)
     base = None if base_path is None else Base.load(base_path, edges)
@@ -109,15 +116,8 @@ def construct(
                 base.take_up(pool, name, table, only_with_events=name in nodes, rows=limits.chunk_rows)
         events = {}
         for i, (kind, settings) in enumerate(edges.items()):
-            what = (
-                pool,
-                sources[kind],
-                kind,
-                settings,
-                tables,
-                _spool(scratch / f"events-{i}", code),
-                limits,
-            )
+            spool = _spool(scratch / f"events-{i}", code)
+            what = (pool, sources[kind], kind, settings, tables, spool, limits)
             if partitions is None:
                 events[kind] = read_edges(*what)
                 continue
@@ -138,21 +138,10 @@ def construct(
             if settings.co_occurrence is not None:
                 counters[kind] = PairCounter(len(order[kind[2]]), settings.co_occurrence, scratch)
             about_edges.append(
-                _write_edges(
-                    work,
-                    i,
-                    kind,
-                    settings,
-                    events[kind],
-                    order,
-                    place,
-                    counters.get(kind),
-                    base if base is not None and kind in base.about else None,
-                    sources[kind].name,
-                )
+                write_edges(work, i, kind, settings, events[kind], order, place, counters.get(kind), base)
             )
         for kind, counter in counters.items():
-            about_edges.append(_write_pairs(work, len(about_edges), kind, counter))
+            about_edges.append(write_co_occurrence(work, len(about_edges), co_occurrence_of(kind), counter))
         scratch.rmdir()
         work.files.finish({"nodes": about_nodes, "edges": about_edges})
     return Graph.load(target)
@@ -193,102 +182,3 @@ def _check_disk(target: Path, rows: int) -> None:
 
 def _spool(file: Path, code: np.dtype[Any]) -> Callable[[list[np.dtype[Any]]], Spool]:
     return lambda types: Spool(file, [code, code, *types])
-
-
-def _write_edges(
-    work: Work,
-    number: int,
-    kind: EdgeType,
-    settings: EdgeTable,
-    events: EdgeEvents,
-    order: Mapping[str, NDArray[np.int64]],
-    place: Mapping[str, NDArray[Any]],
-    pairs: PairCounter | None,
-    base: Base | None,
-    where: str,
-) -> dict[str, Any]:
-    source, destination = place[kind[0]], place[kind[2]]
-    merge = settings.duplicates == "sum"
-
-    def chunk(index: int) -> Callable[[], Columns]:
-        def made() -> Columns:
-            first, second, *rest = events.spool.chunk(index)
-            if events.weight is None and weight is not None:
-                rest.append(np.ones(len(first), weight))
-            return (source[first], destination[second], *rest)
-
-        return made
-
-    counts = _padded(events.sources, len(source))
-    weight = events.weight
-    chunks: Iterable[Callable[[], Columns]] = map(chunk, range(len(events.spool.rows)))
-    if base is not None:
-        base.add_to(kind, settings, events, where)
-        codes, degrees = base.degrees(kind)
-        counts[codes] += degrees
-        if merge:
-            weight = np.dtype(np.float64 if kind in base.total else np.float32)
-        chunks = chain(base.chunks(kind, place, weight, work.limits.chunk_rows), chunks)
-
-    writer = EdgeWriter(
-        work.files,
-        f"edges-{number}-",
-        len(order[kind[2]]),
-        weight=merge or settings.weight is not None,
-        time=settings.time is not None,
-        totals=merge,
-    )
-    into = write_by_source(
-        work,
-        chunks,
-        counts[order[kind[0]]],
-        len(order[kind[2]]),
-        time=settings.time is not None,
-        weight=weight,
-        merge=merge,
-        writer=writer,
-        pairs=pairs,
-    )
-    events.spool.remove()
-    arrays, indptr = writer.finish()
-    in_arrays = write_by_destination(work, number, indptr, into, arrays)
-    LOGGER.info(
-        "%s: %s rows, %s edges, %s rows from a node to itself%s",
-        "-".join(kind), f"{events.rows:,}", f"{int(indptr[-1]):,}", f"{events.self_loops:,}",
-        " left out" if settings.self_loops == "drop" else "",
-    )  # fmt: skip
-    return {
-        "type": list(kind),
-        "arrays": arrays,
-        "in_arrays": in_arrays,
-        "duplicates": settings.duplicates,
-        "self_loops": settings.self_loops,
-        "weighted": settings.weight is not None,
-        "rows": events.rows,
-        "loops": events.self_loops,
-        "total": writer.has_total,
-        "last_time": None if events.times is None else events.times[1],
-        "whole": events.whole,
-    }
-
-
-def _padded(counts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Counts by code, of all codes that there are in the end."""
-    return (
-        counts
-        if len(counts) >= length
-        else np.concatenate([counts, np.zeros(length - len(counts), np.int64)])
-    )
-
-
-def _write_pairs(work: Work, number: int, kind: EdgeType, counter: PairCounter) -> dict[str, Any]:
-    writer = EdgeWriter(work.files, f"edges-{number}-", counter.num_nodes, weight=True, time=False)
-    into = write_pairs(counter, writer)
-    arrays, indptr = writer.finish()
-    in_arrays = write_by_destination(work, number, indptr, into, arrays)
-    return {
-        "type": [kind[2], "with", kind[2]],
-        "arrays": arrays,
-        "in_arrays": in_arrays,
-        "derived": True,
-    }
