@@ -37,9 +37,18 @@ class Limits:
         threads: How many chunks or partitions are worked on at a time.
     """
 
-    chunk_rows: int = 1 << 20
-    partition_rows: int = 1 << 20
+    chunk_rows: int = 1 << 18
+    partition_rows: int = 1 << 18
     threads: int = 1
+
+    @classmethod
+    def of(cls, rows: int, threads: int) -> Limits:
+        """Some hundred chunks and partitions, so that what a chunk adds to a partition is worth a write.
+
+        Small ones fit in a core's cache; large ones, of a graph of 2 billion edges or more, have 4 million rows.
+        """
+        size = min(max(rows >> 9, 1 << 18), 1 << 22)
+        return cls(size, size, threads)
 
 
 def in_order(

@@ -81,9 +81,9 @@ def construct(
     nodes: Mapping[str, NodeTable],
     base_path: str | Path | None,
     partitions: int | None,
-    limits: Limits,
+    limits: Limits | int,
 ) -> Graph:
-    """As `construct_graph`."""
+    """As `construct_graph`, with limits, or so many threads and limits that fit the rows."""
     sources = {kind: _edge_source(kind, settings) for kind, settings in edges.items()}
     derived = [
         co_occurrence_of(kind) for kind, settings in edges.items() if settings.co_occurrence is not None
@@ -103,6 +103,8 @@ def construct(
         rows += sum(base.graph.edges[kind].num_edges for kind in base.about)
         known = sum(base.graph.num_nodes.values())
     _check_disk(target, rows)
+    if isinstance(limits, int):
+        limits = Limits.of(rows, limits)
     types = list(dict.fromkeys([*(name for kind in edges for name in (kind[0], kind[2])), *nodes]))
     tables = {name: IdTable() for name in types}
     code = np.dtype(node_type(2 * (2 * rows + known + sum(map(_rows, node_sources.values())))))
