@@ -70,9 +70,7 @@ def construct_graph(
         ResourceError: The disk is too small; found before anything is read.
         StorageError: The disk is full all the same, or the folder cannot be written.
     """
-    return construct(
-        path, edges, nodes or {}, base, partitions, Limits(threads=threads or os.cpu_count() or 1)
-    )
+    return construct(path, edges, nodes or {}, base, partitions, threads or os.cpu_count() or 1)
 
 
 def construct(
