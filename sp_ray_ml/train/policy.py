@@ -216,7 +216,14 @@ class PolicyPredictor(Predictor):
     def _open(cls, folder: Path, manifest: dict[str, Any]) -> PolicyPredictor:
         from safetensors.numpy import load_file
 
-        return cls(manifest["model"], load_file(folder / _WEIGHTS), manifest)
+        weights = load_file(folder / _WEIGHTS)
+        try:
+            return cls(manifest["model"], weights, manifest)
+        except (RuntimeError, AttributeError) as error:
+            raise CheckpointError(
+                f"the weights are not those of this policy: {' '.join(str(error).split())[:300]}",
+                where=str(folder),
+            ) from None
 
 
 def network(algorithm: str, hidden: list[int]) -> dict[str, Any]:

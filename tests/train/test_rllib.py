@@ -196,6 +196,63 @@ def test_a_training_goes_on_where_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_a_policy_that_is_damaged_or_says_something_else_does_not_open(tmp_path: Path) -> None:
+    import json
+
+    pytest.importorskip("ray.rllib")
+    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+    from sp_ray_ml.train.policy import PolicyPredictor, algorithm_of, network, space_to_json
+    from sp_ray_ml.train.predictor import seal_folder
+
+    # A policy that nobody has trained is one all the same, and needs no Ray.
+    world = Corridor()
+    spec = algorithm_of("ppo")().get_default_rl_module_spec()
+    spec.observation_space, spec.action_space, spec.inference_only = (
+        world.observation_space,
+        world.action_space,
+        True,
+    )
+    spec.model_config = DefaultModelConfig(**network("ppo", [16]))
+    model = {
+        "algorithm": "ppo",
+        "hidden": [16],
+        "observation": space_to_json(world.observation_space),
+        "action": space_to_json(world.action_space),
+    }
+    sealed = tmp_path / "sealed"
+    untrained = {name: np.asarray(value) for name, value in spec.build().get_state().items()}
+    PolicyPredictor(model, untrained).save(sealed)
+    assert Predictor.load(sealed).kind == "policy"
+    weights = (sealed / "policy.safetensors").read_bytes()
+    manifest = json.loads((sealed / "manifest.json").read_bytes())
+    about = {key: value for key, value in manifest.items() if key not in {"files", "sha256", "format"}}
+
+    def opened(name: str, content: bytes, **model: Any) -> None:
+        folder = tmp_path / name.replace(" ", "-")
+        folder.mkdir()
+        (folder / "policy.safetensors").write_bytes(content)
+        seal_folder(folder, {**about, "model": {**about["model"], **model}})
+        Predictor.load(folder)
+
+    opened("as it was", weights)
+    for name, content, model, said in [
+        ("cut", weights[:100], {}, "does not hold what a policy needs"),
+        ("empty", b"", {}, "does not hold what a policy needs"),
+        ("pickle", b"\x80\x04\x95junk", {}, "does not hold what a policy needs"),
+        ("wider", weights, {"hidden": [17]}, "the weights are not those of this policy"),
+        ("other", weights, {"algorithm": "os:system"}, "an unknown algorithm 'os:system'"),
+        ("spaces", weights, {"observation": {"kind": "os:system"}}, "os:system|does not hold"),
+    ]:
+        with pytest.raises(CheckpointError, match=said):
+            opened(name, content, **model)
+    (sealed / "policy.safetensors").write_bytes(weights[:-4])
+    with pytest.raises(CheckpointError, match="damaged or was changed"):
+        Predictor.load(sealed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("_ray")
 def test_it_is_tuned_like_the_others(tmp_path: Path) -> None:
     trainer = RLlibTrainer(environment=Corridor, iterations=8, batch_size=400, hidden=[16])
