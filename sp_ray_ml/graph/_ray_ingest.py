@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -62,46 +62,48 @@ def read_edges_on_ray(
     types: list[np.dtype[Any]] = [np.dtype(np.int64)] if settings.time else []
     events = EdgeEvents(spool([*types, *([] if weight is None else [weight])]), weight)
     same = kind[0] == kind[2]
-    with _its_own_errors():
-        for found in _tables(
-            dataset.map_batches(
-                _distinct, batch_size=limits.chunk_rows, batch_format="pyarrow",
-                fn_kwargs={"settings": settings_only(settings), "name": source.name, "same": same},
-            )
-        ):  # fmt: skip
-            for row in found.to_batches(max_chunksize=1):
-                for name, role, column in (
-                    (kind[0], "source", settings.source),
-                    (kind[2], "destination", settings.destination),
-                ):
-                    ids = pa.chunked_array([row[f"{role}_ids"].flatten()])
-                    first = row[f"{role}_first"].flatten().to_numpy()
-                    encode(pool, [(tables[name], ids, f"{source.name}.{column}")], first)
-                events.join(*(row[part][0].as_py() for part in ("rows", "loops", "low", "high", "whole")))
-        known = ray.put((tables[kind[0]], tables[kind[2]]))
-        coded = dataset.map_batches(
-            _coded, batch_size=limits.chunk_rows, batch_format="pyarrow",
-            fn_kwargs={
-                "settings": settings_only(settings), "name": source.name, "same": same, "known": [known],
-                "partitions": partitions,
-            },
-        )  # fmt: skip
-        sorted_parts = coded.groupby(_PARTITION, num_partitions=partitions).map_groups(
-            _sorted, batch_format="pyarrow", fn_kwargs={"merge": merge}
+    for found in _tables(
+        dataset.map_batches(
+            _distinct, batch_size=limits.chunk_rows, batch_format="pyarrow",
+            fn_kwargs={"settings": settings_only(settings), "name": source.name, "same": same},
         )
-        events.sources = room(events.sources, tables[kind[0]].end)
-        for part in _tables(sorted_parts):
-            columns: Columns = tuple(
-                part[name].to_numpy()
-                for name in ("source", "destination", "time", "weight")
-                if name in part.column_names
-            )
-            if not len(columns[0]):
-                continue
-            for begin in range(0, len(columns[0]), limits.chunk_rows):
-                chunk = tuple(column[begin : begin + limits.chunk_rows] for column in columns)
-                events.spool.append(chunk)
-                count_into(chunk[0], events.sources)
+    ):  # fmt: skip
+        for row in found.to_batches(max_chunksize=1):
+            if (wrong := row["error"][0].as_py()) is not None:
+                message, where, hint = json.loads(wrong)
+                raise DataError(message, where=where, hint=hint)
+            for name, role, column in (
+                (kind[0], "source", settings.source),
+                (kind[2], "destination", settings.destination),
+            ):
+                ids = pa.chunked_array([row[f"{role}_ids"].flatten()])
+                first = row[f"{role}_first"].flatten().to_numpy()
+                encode(pool, [(tables[name], ids, f"{source.name}.{column}")], first)
+            events.join(*(row[part][0].as_py() for part in ("rows", "loops", "low", "high", "whole")))
+    known = ray.put((tables[kind[0]], tables[kind[2]]))
+    coded = dataset.map_batches(
+        _coded, batch_size=limits.chunk_rows, batch_format="pyarrow",
+        fn_kwargs={
+            "settings": settings_only(settings), "name": source.name, "same": same, "known": [known],
+            "partitions": partitions,
+        },
+    )  # fmt: skip
+    sorted_parts = coded.groupby(_PARTITION, num_partitions=partitions).map_groups(
+        _sorted, batch_format="pyarrow", fn_kwargs={"merge": merge}
+    )
+    events.sources = room(events.sources, tables[kind[0]].end)
+    for part in _tables(sorted_parts):
+        columns: Columns = tuple(
+            part[name].to_numpy()
+            for name in ("source", "destination", "time", "weight")
+            if name in part.column_names
+        )
+        if not len(columns[0]):
+            continue
+        for begin in range(0, len(columns[0]), limits.chunk_rows):
+            chunk = tuple(column[begin : begin + limits.chunk_rows] for column in columns)
+            events.spool.append(chunk)
+            count_into(chunk[0], events.sources)
     return events
 
 
@@ -114,24 +116,6 @@ def _tables(dataset: Any) -> Iterator[pa.Table]:
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
-@contextmanager
-def _its_own_errors() -> Iterator[None]:
-    """What a task raised as itself: Ray wraps it."""
-    import ray.exceptions
-
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(inner := getattr(cause, "cause", None), DataError):
-                raise inner from None
-            if type(cause) is DataError:
-                raise cause from None
-            cause = cause.__cause__ or inner
-        raise
-
-
 def _read(
     table: pa.Table, settings: EdgeTable, name: str
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.float32] | None]:
@@ -140,7 +124,17 @@ def _read(
 
 
 def _distinct(table: pa.Table, *, settings: EdgeTable, name: str, same: bool) -> pa.Table:
-    """One row: the distinct ids of a block, the first time of each, and what has to be known of all rows."""
+    """One row: the distinct ids of a block, the first time of each, and what has to be known of all rows; or an error.
+
+    Ray would wrap what a task raises, and lose the error itself.
+    """
+    try:
+        return _distinct_of(table, settings, name, same)
+    except DataError as error:
+        return pa.table({"error": [json.dumps([error.message, error.where, error.hint])]})
+
+
+def _distinct_of(table: pa.Table, settings: EdgeTable, name: str, same: bool) -> pa.Table:
     time, weight = _read(table, settings, name)
     out: dict[str, Any] = {}
     codes = {}
@@ -169,7 +163,8 @@ def _distinct(table: pa.Table, *, settings: EdgeTable, name: str, same: bool) ->
     # As text: a sum of many magnitudes may be beyond int64.
     stats = {"rows": int(keep.sum()), "loops": loops, "low": low, "high": high}
     out |= {key: pa.array([value], pa.int64()) for key, value in stats.items()}
-    return pa.table({**out, "whole": pa.array([None if whole is None else str(whole)], pa.string())})
+    out["whole"] = pa.array([None if whole is None else str(whole)], pa.string())
+    return pa.table({**out, "error": pa.nulls(1, pa.string())})
 
 
 def _coded(

@@ -337,11 +337,13 @@ def test_on_ray_the_bytes_are_the_same_for_any_number_of_partitions(tmp_path: Pa
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        for partitions in (1, 2, 4):
-            construct(tmp_path / str(partitions), edges, {}, None, partitions, Limits(chunk_rows=400))
+        blocks = [ray.data.from_arrow(table.slice(begin, 900)) for begin in range(0, len(table), 900)]
+        cut = {**edges, PLAYS: edges[PLAYS].model_copy(update={"table": blocks[0].union(*blocks[1:])})}
+        for partitions, given in ((1, edges), (2, cut), (4, edges)):
+            construct(tmp_path / str(partitions), given, {}, None, partitions, Limits(chunk_rows=400))
             assert contents(tmp_path / str(partitions)) == contents(tmp_path / "local")
-        wrong = played(table.set_column(0, "user", pa.nulls(len(table), pa.string())))
-        with pytest.raises(DataError, match="rows have no id"):
+        wrong = played(table.set_column(0, "user", pa.array([None, *table["user"].to_pylist()[1:]])))
+        with pytest.raises(DataError, match=r"user: 1 of 3,000 rows have no id"):
             construct_graph(tmp_path / "wrong", wrong, partitions=2)
         assert not (tmp_path / "wrong").exists()
         later = played(plays(200, begin=500), weight="hours")
