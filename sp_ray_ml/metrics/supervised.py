@@ -64,8 +64,14 @@ class SupervisedMetrics(ABC):
 def _fixed(values: npt.NDArray[np.float64]) -> int:
     """The sum as a whole number of 2^-40: whole numbers add up to the same in any order."""
     scaled = np.rint(np.ldexp(values, _UNIT_BITS))
-    if np.abs(scaled).max(initial=0.0) < 2.0**62 / max(1, len(scaled)):
-        return int(scaled.astype(np.int64).sum())
+    largest = np.abs(scaled).max(initial=0.0)
+    if largest < 2.0**62:
+        # So few at a time that 64 bits hold their sum.
+        few = max(1, int(2.0**62 / max(1.0, largest)))
+        whole = scaled.astype(np.int64)
+        if few >= len(whole):
+            return int(whole.sum())
+        return sum(np.add.reduceat(whole, np.arange(0, len(whole), few)).tolist())
     return sum(map(int, scaled))
 
 
