@@ -59,7 +59,7 @@ PUBLIC = {
     ],
     "sp_ray_ml.graph": [
         "CoOccurrence", "EdgeTable", "EdgeType", "Edges", "GNN", "Graph", "GraphSAGE", "GraphSettings", "LightGCN",
-        "NeighborLoader", "NeighborSampler", "NodeTable",
+        "NeighborLoader", "NeighborSampler", "NodeTable", "ShardedGraph",
         "build_graph", "canonical_order", "construct_graph", "load_planetoid",
     ],
     "sp_ray_ml.inference": [

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.graph.planetoid import load_planetoid
     from sp_ray_ml.graph.sampling import NeighborSampler
     from sp_ray_ml.graph.settings import CoOccurrence, EdgeTable, GraphSettings, NodeTable
+    from sp_ray_ml.graph.sharded import ShardedGraph
 
 __all__ = [
     "GNN",
@@ -29,6 +30,7 @@ __all__ = [
     "NeighborLoader",
     "NeighborSampler",
     "NodeTable",
+    "ShardedGraph",
     "build_graph",
     "canonical_order",
     "construct_graph",
@@ -48,6 +50,7 @@ def __getattr__(name: str) -> Any:
             "planetoid": ["load_planetoid"],
             "sampling": ["NeighborSampler"],
             "on_disk": ["construct_graph"],
+            "sharded": ["ShardedGraph"],
             "settings": ["CoOccurrence", "EdgeTable", "GraphSettings", "NodeTable"],
         },
     )

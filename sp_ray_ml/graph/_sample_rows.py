@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sp_ray_ml.graph import _relabel_kernel as relabel
 from sp_ray_ml.graph import _sampling_kernel as kernel
 
-__all__ = ["EMPTY", "Numbering", "Rows", "Taken", "batch_key", "edge_ids", "hop_key", "take_rows"]
+__all__ = ["EMPTY", "Numbering", "Rows", "Taken", "Wanted", "batch_key", "edge_ids", "hop_key", "take_rows"]
 
 EMPTY: NDArray[np.int64] = np.empty(0, np.int64)
 _LARGEST = 2**31 - 2
@@ -96,6 +96,18 @@ class Taken:
         position[:at], index[:, :at] = self.position, self.edge_index
         self.position, self.edge_index = position, index
         return at
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one hop takes along one edge type; see `take_rows`."""
+
+    kind: tuple[str, str, str]
+    nodes: NDArray[np.int64]
+    trees: NDArray[np.int64]
+    first: int
+    fanout: int
+    key: int
 
 
 def take_rows(

@@ -18,6 +18,7 @@ from sp_ray_ml.graph._sample_inputs import ALONE, NumNeighbors
 from sp_ray_ml.graph._sample_rows import batch_key, edge_ids
 from sp_ray_ml.graph._tensors import as_numpy
 from sp_ray_ml.graph.sampling import NeighborSampler
+from sp_ray_ml.graph.sharded import ShardedGraph
 from sp_ray_ml.optional import require
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NeighborLoader"]
 
+_WAITING = 8
+"""Batches on their way to and from shards: what they ask for at one time goes in one call."""
+
 
 class NeighborLoader:
     """Batches as of PyG's `NeighborLoader`: `Data` or `HeteroData` with `n_id`, `e_id`, `input_id`, `batch_size`, …
@@ -35,7 +39,8 @@ class NeighborLoader:
     batches ahead; batches come in their order. They are those of PyG's `NodeLoader` with the same sampler.
 
     Args:
-        data: The graph and its features. Of a `Graph`, batches have `x`, and `edge_weight` where it has weights.
+        data: The graph and its features, whole or a `ShardedGraph`. Of a `Graph`, batches have `x`, and
+            `edge_weight` where it has weights.
         num_neighbors: As for `NeighborSampler`.
         input_nodes: Seeds: ids or a mask; with a node type `("paper", ids)` or `"paper"` where nodes have types.
             All nodes by default.
@@ -43,7 +48,7 @@ class NeighborLoader:
         batch_size: Seeds a batch.
         shuffle: Another order each epoch, by `seed` and the number of the epoch.
         drop_last: Leave out the last batch where it is smaller.
-        threads: How many sample at once.
+        threads: How many sample at once: one, or of a `ShardedGraph` 8, which mostly wait for shards.
         prefetch: Batches that are made ahead, beside those that threads are at.
         device: Where batches go. To a GPU they are copied from pinned memory, while the model computes.
         transform: Called with each batch, in its thread.
@@ -56,7 +61,7 @@ class NeighborLoader:
 
     def __init__(
         self,
-        data: Graph | Data | HeteroData,
+        data: Graph | ShardedGraph | Data | HeteroData,
         num_neighbors: NumNeighbors,
         input_nodes: Any = None,
         *,
@@ -64,12 +69,14 @@ class NeighborLoader:
         batch_size: int = 1024,
         shuffle: bool = False,
         drop_last: bool = False,
-        threads: int = 1,
+        threads: int | None = None,
         prefetch: int = 2,
         device: str | torch.device | None = None,
         transform: Callable[[Any], Any] | None = None,
         **sampling: Any,
     ) -> None:
+        if threads is None:
+            threads = _WAITING if isinstance(data, ShardedGraph) else 1
         for where, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("prefetch", prefetch, 0)):  # fmt: skip
             if value < least:
                 raise ConfigError(f"{value} is less than {least}", where=where)
@@ -84,7 +91,11 @@ class NeighborLoader:
         self.epoch = 0
         """The number of the next epoch; set it to go on from a checkpoint."""
         self._buffers = Buffers(2 * (threads + prefetch + 2))
-        self._features = read_features(data, self.sampler.inputs.rows)
+        self._features = (
+            data.features(self.sampler.subgraph_type)
+            if isinstance(data, ShardedGraph)
+            else read_features(data, self.sampler.inputs.rows)
+        )
         self.input_type, self._seeds = self._input_nodes(input_nodes)
         self._times = None if input_time is None else as_numpy(input_time)
         if self._times is not None and len(self._times) != len(self._seeds):

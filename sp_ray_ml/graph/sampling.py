@@ -14,9 +14,10 @@ from sp_ray_ml.graph import _sampling_kernel as kernel
 from sp_ray_ml.graph._link_seeds import LinkSeeds, link_seeds
 from sp_ray_ml.graph._sample import Sample, to_pyg
 from sp_ray_ml.graph._sample_inputs import ALONE, NumNeighbors, SampleInputs, fanouts, read_inputs
-from sp_ray_ml.graph._sample_rows import EMPTY, Numbering, Taken, batch_key, hop_key, take_rows
+from sp_ray_ml.graph._sample_rows import EMPTY, Numbering, Rows, Taken, Wanted, batch_key, hop_key, take_rows
 from sp_ray_ml.graph._tensors import as_numpy, read_only
 from sp_ray_ml.graph.graph import EdgeType, Graph
+from sp_ray_ml.graph.sharded import ShardedGraph
 from sp_ray_ml.optional import require
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
     function of the seeds of a batch, `seed` and `epoch`, whatever the number of threads or worker processes.
 
     Args:
-        graph: A `Graph`, of which `to_pyg()` has the same edge types, or PyG's `Data` or `HeteroData`.
+        graph: A `Graph`, of which `to_pyg()` has the same edge types, or PyG's `Data` or `HeteroData`; or a
+            `ShardedGraph` of one of them, whose edges have their ids as positions.
         num_neighbors: Neighbours of each hop, by edge type where they differ; -1 for all.
         replace: Draw with replacement.
         weight_attr: The edges' weights; drawn without replacement, each next edge is drawn by weight among those
@@ -56,7 +58,7 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
 
     def __init__(
         self,
-        graph: Graph | Data | HeteroData,
+        graph: Graph | ShardedGraph | Data | HeteroData,
         num_neighbors: NumNeighbors,
         *,
         replace: bool = False,
@@ -74,7 +76,16 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
             raise ConfigError("the last neighbors are those by time", where="temporal_strategy", hint="Name time_attr")  # fmt: skip
         if temporal_strategy == "last" and replace:
             raise ConfigError("the last neighbors are not drawn, so not again either", where="replace")
-        self.inputs: SampleInputs = read_inputs(graph, weight_attr=weight_attr, time_attr=time_attr)
+        self._remote = graph.rows(weight_attr, time_attr) if isinstance(graph, ShardedGraph) else None
+        if self._remote is not None and strict_negatives:
+            raise ConfigError(
+                "a ShardedGraph does not tell whether a negative is an edge", where="strict_negatives"
+            )
+        self.inputs: SampleInputs = (
+            read_inputs(graph, weight_attr=weight_attr, time_attr=time_attr)
+            if self._remote is None
+            else self._remote.inputs
+        )
         self.num_neighbors = fanouts(num_neighbors, self.inputs)
         self.temporal = time_attr is not None
         self.disjoint = disjoint or self.temporal
@@ -169,15 +180,22 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
             frontier = {
                 name: (space.count - num_nodes[name][-1], space.count) for name, space in spaces.items()
             }
-            for kind, edges in taken.items():
-                at, fanout = len(edges.position), self.num_neighbors[kind][hop]
+            wanted = []
+            for kind in taken:
+                space, fanout = spaces[kind[2]], self.num_neighbors[kind][hop]
                 begin, end = frontier[kind[2]]
                 if begin < end and fanout:
-                    space = spaces[kind[2]]
-                    self._take(kind, space, begin, end, limits, fanout, hop_key(key, hop, kind), edges)
+                    trees = space.trees[begin:end] if self.disjoint else EMPTY
+                    wanted.append(
+                        Wanted(kind, space.nodes[begin:end], trees, begin, fanout, hop_key(key, hop, kind))
+                    )
+            before = {kind: len(edges.position) for kind, edges in taken.items()}
+            self._take(wanted, taken, limits)
+            for kind, edges in taken.items():
+                if len(edges.position) > before[kind]:
                     index = edges.edge_index
-                    spaces[kind[0]].add(index[0], at, index[1], space.trees)
-                num_edges[kind].append(len(edges.position) - at)
+                    spaces[kind[0]].add(index[0], before[kind], index[1], spaces[kind[2]].trees)
+                num_edges[kind].append(len(edges.position) - before[kind])
             for name, space in spaces.items():
                 num_nodes[name].append(space.count - sum(num_nodes[name]))
         if self.subgraph_type == "induced":
@@ -224,29 +242,41 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
         return spaces
 
     def _take(
-        self, kind: EdgeType, space: Numbering, begin: int, end: int, until: NDArray[np.int64], fanout: int, key: int, into: Taken
-    ) -> None:  # fmt: skip
-        """One hop along one edge type, for the nodes that are numbered from `begin` to `end`."""
-        take_rows(
-            self.inputs.rows[kind],
-            space.nodes[begin:end],
-            fanout=fanout,
-            key=key,
-            into=into,
-            first=begin,
-            trees=space.trees[begin:end] if self.disjoint else EMPTY,
-            until=until,
-            replace=self.replace,
-            newest=self.newest,
-        )
+        self, wanted: Sequence[Wanted], into: Mapping[EdgeType, Taken], until: NDArray[np.int64]
+    ) -> None:
+        if self._remote is not None:
+            self._remote.take(wanted, into, until=until, replace=self.replace, newest=self.newest)
+            return
+        for one in wanted:
+            take_rows(
+                self.inputs.rows[one.kind],
+                one.nodes,
+                fanout=one.fanout,
+                key=one.key,
+                into=into[one.kind],
+                first=one.first,
+                trees=one.trees,
+                until=until,
+                replace=self.replace,
+                newest=self.newest,
+            )
 
     def _induced(self, kind: EdgeType, spaces: Mapping[str, Numbering], until: NDArray[np.int64]) -> Taken:
         edges, space = self.inputs.rows[kind], spaces[kind[2]]
         nodes = space.nodes[: space.count]
         trees = space.trees[: space.count] if self.disjoint else EMPTY
         start, degree = np.empty(len(nodes), np.int64), np.empty(len(nodes), np.int64)
-        kernel.count_rows(edges.indptr, nodes, -1, False, edges.time, trees, until, start, degree)
-        return spaces[kind[0]].find(edges, start, degree, trees)
+        if self._remote is None:
+            kernel.count_rows(edges.indptr, nodes, -1, False, edges.time, trees, until, start, degree)
+            return spaces[kind[0]].find(edges, start, degree, trees)
+        every = {kind: Taken.none()}
+        self._take([Wanted(kind, nodes, trees, 0, -1, 0)], every, until)
+        source, row = every[kind].edge_index
+        degree = np.bincount(row, minlength=len(nodes))
+        there = Rows(EMPTY, source, np.empty(0, np.float32), EMPTY, None)
+        found = spaces[kind[0]].find(there, np.cumsum(degree) - degree, degree, trees)
+        found.position = every[kind].position[found.position]
+        return found
 
     def output(self, sample: Sample, tree_of: NDArray[np.int64] | None = None) -> Any:
         """PyG's form; `tree_of` names the trees of seeds otherwise than by the seeds' places."""

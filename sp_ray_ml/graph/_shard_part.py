@@ -1,0 +1,217 @@
+"""One part of a sharded graph, memory-mapped: what a shard's actor answers of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sp_ray_ml.errors import DataError
+from sp_ray_ml.graph import _relabel_kernel as relabel
+from sp_ray_ml.graph import _shard_kernels as kernel
+from sp_ray_ml.graph._files import open_array, read_manifest
+from sp_ray_ml.graph._partition import part_folder
+from sp_ray_ml.graph._sample_inputs import ready_rows
+from sp_ray_ml.graph._sample_rows import Rows, Taken, edge_ids, take_rows
+from sp_ray_ml.graph.graph import Edges
+
+__all__ = [
+    "Part",
+    "ReadEdges",
+    "ReadNodes",
+    "ReadRows",
+    "Request",
+    "TakeRows",
+    "small_counts",
+    "taken_counts",
+]
+
+
+class TakeRows(NamedTuple):
+    """Sample in-edges of rows: `take_rows`. Answered by edges of each row, sources and edge ids."""
+
+    kind: int
+    weight: str | None
+    time: str | None
+    fanout: int
+    key: int
+    replace: bool
+    newest: bool
+    rows: NDArray[Any]
+    trees: NDArray[Any]
+    until: NDArray[np.int64]
+
+
+class ReadRows(NamedTuple):
+    """Whole rows, for a cache. Answered by edges of each row, sources, weights, times and edge ids."""
+
+    kind: int
+    weight: str | None
+    time: str | None
+    rows: NDArray[Any]
+
+
+class ReadNodes(NamedTuple):
+    """Attributes of nodes, by number. Answered by one array each."""
+
+    type: int
+    attributes: tuple[int, ...]
+    rows: NDArray[Any]
+
+
+class ReadEdges(NamedTuple):
+    """Attributes of edges, by the rows and the ids of the edges. Answered by one array each."""
+
+    kind: int
+    attributes: tuple[int, ...]
+    rows: NDArray[Any]
+    ids: NDArray[Any]
+
+
+Request = TakeRows | ReadRows | ReadNodes | ReadEdges
+
+
+class Part:
+    """What one shard has of a graph. It only reads, so that it may be opened again and asked again at any time."""
+
+    def __init__(self, folder: str, shard: int) -> None:
+        self._folder = part_folder(Path(folder), shard)
+        manifest = read_manifest(self._folder)
+        self._kinds = [tuple(entry["type"]) for entry in manifest["edges"]]
+        self._edge_names = [list(entry["attributes"]) for entry in manifest["edges"]]
+        self._nodes = [self._open(f"nodes-{i}") for i in range(len(manifest["nodes"]))]
+        self._edges = [
+            {name: self._open(f"edges-{i}-{name}") for name in ("indptr", "indices", "edge")}
+            for i in range(len(self._kinds))
+        ]
+        self._node_attributes = [
+            [self._open(f"node-{i}-{j}") for j in range(len(entry["attributes"]))]
+            for i, entry in enumerate(manifest["nodes"])
+        ]
+        self._edge_attributes = [
+            [self._open(f"edge-{i}-{j}") for j in range(len(names))]
+            for i, names in enumerate(self._edge_names)
+        ]
+        self._types = {entry["type"]: i for i, entry in enumerate(manifest["nodes"])}
+        self._rows: dict[tuple[int, str | None, str | None], Rows] = {}
+
+    def _open(self, name: str) -> NDArray[Any]:
+        return np.asarray(open_array(self._folder, name))
+
+    def answer(self, requests: list[Request]) -> list[tuple[NDArray[Any], ...]]:
+        """Answer requests, of one batch or of several."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Request) -> tuple[NDArray[Any], ...]:
+        rows = np.ascontiguousarray(request.rows, np.int64)
+        if isinstance(request, TakeRows):
+            return self._take(request, rows)
+        if isinstance(request, ReadRows):
+            return self._read_rows(request, rows)
+        if isinstance(request, ReadNodes):
+            arrays = self._node_attributes[request.type]
+            return tuple(_gathered(arrays[i], rows) for i in request.attributes)
+        edges = self._edges[request.kind]
+        position = np.empty(len(rows), np.int64)
+        wanted = np.ascontiguousarray(request.ids, np.int64)
+        if kernel.place_edges(edges["indptr"], edges["edge"], rows, wanted, position):
+            raise DataError("an edge was asked for that is not in the row of its destination")
+        arrays = self._edge_attributes[request.kind]
+        return tuple(_gathered(arrays[i], position) for i in request.attributes)
+
+    def _take(self, request: TakeRows, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        edges = self._ready(request.kind, request.weight, request.time)
+        nodes = self._nodes[self._types[self._kinds[request.kind][2]]][rows].astype(np.int64)
+        taken = Taken.none()
+        degree = take_rows(
+            edges,
+            nodes,
+            rows=rows,
+            fanout=request.fanout,
+            key=request.key,
+            into=taken,
+            trees=np.ascontiguousarray(request.trees, np.int64),
+            until=np.ascontiguousarray(request.until, np.int64),
+            replace=request.replace,
+            newest=request.newest,
+        )
+        counts = taken_counts(degree, request.fanout, replace=request.replace)
+        sources = taken.edge_index[0].astype(edges.indices.dtype)
+        return small_counts(counts), sources, self._ids(request.kind, edges, taken.position)
+
+    def _read_rows(self, request: ReadRows, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        edges = self._ready(request.kind, request.weight, request.time)
+        first = edges.indptr[rows]
+        counts = edges.indptr[rows + 1] - first
+        ends = np.cumsum(counts)
+        position = np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + counts, counts)
+        return (
+            small_counts(counts),
+            edges.indices[position],
+            edges.weight[position] if len(edges.weight) else edges.weight,
+            edges.time[position] if len(edges.time) else edges.time,
+            self._ids(request.kind, edges, position),
+        )
+
+    def _ids(self, kind: int, edges: Rows, position: NDArray[np.int64]) -> NDArray[Any]:
+        # `edges.edge` is the place before edges were left out or brought into the order of time; none, if they were not.
+        return _gathered(self._edges[kind]["edge"], edge_ids(edges, position))
+
+    def _ready(self, kind: int, weight: str | None, time: str | None) -> Rows:
+        if (kind, weight, time) not in self._rows:
+            arrays = dict(zip(self._edge_names[kind], self._edge_attributes[kind], strict=True))
+            edges = Edges(
+                self._edges[kind]["indptr"],
+                self._edges[kind]["indices"],
+                None if weight is None else arrays[weight].reshape(-1),
+                None if time is None else arrays[time].reshape(-1),
+            )
+            self._rows[kind, weight, time] = ready_rows(
+                edges, self._kinds[kind], weighted=weight is not None, timed=time is not None
+            )
+        return self._rows[kind, weight, time]
+
+
+class ShardActor:
+    """A part in an actor; with each answer comes where it is, since a restarted one may be elsewhere."""
+
+    def __init__(self, folder: str, shard: int) -> None:
+        import ray
+
+        context = ray.get_runtime_context()
+        self._place = (ray.util.get_node_ip_address(), context.get_node_id(), os.getpid())
+        self._part = Part(folder, shard)
+
+    def answer(self, requests: list[Request]) -> tuple[tuple[str, str, int], list[tuple[NDArray[Any], ...]]]:
+        """As `Part.answer`."""
+        return self._place, self._part.answer(requests)
+
+
+def taken_counts(degree: NDArray[np.int64], fanout: int, *, replace: bool) -> NDArray[np.int64]:
+    """Edges taken of each row, of those that may be taken."""
+    if fanout < 0:
+        return degree
+    return np.where(degree > 0, fanout, 0) if replace else np.minimum(degree, fanout)
+
+
+def small_counts(counts: NDArray[np.int64]) -> NDArray[Any]:
+    """Counts in as few bytes as hold them."""
+    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
+
+
+def _gathered(table: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """`table[rows]` in compiled code."""
+    out = np.empty((len(rows), *table.shape[1:]), table.dtype)
+    if not out.size:
+        return out
+    width = out.nbytes // len(out)
+    word = np.uint64 if width % 8 == 0 else np.uint32 if width % 4 == 0 else np.uint8
+    relabel.copy_rows(_words(table, word), rows, _words(out, word))
+    return out
+
+
+def _words(table: NDArray[Any], word: Any) -> NDArray[Any]:
+    return table.reshape(len(table), -1).view(np.uint8).view(word)
