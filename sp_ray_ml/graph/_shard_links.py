@@ -41,7 +41,12 @@ class RayShard:
 
         self._name, self._seconds = f"shard {shard} of {shards}", seconds
         # No CPU is held back, so that a shard can be started again on what nodes are left.
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
+        options = {
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "scheduling_strategy": _node(shard),
+        }
         self.actor: Any = ray.remote(ShardActor).options(**options).remote(str(folder), shard)
         self.place: tuple[str, str, int] | None = None
         """IP address, Ray's id of the node, and process; as of its last answer."""
@@ -93,6 +98,17 @@ class RayShard:
         if self.place is not None:
             what += f"; and what process {self.place[2]} does, on its node: ps -o stat,etime,cmd -p {self.place[2]}"
         return f"{what}. A graph on slow disks may need a larger timeout"
+
+
+def _node(shard: int) -> Any:
+    """The node a shard starts on, each on the next one; it may start again elsewhere. Ray's own spreading may not."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    working = [node for node in alive if node["Resources"].get("CPU")] or alive  # a head may do no work
+    chosen = sorted(working, key=lambda node: str(node["NodeID"]))[shard % len(working)]
+    return NodeAffinitySchedulingStrategy(chosen["NodeID"], soft=True)
 
 
 def _reason(error: Exception) -> str:

@@ -43,7 +43,9 @@ class Parts:
         self.homogeneous: bool = manifest["homogeneous"]
         self.num_nodes: dict[str, int] = {entry["type"]: entry["count"] for entry in manifest["nodes"]}
         self.types = {name: i for i, name in enumerate(self.num_nodes)}
-        self.kinds: dict[EdgeType, int] = {tuple(entry["type"]): i for i, entry in enumerate(manifest["edges"])}  # type: ignore[misc]  # fmt: skip
+        self.kinds: dict[EdgeType, int] = {}
+        for i, (source, relation, destination) in enumerate(entry["type"] for entry in manifest["edges"]):
+            self.kinds[source, relation, destination] = i
 
     def attributes(self, of: str | EdgeType) -> dict[str, dict[str, Any]]:
         """The attributes of a node or edge type: their dtypes and widths."""

@@ -145,7 +145,8 @@ class ShardedGraph:
     def cut(self) -> float:
         """The share of edges that come from a node of another shard."""
         edges = self.parts.manifest["edges"]
-        return sum(entry["cut"] for entry in edges) / max(1, sum(entry["count"] for entry in edges))
+        cut, count = (sum(int(entry[name]) for entry in edges) for name in ("cut", "count"))
+        return cut / max(1, count)
 
     @property
     def kept_bytes(self) -> int:
