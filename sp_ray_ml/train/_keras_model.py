@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -15,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sp_ray_ml._import_path import IMPORT_PATH, import_object, why_missing
-from sp_ray_ml._import_path import _find_spec as find_spec
+from sp_ray_ml._import_path import import_object, why_not_imported
 from sp_ray_ml.errors import CheckpointError, ConfigError, SpRayError
 from sp_ray_ml.train import _keras_network  # noqa: F401  registers the layers of the built-in networks
 from sp_ray_ml.train._keras import keras, tf
@@ -185,7 +182,7 @@ def _class(path: str, where: str) -> Any:
         keras.constraints.Constraint,
     )
     module, _, name = path.partition(":")
-    if module not in sys.modules and (reason := _why_not_imported(path)) is not None:
+    if (reason := why_not_imported(path)) is not None:
         raise CheckpointError(
             f"names {path!r}, which will not be imported: {reason}",
             where=where,
@@ -203,25 +200,3 @@ def _class(path: str, where: str) -> Any:
             where=where,
         )
     return found
-
-
-def _why_not_imported(path: str) -> str | None:
-    """Why a module may not be imported to look for a class; found without importing anything."""
-    if not IMPORT_PATH.match(path):
-        return "it is no import path"
-    if (reason := why_missing(path)) is not None:
-        return reason
-    module, _, name = path.partition(":")
-    spec, search = None, None
-    parts = module.split(".")
-    for end in range(1, len(parts) + 1):
-        spec = find_spec(".".join(parts[:end]), search)
-        search = None if spec is None else spec.submodule_search_locations
-    try:
-        body = ast.parse(Path((spec and spec.origin) or "").read_bytes()).body
-    except (OSError, ValueError, SyntaxError) as error:
-        return f"its source cannot be read ({error})"
-    first = name.split(".", maxsplit=1)[0]
-    if any(isinstance(node, ast.ClassDef) and node.name == first and node.bases for node in body):
-        return None
-    return f"{module} defines no class {first} that is a subclass of anything"

@@ -29,6 +29,7 @@ FEATURES: list[dict[str, Any]] = [
         "missing": "mean",
     },
     {"kind": "standardize", "columns": ["whole"]},
+    {"kind": "numeric", "columns": ["whole", "größe", "mean age"]},
     {"kind": "min_max", "columns": ["a/b", "größe", "took"], "missing": "zero"},
     {"kind": "min_max", "columns": ["größe"], "missing": 3.7},
     {

@@ -79,7 +79,7 @@ def _one_cluster() -> Any:
 
 
 @pytest.mark.usefixtures("_one_cluster")
-@pytest.mark.parametrize("settings", [{"clip": 0.5}, {"accumulate": 2, "precision": "fp16"}])
+@pytest.mark.parametrize("settings", [{"clip": 0.5, "accumulate": 2}, {"accumulate": 2, "precision": "fp16"}])
 def test_two_workers_learn_what_one_would(tmp_path: Path, settings: dict[str, Any]) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(201, 3))
