@@ -9,7 +9,7 @@ are the same sample to the bit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,19 @@ from numpy.typing import NDArray
 from sp_ray_ml.graph import _relabel_kernel as relabel
 from sp_ray_ml.graph import _sampling_kernel as kernel
 
-__all__ = ["EMPTY", "Numbering", "Rows", "Taken", "Wanted", "batch_key", "edge_ids", "hop_key", "take_rows"]
+__all__ = [
+    "EMPTY",
+    "Hop",
+    "Numbering",
+    "Rows",
+    "Seeds",
+    "Taken",
+    "Wanted",
+    "batch_key",
+    "edge_ids",
+    "hop_key",
+    "take_rows",
+]
 
 EMPTY: NDArray[np.int64] = np.empty(0, np.int64)
 _LARGEST = 2**31 - 2
@@ -108,6 +120,24 @@ class Wanted:
     first: int
     fanout: int
     key: int
+
+
+@dataclass(frozen=True)
+class Hop:
+    """What one hop of a batch wants, where it goes, and the times of the batch's trees."""
+
+    wanted: Sequence[Wanted]
+    into: Mapping[tuple[str, str, str], Taken]
+    until: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A batch's seeds by node type, their times where sampling is by time, and its key where it is not theirs."""
+
+    nodes: Mapping[str, NDArray[np.int64]]
+    until: NDArray[np.int64] | None = None
+    key: int | None = None
 
 
 def take_rows(

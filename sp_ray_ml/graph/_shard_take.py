@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from sp_ray_ml.graph import _shard_kernels as kernel
 from sp_ray_ml.graph._files import open_array
 from sp_ray_ml.graph._hot import HotNodes, HotRows, hottest
 from sp_ray_ml.graph._sample_inputs import SampleInputs
-from sp_ray_ml.graph._sample_rows import EMPTY, Rows, Taken, Wanted, edge_ids, take_rows
+from sp_ray_ml.graph._sample_rows import EMPTY, Hop, Rows, Taken, Wanted, edge_ids, take_rows
 from sp_ray_ml.graph._shard_part import ReadRows, Request, TakeRows, taken_counts
 from sp_ray_ml.graph._split import Parts, Split, aligned, narrow
 from sp_ray_ml.graph.graph import EdgeType
@@ -55,20 +55,13 @@ class RemoteRows:
             )  # fmt: skip
         return {kind: name if kind in having else None for kind in self.parts.kinds}
 
-    def take(
-        self,
-        wanted: Sequence[Wanted],
-        into: Mapping[EdgeType, Taken],
-        *,
-        until: NDArray[np.int64],
-        replace: bool,
-        newest: bool,
-    ) -> None:
-        """Take in-edges of all that is wanted, in one call a shard; `take_rows` for each, with edge ids as positions."""
+    def take(self, hops: Sequence[Hop], *, replace: bool, newest: bool) -> None:
+        """Take in-edges of all that hops want, in one call a shard; `take_rows` for each, with edge ids as positions."""
         shards = len(self.parts.links)
         requests: list[list[Request]] = [[] for _ in range(shards)]
+        wanted = [(one, hop) for hop in hops for one in hop.wanted]
         splits = []
-        for one in wanted:
+        for one, hop in wanted:
             hot = self.hot.get(one.kind)
             split = self.parts.split(one.kind[2], one.nodes, None if hot is None else hot.nodes)
             splits.append(split)
@@ -85,18 +78,18 @@ class RemoteRows:
                             newest,
                             narrow(split.rows[s], self.parts.num_nodes[one.kind[2]]),
                             narrow(one.trees[split.where[s]], 0) if len(one.trees) else EMPTY,
-                            until if self._time[one.kind] else EMPTY,
+                            hop.until if self._time[one.kind] else EMPTY,
                         )
                     )
         answers = self.parts.begin(requests)
         kept = [
-            self._take_kept(one, split, until, replace, newest)
-            for one, split in zip(wanted, splits, strict=True)
+            self._take_kept(one, split, hop.until, replace, newest)
+            for (one, hop), split in zip(wanted, splits, strict=True)
         ]
         iterators = [iter(some) for some in answers()]
-        for one, split, here in zip(wanted, splits, kept, strict=True):
+        for (one, hop), split, here in zip(wanted, splits, kept, strict=True):
             found = [next(iterators[s]) if len(split.rows[s]) else None for s in range(shards)]
-            _merge([*found, here], split, one, into[one.kind])
+            _merge([*found, here], split, one, hop.into[one.kind])
 
     def _take_kept(
         self, one: Wanted, split: Split, until: NDArray[np.int64], replace: bool, newest: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.graph._buffers import Buffers
 from sp_ray_ml.graph._features import read_features
+from sp_ray_ml.graph._sample import Sample
 from sp_ray_ml.graph._sample_inputs import ALONE, NumNeighbors
-from sp_ray_ml.graph._sample_rows import batch_key, edge_ids
+from sp_ray_ml.graph._sample_rows import Seeds, batch_key, edge_ids
 from sp_ray_ml.graph._tensors import as_numpy
 from sp_ray_ml.graph.sampling import NeighborSampler
 from sp_ray_ml.graph.sharded import ShardedGraph
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NeighborLoader"]
 
-_WAITING = 8
-"""Batches on their way to and from shards: what they ask for at one time goes in one call."""
+_TOGETHER, _THREADS = 8, 2
+"""Of a `ShardedGraph`, so many batches are sampled together, in one call a shard and hop, and so many threads do so."""
 
 
 class NeighborLoader:
@@ -48,7 +49,7 @@ class NeighborLoader:
         batch_size: Seeds a batch.
         shuffle: Another order each epoch, by `seed` and the number of the epoch.
         drop_last: Leave out the last batch where it is smaller.
-        threads: How many sample at once: one, or of a `ShardedGraph` 8, which mostly wait for shards.
+        threads: How many sample at once; one by default, and of a `ShardedGraph` two, of 8 batches together each.
         prefetch: Batches that are made ahead, beside those that threads are at.
         device: Where batches go. To a GPU they are copied from pinned memory, while the model computes.
         transform: Called with each batch, in its thread.
@@ -76,7 +77,7 @@ class NeighborLoader:
         **sampling: Any,
     ) -> None:
         if threads is None:
-            threads = _WAITING if isinstance(data, ShardedGraph) else 1
+            threads = _THREADS if isinstance(data, ShardedGraph) else 1
         for where, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("prefetch", prefetch, 0)):  # fmt: skip
             if value < least:
                 raise ConfigError(f"{value} is less than {least}", where=where)
@@ -90,7 +91,8 @@ class NeighborLoader:
             )
         self.epoch = 0
         """The number of the next epoch; set it to go on from a checkpoint."""
-        self._buffers = Buffers(2 * (threads + prefetch + 2))
+        self._together = _TOGETHER if isinstance(data, ShardedGraph) else 1
+        self._buffers = Buffers(2 * (self._together * threads + prefetch + 2))
         self._features = (
             data.features(self.sampler.subgraph_type)
             if isinstance(data, ShardedGraph)
@@ -127,21 +129,36 @@ class NeighborLoader:
         waiting: deque[Future[Any]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="sampling") as pool:
             try:
-                for number in range(len(self)):
-                    some = order[number * self.batch_size : (number + 1) * self.batch_size]
-                    waiting.append(pool.submit(self._batch, some, epoch, pinned))
-                    if len(waiting) >= self.threads + self.prefetch:
-                        yield waiting.popleft().result()
+                for first in range(0, len(self), self._together):
+                    numbers = range(first, min(first + self._together, len(self)))
+                    some = [
+                        order[number * self.batch_size : (number + 1) * self.batch_size] for number in numbers
+                    ]
+                    waiting.append(pool.submit(self._some_batches, some, epoch, pinned))
+                    if len(waiting) >= self.threads + -(-self.prefetch // self._together):
+                        yield from _each(waiting.popleft().result())
                 while waiting:
-                    yield waiting.popleft().result()
+                    yield from _each(waiting.popleft().result())
             finally:
                 for future in waiting:
                     future.cancel()
 
-    def _batch(self, some: NDArray[np.int64], epoch: int, pinned: bool) -> Any:
+    def _some_batches(self, some: Sequence[NDArray[np.int64]], epoch: int, pinned: bool) -> list[Any]:
+        sampler, seeds = self.sampler, []
+        for places in some:
+            nodes = {self.input_type: self._seeds[places]}
+            times = None if self._times is None else self._times[places]
+            seeds.append(Seeds(nodes, times, batch_key(sampler.seed, epoch, nodes, times)))
+        samples = sampler.sample_together(seeds)
+        return [
+            self._batch(places, one.until, sample, pinned)
+            for places, one, sample in zip(some, seeds, samples, strict=True)
+        ]
+
+    def _batch(
+        self, some: NDArray[np.int64], times: NDArray[np.int64] | None, sample: Sample, pinned: bool
+    ) -> Any:
         sampler, name = self.sampler, self.input_type
-        seeds, times = {name: self._seeds[some]}, None if self._times is None else self._times[some]
-        sample = sampler.sample(seeds, times, key=batch_key(sampler.seed, epoch, seeds, times))
         out = sampler.output(sample)
         alone = sampler.inputs.homogeneous
         node, edge, row, col = out.node, out.edge, out.row, out.col
@@ -184,3 +201,10 @@ class NeighborLoader:
             return name, np.arange(self.sampler.inputs.num_nodes[name])
         ids = torch.as_tensor(ids)
         return name, as_numpy(ids.nonzero().view(-1) if ids.dtype == torch.bool else ids)
+
+
+def _each(batches: list[Any]) -> Iterator[Any]:
+    """Batches in their order, none held once it is used."""
+    batches.reverse()
+    while batches:
+        yield batches.pop()

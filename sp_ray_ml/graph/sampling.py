@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,7 +14,18 @@ from sp_ray_ml.graph import _sampling_kernel as kernel
 from sp_ray_ml.graph._link_seeds import LinkSeeds, link_seeds
 from sp_ray_ml.graph._sample import Sample, to_pyg
 from sp_ray_ml.graph._sample_inputs import ALONE, NumNeighbors, SampleInputs, fanouts, read_inputs
-from sp_ray_ml.graph._sample_rows import EMPTY, Numbering, Rows, Taken, Wanted, batch_key, hop_key, take_rows
+from sp_ray_ml.graph._sample_rows import (
+    EMPTY,
+    Hop,
+    Numbering,
+    Rows,
+    Seeds,
+    Taken,
+    Wanted,
+    batch_key,
+    hop_key,
+    take_rows,
+)
 from sp_ray_ml.graph._tensors import as_numpy, read_only
 from sp_ray_ml.graph.graph import EdgeType, Graph
 from sp_ray_ml.graph.sharded import ShardedGraph
@@ -161,6 +172,29 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
             until: int64, the times of all seeds, in their order, where sampling is temporal.
             key: Of `batch_key`, where it is not that of these seeds.
         """
+        return self.sample_together([Seeds(seeds, until, key)])[0]
+
+    def sample_together(self, batches: Sequence[Seeds]) -> list[Sample]:
+        """Sample for several batches, hop by hop for all of them: of a `ShardedGraph`, in one call a shard and hop.
+
+        The samples are those of each batch alone.
+        """
+        walks = [self._walk(one, alone=len(batches) == 1) for one in batches]
+        hops = {i: next(walk) for i, walk in enumerate(walks)}
+        found: dict[int, Sample] = {}
+        while hops:
+            self._take(list(hops.values()))
+            for i in list(hops):
+                try:
+                    hops[i] = next(walks[i])
+                except StopIteration as done:
+                    found[i] = done.value
+                    del hops[i]
+        return [found[i] for i in range(len(batches))]
+
+    def _walk(self, batch: Seeds, *, alone: bool) -> Generator[Hop, None, Sample]:
+        """Sample for one batch; whoever goes on with it has taken what each hop wants."""
+        seeds, until, key = batch.nodes, batch.until, batch.key
         for name, nodes in seeds.items():
             self.check_nodes(name, nodes)
         total = sum(map(len, seeds.values()))
@@ -190,7 +224,10 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
                         Wanted(kind, space.nodes[begin:end], trees, begin, fanout, hop_key(key, hop, kind))
                     )
             before = {kind: len(edges.position) for kind, edges in taken.items()}
-            self._take(wanted, taken, limits)
+            aside = {} if alone else {name: space.finish() for name, space in spaces.items()}
+            yield Hop(wanted, taken, limits)
+            for name, nodes_and_trees in aside.items():  # others had the numberings meanwhile
+                spaces[name].begin(*nodes_and_trees)
             for kind, edges in taken.items():
                 if len(edges.position) > before[kind]:
                     index = edges.edge_index
@@ -198,8 +235,15 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
                 num_edges[kind].append(len(edges.position) - before[kind])
             for name, space in spaces.items():
                 num_nodes[name].append(space.count - sum(num_nodes[name]))
-        if self.subgraph_type == "induced":
+        if self.subgraph_type == "induced" and self._remote is None:
             taken = {kind: self._induced(kind, spaces, limits) for kind in taken}
+        elif self.subgraph_type == "induced":
+            every = {kind: Taken.none() for kind in taken}
+            aside = {} if alone else {name: space.finish() for name, space in spaces.items()}
+            yield Hop([self._every(kind, spaces[kind[2]]) for kind in taken], every, limits)
+            for name, nodes_and_trees in aside.items():
+                spaces[name].begin(*nodes_and_trees)
+            taken = {kind: self._between(spaces, kind, edges) for kind, edges in every.items()}
         found = {name: space.finish() for name, space in spaces.items()}
         return Sample(
             {name: nodes for name, (nodes, _) in found.items()},
@@ -241,41 +285,44 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
             first += len(nodes)
         return spaces
 
-    def _take(
-        self, wanted: Sequence[Wanted], into: Mapping[EdgeType, Taken], until: NDArray[np.int64]
-    ) -> None:
+    def _take(self, hops: Sequence[Hop]) -> None:
         if self._remote is not None:
-            self._remote.take(wanted, into, until=until, replace=self.replace, newest=self.newest)
+            self._remote.take(hops, replace=self.replace, newest=self.newest)
             return
-        for one in wanted:
-            take_rows(
-                self.inputs.rows[one.kind],
-                one.nodes,
-                fanout=one.fanout,
-                key=one.key,
-                into=into[one.kind],
-                first=one.first,
-                trees=one.trees,
-                until=until,
-                replace=self.replace,
-                newest=self.newest,
-            )
+        for hop in hops:
+            for one in hop.wanted:
+                take_rows(
+                    self.inputs.rows[one.kind],
+                    one.nodes,
+                    fanout=one.fanout,
+                    key=one.key,
+                    into=hop.into[one.kind],
+                    first=one.first,
+                    trees=one.trees,
+                    until=hop.until,
+                    replace=self.replace,
+                    newest=self.newest,
+                )
 
     def _induced(self, kind: EdgeType, spaces: Mapping[str, Numbering], until: NDArray[np.int64]) -> Taken:
-        edges, space = self.inputs.rows[kind], spaces[kind[2]]
-        nodes = space.nodes[: space.count]
+        edges, every = self.inputs.rows[kind], self._every(kind, spaces[kind[2]])
+        start, degree = np.empty(len(every.nodes), np.int64), np.empty(len(every.nodes), np.int64)
+        kernel.count_rows(edges.indptr, every.nodes, -1, False, edges.time, every.trees, until, start, degree)
+        return spaces[kind[0]].find(edges, start, degree, every.trees)
+
+    def _every(self, kind: EdgeType, space: Numbering) -> Wanted:
+        """All edges of all nodes."""
         trees = space.trees[: space.count] if self.disjoint else EMPTY
-        start, degree = np.empty(len(nodes), np.int64), np.empty(len(nodes), np.int64)
-        if self._remote is None:
-            kernel.count_rows(edges.indptr, nodes, -1, False, edges.time, trees, until, start, degree)
-            return spaces[kind[0]].find(edges, start, degree, trees)
-        every = {kind: Taken.none()}
-        self._take([Wanted(kind, nodes, trees, 0, -1, 0)], every, until)
-        source, row = every[kind].edge_index
-        degree = np.bincount(row, minlength=len(nodes))
-        there = Rows(EMPTY, source, np.empty(0, np.float32), EMPTY, None)
-        found = spaces[kind[0]].find(there, np.cumsum(degree) - degree, degree, trees)
-        found.position = every[kind].position[found.position]
+        return Wanted(kind, space.nodes[: space.count], trees, 0, -1, 0)
+
+    def _between(self, spaces: Mapping[str, Numbering], kind: EdgeType, every: Taken) -> Taken:
+        """Those of all edges that come from a node of the batch."""
+        source, row = every.edge_index
+        degree = np.bincount(row, minlength=spaces[kind[2]].count)
+        rows = Rows(EMPTY, source, np.empty(0, np.float32), EMPTY, None)
+        trees = self._every(kind, spaces[kind[2]]).trees
+        found = spaces[kind[0]].find(rows, np.cumsum(degree) - degree, degree, trees)
+        found.position = every.position[found.position]
         return found
 
     def output(self, sample: Sample, tree_of: NDArray[np.int64] | None = None) -> Any:
