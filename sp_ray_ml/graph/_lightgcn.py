@@ -44,14 +44,15 @@ class LightGCNModule(torch.nn.Module):
         )
         to_user, item_item = _operators(data, user.device)
         to_item = to_user.transposed
-        sum_user, sum_item = user, item
+        skip = self.settings.skip_first and self.settings.layers > 0
+        sum_user, sum_item = (torch.zeros_like(user), torch.zeros_like(item)) if skip else (user, item)
         for _ in range(self.settings.layers):
             new_item = to_item @ user
             if item_item is not None:
                 new_item = (new_item + item_item @ item) / 2
             user, item = to_user @ item, new_item
             sum_user, sum_item = sum_user + user, sum_item + item
-        count = self.settings.layers + 1
+        count = self.settings.layers + (not skip)
         return {"user": sum_user / count, "item": sum_item / count}
 
 

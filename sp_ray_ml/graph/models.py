@@ -40,6 +40,9 @@ class LightGCN(GNN):
     """Length of the vectors."""
     layers: int = pydantic.Field(default=2, ge=0)
     """Steps of propagation."""
+    skip_first: bool = False
+    """Leave E⁰ out of the mean, so that a node is what its neighbors say and not its own id (as Yu et al. 2022,
+    "Are graph augmentations necessary?", arXiv:2112.08679, do); it has no effect without `layers`."""
     init: float = pydantic.Field(default=0.1, gt=0)
     """Standard deviation of the first ids' vectors."""
     start: Literal["random", "spectral"] = "random"

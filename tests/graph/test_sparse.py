@@ -128,3 +128,25 @@ def test_products_of_pairs_and_their_gradients_are_those_of_the_gathered_rows() 
             (products * weight).sum().backward()  # type: ignore[no-untyped-call]
         for ours, theirs in zip((left, right), plain, strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("skip_first", [False, True])
+def test_lightgcn_is_the_mean_of_its_layers_with_or_without_the_first(skip_first: bool) -> None:
+    data = HeteroData()
+    data["user"].num_nodes, data["item"].num_nodes = 5, 4
+    dense = (np.random.default_rng(1).random((5, 4)) < 0.7).astype(np.float32)
+    data[USER_ITEM].edge_index = torch.from_numpy(np.stack(np.nonzero(dense)))
+    data[USER_ITEM].edge_weight = torch.ones(int(dense.sum()))
+    network = LightGCN(dim=3, layers=2, dropout=0, skip_first=skip_first).build(data)
+    ids = {name.removeprefix("encoder.ids."): value for name, value in network.state_dict().items()}
+    matrix = torch.from_numpy(dense / np.sqrt(np.outer(dense.sum(1), dense.sum(0))))
+    layers = [(ids["user"], ids["item"])]
+    for _ in range(2):
+        user, item = layers[-1]
+        layers.append((matrix @ item, matrix.T @ user))
+    kept = layers[1:] if skip_first else layers
+    with torch.no_grad():
+        found = network(data)
+    for place, name in enumerate(("user", "item")):
+        expected = sum((layer[place] for layer in kept), torch.zeros(1)) / len(kept)
+        torch.testing.assert_close(found[name], expected)
