@@ -86,7 +86,7 @@ def test_gowalla_is_on_its_way_after_a_minute(gowalla: Path, monkeypatch: pytest
     short = ["train.epochs=4", "train.refit=false", "tracking.enabled=false"]
     result = sp_ray_ml.run(EXAMPLES / "gowalla.yaml", overrides=short)
     assert result.metrics["users"] == 29_858
-    assert result.metrics["recall@20"] > 0.12
+    assert result.metrics["recall@20"] > 0.09
     assert result.metrics["recall@20"] > 2 * result.baselines["popularity"]["recall@20"]
 
 
