@@ -14,13 +14,13 @@ import numpy as np
 from benchmarks._sampling_graph import BATCH, FANOUTS, made
 
 NAME = "sharded_sampling"
-TARGET, SHARDS, TOGETHER = 0.5, 4, 8
+TARGET, SHARDS, TOGETHER = 0.5, 4, 16
 
 
 def main(quick: bool) -> dict[str, object]:
     """Batches of 1,024 seeds with [15, 10] neighbours, as PyG's loader gets them, the same to the bit from both.
 
-    Ours has 16 batches on their way to the actors and back, as `NeighborLoader` has: two threads with 8 each. The peer is the sampler in this process, on one thread and
+    Ours has 32 batches on their way to the actors and back, as `NeighborLoader` has: two threads with 16 each. The peer is the sampler in this process, on one thread and
     on two; the claim is the ratio to the faster of them. Runs of a round follow one another. The sources of this graph
     are uniform, so that there are no hot nodes: nothing is cached.
 

@@ -18,6 +18,7 @@ __all__ = [
     "hot_insert",
     "hot_lookup",
     "merge_rows",
+    "pick_ids",
     "place_edges",
     "scatter_rows",
 ]
@@ -25,6 +26,7 @@ __all__ = [
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _AHEAD = 16
+_EDGES_AHEAD = 96
 
 
 @helper
@@ -68,26 +70,46 @@ def grouped(shard: Any, row: Any, begin: Any, where: Any, rows: Any) -> None:
 
 def _merge_signature(source: Any, edge: Any) -> Any:
     return t.void(
-        read(int64), read(int64), read(source), read(edge), read(int64),
-        int64, write(int64), write(int64), write(int64),
+        read(int32), write(int64), write(int64), read(int64), read(source), read(edge),
+        int64, int64, write(int64), write(int64), write(int64),
     )  # fmt: skip
 
 
 @compiled(*(_merge_signature(source, edge) for source in (int32, int64) for edge in (int32, int64)))
 def merge_rows(
-    where: Any, counts: Any, source: Any, edge: Any, offset: Any,
-    first: Any, out_edge: Any, out_source: Any, out_owner: Any,
+    shard: Any, row: Any, at: Any, counts: Any, source: Any, edge: Any,
+    first: Any, to: Any, out_edge: Any, out_source: Any, out_owner: Any,
 ) -> None:  # fmt: skip
-    """Put the rows of one shard's reply where they belong: row `j` at `offset[where[j]]`."""
-    at = 0
-    for j in range(where.shape[0]):
-        place = where[j]
-        to = offset[place]
-        for e in range(counts[j]):
-            out_edge[to + e] = edge[at + e]
-            out_source[to + e] = source[at + e]
-            out_owner[to + e] = first + place
-        at += counts[j]
+    """Put together what shards have found, one after the other, in the order of the rows.
+
+    Row `i` is the next one of shard `shard[i]`, whose rows begin at `row[s]` in `counts`, and their edges at `at[s]`;
+    both are counted up. Written from `to` on.
+    """
+    for i in range(shard.shape[0]):
+        s = shard[i]
+        count = counts[row[s]]
+        begin = at[s]
+        for e in range(count):
+            out_edge[to + e] = edge[begin + e]
+            out_source[to + e] = source[begin + e]
+            out_owner[to + e] = first + i
+        row[s] += 1
+        at[s] = begin + count
+        to += count
+
+
+def _pick_signature(edge: Any) -> Any:
+    return t.void(read(edge), read(int64), write(edge))
+
+
+@compiled(_pick_signature(int32), _pick_signature(int64))
+def pick_ids(ids: Any, position: Any, out: Any) -> None:
+    """`ids[position]`; positions are by rows, so that memory is asked for some rows ahead."""
+    count = position.shape[0]
+    for e in range(count):
+        if e + _EDGES_AHEAD < count:
+            prefetch(ids, position[e + _EDGES_AHEAD])
+        out[e] = ids[position[e]]
 
 
 def _scatter_signature(word: Any) -> Any:

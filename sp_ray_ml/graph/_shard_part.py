@@ -25,7 +25,6 @@ __all__ = [
     "ReadRows",
     "Request",
     "TakeRows",
-    "small_counts",
     "taken_counts",
 ]
 
@@ -140,7 +139,12 @@ class Part:
         )
         counts = taken_counts(degree, request.fanout, replace=request.replace)
         sources = taken.edge_index[0].astype(edges.indices.dtype)
-        return small_counts(counts), sources, self._ids(request.kind, edges, taken.position)
+        most = request.fanout if request.fanout >= 0 else int(counts.max(initial=0))
+        return (
+            counts.astype(np.min_scalar_type(most)),
+            sources,
+            self._ids(request.kind, edges, taken.position),
+        )
 
     def _read_rows(self, request: ReadRows, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         edges = self._ready(request.kind, request.weight, request.time)
@@ -149,7 +153,7 @@ class Part:
         ends = np.cumsum(counts)
         position = np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + counts, counts)
         return (
-            small_counts(counts),
+            counts,
             edges.indices[position],
             edges.weight[position] if len(edges.weight) else edges.weight,
             edges.time[position] if len(edges.time) else edges.time,
@@ -158,7 +162,10 @@ class Part:
 
     def _ids(self, kind: int, edges: Rows, position: NDArray[np.int64]) -> NDArray[Any]:
         # `edges.edge` is the place before edges were left out or brought into the order of time; none, if they were not.
-        return _gathered(self._edges[kind]["edge"], edge_ids(edges, position))
+        stored = self._edges[kind]["edge"]
+        ids = np.empty(len(position), stored.dtype)
+        kernel.pick_ids(stored, edge_ids(edges, position), ids)
+        return ids
 
     def _ready(self, kind: int, weight: str | None, time: str | None) -> Rows:
         if (kind, weight, time) not in self._rows:
@@ -195,11 +202,6 @@ def taken_counts(degree: NDArray[np.int64], fanout: int, *, replace: bool) -> ND
     if fanout < 0:
         return degree
     return np.where(degree > 0, fanout, 0) if replace else np.minimum(degree, fanout)
-
-
-def small_counts(counts: NDArray[np.int64]) -> NDArray[Any]:
-    """Counts in as few bytes as hold them."""
-    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
 
 
 def _gathered(table: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from sp_ray_ml.graph._hot import HotNodes, HotRows, hottest
 from sp_ray_ml.graph._sample_inputs import SampleInputs
 from sp_ray_ml.graph._sample_rows import EMPTY, Hop, Rows, Taken, Wanted, edge_ids, take_rows
 from sp_ray_ml.graph._shard_part import ReadRows, Request, TakeRows, taken_counts
-from sp_ray_ml.graph._split import Parts, Split, aligned, narrow
+from sp_ray_ml.graph._split import Parts, Split, narrow
 from sp_ray_ml.graph.graph import EdgeType
 
 __all__ = ["RemoteRows"]
@@ -168,23 +168,24 @@ class RemoteRows:
 
 
 def _merge(answers: Sequence[Any], split: Split, one: Wanted, into: Taken) -> None:
-    counts = np.zeros(len(one.nodes), np.int64)
-    for where, answer in zip(split.where, answers, strict=True):
-        if answer is not None:
-            counts[where] = answer[0]
-    offset = np.cumsum(counts) - counts
-    at = into.grow(int(counts.sum()))
-    offset += at
-    for where, answer in zip(split.where, answers, strict=True):
-        if answer is not None:
-            kernel.merge_rows(
-                where,
-                answer[0].astype(np.int64),
-                aligned(answer[1]),
-                aligned(answer[2]),
-                offset,
-                one.first,
-                into.position,
-                into.edge_index[0],
-                into.edge_index[1],
-            )
+    counts, sources, ids = (
+        np.concatenate([part[i] for part in answers if part is not None]) if any(part is not None for part in answers) else EMPTY
+        for i in range(3)
+    )  # fmt: skip
+    # Where each shard's rows and edges begin; the shards without rows begin where the next one does.
+    rows = np.cumsum([0, *map(len, split.where)])[:-1]
+    edges = np.cumsum([0, *(0 if part is None else len(part[1]) for part in answers)])[:-1]
+    at = into.grow(len(sources))
+    kernel.merge_rows(
+        split.shard,
+        rows,
+        edges,
+        counts.astype(np.int64),
+        sources,
+        ids,
+        one.first,
+        at,
+        into.position,
+        into.edge_index[0],
+        into.edge_index[1],
+    )

@@ -25,10 +25,12 @@ class Split:
     """Nodes by shard.
 
     Attributes:
+        shard: int32 [n], of each node.
         where: The places of each shard's nodes among all.
         rows: Their rows there. Last come those that are kept here.
     """
 
+    shard: NDArray[np.int32]
     where: list[NDArray[np.int64]]
     rows: list[NDArray[np.int64]]
 
@@ -65,7 +67,7 @@ class Parts:
         where, rows = np.empty(len(nodes), np.int64), np.empty(len(nodes), np.int64)
         kernel.grouped(shard, row, begin, where, rows)
         pieces = [slice(begin[s], begin[s + 1]) for s in range(here + 1)]
-        return Split([where[piece] for piece in pieces], [rows[piece] for piece in pieces])
+        return Split(shard, [where[piece] for piece in pieces], [rows[piece] for piece in pieces])
 
     def begin(self, requests: Sequence[list[Request]]) -> Any:
         """Ask every shard that something is wanted of, in one call each; what is returned waits for the answers."""

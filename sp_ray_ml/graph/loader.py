@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NeighborLoader"]
 
-_TOGETHER, _THREADS = 8, 2
+_TOGETHER, _THREADS = 16, 2
 """Of a `ShardedGraph`, so many batches are sampled together, in one call a shard and hop, and so many threads do so."""
 
 
@@ -49,7 +49,7 @@ class NeighborLoader:
         batch_size: Seeds a batch.
         shuffle: Another order each epoch, by `seed` and the number of the epoch.
         drop_last: Leave out the last batch where it is smaller.
-        threads: How many sample at once; one by default, and of a `ShardedGraph` two, of 8 batches together each.
+        threads: How many sample at once; one by default, and of a `ShardedGraph` two, of 16 batches together each.
         prefetch: Batches that are made ahead, beside those that threads are at.
         device: Where batches go. To a GPU they are copied from pinned memory, while the model computes.
         transform: Called with each batch, in its thread.
@@ -92,7 +92,7 @@ class NeighborLoader:
         self.epoch = 0
         """The number of the next epoch; set it to go on from a checkpoint."""
         self._together = _TOGETHER if isinstance(data, ShardedGraph) else 1
-        self._buffers = Buffers(2 * (self._together * threads + prefetch + 2))
+        self._buffers = Buffers(2 * (threads + prefetch + 2))
         self._features = (
             data.features(self.sampler.subgraph_type)
             if isinstance(data, ShardedGraph)
@@ -129,36 +129,42 @@ class NeighborLoader:
         waiting: deque[Future[Any]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="sampling") as pool:
             try:
-                for first in range(0, len(self), self._together):
-                    numbers = range(first, min(first + self._together, len(self)))
-                    some = [
-                        order[number * self.batch_size : (number + 1) * self.batch_size] for number in numbers
-                    ]
-                    waiting.append(pool.submit(self._some_batches, some, epoch, pinned))
-                    if len(waiting) >= self.threads + -(-self.prefetch // self._together):
-                        yield from _each(waiting.popleft().result())
+                for some, seeds, sample in self._begun(order, epoch, pool):
+                    waiting.append(pool.submit(self._batch, some, seeds, sample, pinned))
+                    if len(waiting) >= self.threads + self.prefetch:
+                        yield waiting.popleft().result()
                 while waiting:
-                    yield from _each(waiting.popleft().result())
+                    yield waiting.popleft().result()
             finally:
-                for future in waiting:
-                    future.cancel()
+                pool.shutdown(wait=False, cancel_futures=True)
 
-    def _some_batches(self, some: Sequence[NDArray[np.int64]], epoch: int, pinned: bool) -> list[Any]:
-        sampler, seeds = self.sampler, []
-        for places in some:
-            nodes = {self.input_type: self._seeds[places]}
-            times = None if self._times is None else self._times[places]
-            seeds.append(Seeds(nodes, times, batch_key(sampler.seed, epoch, nodes, times)))
-        samples = sampler.sample_together(seeds)
-        return [
-            self._batch(places, one.until, sample, pinned)
-            for places, one, sample in zip(some, seeds, samples, strict=True)
-        ]
+    def _begun(
+        self, order: NDArray[np.int64], epoch: int, pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[NDArray[np.int64], Seeds, Sample | None]]:
+        """Each batch's places and seeds, and its sample where several are sampled together, ahead."""
 
-    def _batch(
-        self, some: NDArray[np.int64], times: NDArray[np.int64] | None, sample: Sample, pinned: bool
-    ) -> Any:
-        sampler, name = self.sampler, self.input_type
+        def begin(number: int) -> tuple[NDArray[np.int64], Seeds]:
+            some = order[number * self.batch_size : (number + 1) * self.batch_size]
+            nodes = {self.input_type: self._seeds[some]}
+            times = None if self._times is None else self._times[some]
+            return some, Seeds(nodes, times, batch_key(self.sampler.seed, epoch, nodes, times))
+
+        if self._together == 1:
+            yield from ((*begin(number), None) for number in range(len(self)))
+            return
+        groups: deque[tuple[list[tuple[NDArray[np.int64], Seeds]], Future[list[Sample]]]] = deque()
+        for first in range(0, len(self), self._together):
+            group = [begin(number) for number in range(first, min(first + self._together, len(self)))]
+            groups.append((group, pool.submit(self.sampler.sample_together, [seeds for _, seeds in group])))
+            if len(groups) > self.threads:
+                yield from _with_samples(*groups.popleft())
+        while groups:
+            yield from _with_samples(*groups.popleft())
+
+    def _batch(self, some: NDArray[np.int64], seeds: Seeds, sample: Sample | None, pinned: bool) -> Any:
+        sampler, name, times = self.sampler, self.input_type, seeds.until
+        if sample is None:
+            [sample] = sampler.sample_together([seeds])
         out = sampler.output(sample)
         alone = sampler.inputs.homogeneous
         node, edge, row, col = out.node, out.edge, out.row, out.col
@@ -203,8 +209,10 @@ class NeighborLoader:
         return name, as_numpy(ids.nonzero().view(-1) if ids.dtype == torch.bool else ids)
 
 
-def _each(batches: list[Any]) -> Iterator[Any]:
-    """Batches in their order, none held once it is used."""
-    batches.reverse()
-    while batches:
-        yield batches.pop()
+def _with_samples(
+    group: list[tuple[NDArray[np.int64], Seeds]], samples: Future[list[Sample]]
+) -> Iterator[tuple[NDArray[np.int64], Seeds, Sample]]:
+    found = samples.result()
+    found.reverse()
+    for some, seeds in group:
+        yield some, seeds, found.pop()  # none is held once it is used
