@@ -36,8 +36,8 @@ def counted(self, order, first, count, rates):
 Stepper.run = counted
 # 13 batches an epoch, one row in the last one.
 TensorFlowTrainer(
-    label="y", model={"hidden": [16], "dropout": 0.3}, epochs=4, batch_size=50, checkpoint_steps=5,
-    schedule={"kind": "cosine"}, **json.loads(sys.argv[3]),
+    label="y", model={"hidden": [16], "dropout": 0.3}, epochs=4, batch_size=50, schedule={"kind": "cosine"},
+    **{"checkpoint_steps": 5, **json.loads(sys.argv[3])},
 ).fit(rows.slice(0, 601), rows.slice(500), folder=folder)
 """
 
@@ -53,8 +53,10 @@ def weights(folder: Path) -> list[Any]:
     return Predictor.load(folder).model.network.get_weights()
 
 
+# One checkpoint may still be on its way to the disk; that before it, amid the same epoch, is there.
 @pytest.mark.parametrize(
-    ("settings", "dies"), [({}, 23), ({"accumulate": 2, "precision": "fp16", "clip": 1.0}, 13)]
+    ("settings", "dies"),
+    [({}, 23), ({"accumulate": 2, "precision": "fp16", "clip": 1.0, "checkpoint_steps": 2}, 14)],
 )
 def test_a_run_killed_amid_an_epoch_goes_on_to_the_same_bits(
     tmp_path: Path, settings: dict[str, Any], dies: int
@@ -90,7 +92,7 @@ def test_two_workers_learn_what_one_would(tmp_path: Path, settings: dict[str, An
         return TensorFlowTrainer(
             label="y",
             model={"hidden": [16]},
-            epochs=3,
+            epochs=1 if "precision" in settings else 3,
             batch_size=50 // settings.get("accumulate", 1),
             scaling=Scaling(workers=workers),
             **settings,
