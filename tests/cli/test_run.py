@@ -206,7 +206,10 @@ def test_ctrl_c_says_that_the_run_is_kept_and_how_to_go_on(place):
 
 @pytest.mark.slow
 def test_an_unexpected_error_is_one_line_with_the_log(place):
-    (place / "mine.py").write_text("def model(data):\n    raise ZeroDivisionError('mine')\n")
+    (place / "mine.py").write_text(
+        "import torch\n\n\nclass model(torch.nn.Linear):\n    def __init__(self, data):\n        super().__init__(1, 1)\n\n"
+        "    def forward(self, data):\n        raise ZeroDivisionError('mine')\n"
+    )
     ran = sh("run", "small.yaml", "--set", "train.model=mine:model", cwd=place)
     assert ran.returncode == 1
     assert ran.stderr.splitlines()[-3:] == [
