@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NeighborLoader"]
 
-_TOGETHER, _THREADS = 16, 2
+_TOGETHER, _THREADS = 32, 3
 """Of a `ShardedGraph`, so many batches are sampled together, in one call a shard and hop, and so many threads do so."""
 
 
@@ -49,7 +49,7 @@ class NeighborLoader:
         batch_size: Seeds a batch.
         shuffle: Another order each epoch, by `seed` and the number of the epoch.
         drop_last: Leave out the last batch where it is smaller.
-        threads: How many sample at once; one by default, and of a `ShardedGraph` two, of 16 batches together each.
+        threads: How many sample at once; one by default, and of a `ShardedGraph` three, of 32 batches together each.
         prefetch: Batches that are made ahead, beside those that threads are at.
         device: Where batches go. To a GPU they are copied from pinned memory, while the model computes.
         transform: Called with each batch, in its thread.

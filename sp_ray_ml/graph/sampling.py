@@ -291,15 +291,16 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
             return
         for hop in hops:
             for one in hop.wanted:
+                rows = self.inputs.rows[one.kind]
                 take_rows(
-                    self.inputs.rows[one.kind],
+                    rows,
                     one.nodes,
                     fanout=one.fanout,
                     key=one.key,
                     into=hop.into[one.kind],
                     first=one.first,
                     trees=one.trees,
-                    until=hop.until,
+                    until=_limits(rows, hop.until),
                     replace=self.replace,
                     newest=self.newest,
                 )
@@ -307,6 +308,7 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
     def _induced(self, kind: EdgeType, spaces: Mapping[str, Numbering], until: NDArray[np.int64]) -> Taken:
         edges, every = self.inputs.rows[kind], self._every(kind, spaces[kind[2]])
         start, degree = np.empty(len(every.nodes), np.int64), np.empty(len(every.nodes), np.int64)
+        until = _limits(edges, until)
         kernel.count_rows(edges.indptr, every.nodes, -1, False, edges.time, every.trees, until, start, degree)
         return spaces[kind[0]].find(edges, start, degree, every.trees)
 
@@ -329,6 +331,11 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
         """PyG's form; `tree_of` names the trees of seeds otherwise than by the seeds' places."""
         out = to_pyg(sample, homogeneous=self.inputs.homogeneous, disjoint=self.disjoint, tree_of=tree_of)
         return out.to_bidirectional() if self.subgraph_type == "bidirectional" else out
+
+
+def _limits(rows: Rows, until: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Edges of a type without times are there at all times."""
+    return until if len(rows.time) else EMPTY
 
 
 def _one_of(where: str, value: str, known: Sequence[str]) -> None:
