@@ -83,7 +83,7 @@ def test_the_demo_finds_more_than_its_baselines_and_ranks_new_shows(tmp_path: Pa
 def test_gowalla_is_on_its_way_after_a_minute(gowalla: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # `python -m benchmarks gowalla` runs the example to its end.
     monkeypatch.setenv("GOWALLA", str(gowalla))
-    short = ["train.epochs=4", "train.refit=false", "tracking.enabled=false"]
+    short = ["train.epochs=4", "tracking.enabled=false"]
     result = sp_ray_ml.run(EXAMPLES / "gowalla.yaml", overrides=short)
     assert result.metrics["users"] == 29_858
     assert result.metrics["recall@20"] > 0.09
