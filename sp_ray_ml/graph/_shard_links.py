@@ -101,7 +101,10 @@ class RayShard:
 
 
 def _node(shard: int) -> Any:
-    """The node a shard starts on, each on the next one; it may start again elsewhere. Ray's own spreading may not."""
+    """The node a shard starts on, each on the next one: Ray's own spreading puts several on one.
+
+    Softly: it may start again elsewhere, and does so at first where Ray has not heard of the node everywhere yet.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

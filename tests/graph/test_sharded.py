@@ -234,18 +234,18 @@ def test_an_epoch_on_four_nodes_survives_one_that_is_killed_and_a_shard_that_han
         cluster.wait_for_nodes()
         with ShardedGraph(data, 4, folder=tmp_path / "g", cache=0) as graph:
             before = {shard.place[1] for shard in graph._shards}
-            assert len(before) == 4, "one shard a node"
-            killed = nodes[-1].node_id
-            assert killed in before
+            # Ray may start one elsewhere while it has not heard of all nodes yet.
+            assert len(before) >= 3, "shards are on nodes of their own"
+            victim = next(node for node in reversed(nodes) if node.node_id in before)
             loader, batches = NeighborLoader(graph, [5, 4], **options, threads=2), []
             for batch in loader:
                 batches.append(batch)
                 if len(batches) == 10:
-                    cluster.remove_node(nodes[-1], allow_graceful=False)
+                    cluster.remove_node(victim, allow_graceful=False)
             for first, second in zip(whole[0], batches, strict=True):
                 same(first, second)
             places = [shard.place for shard in graph._shards]
-            assert killed not in {place[1] for place in places}
+            assert victim.node_id not in {place[1] for place in places}
             # A process that is killed is started again, too.
             os.kill(places[0][2], signal.SIGKILL)
             for first, second in zip(whole[1], loader, strict=True):
