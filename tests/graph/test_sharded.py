@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch_geometric.loader import NodeLoader
 
-from sp_ray_ml.errors import ClusterTimeoutError, ConfigError, DataError, ResourceError
+from sp_ray_ml.errors import ClusterError, ClusterTimeoutError, ConfigError, DataError, ResourceError
 from sp_ray_ml.graph import Edges, Graph, NeighborLoader, NeighborSampler, ShardedGraph
 from sp_ray_ml.graph._partition import write_parts
 from sp_ray_ml.graph._placement import Placement, edge_cut
 from sp_ray_ml.graph._sample_inputs import read_inputs
-from sp_ray_ml.graph._shard_links import Link
+from sp_ray_ml.graph._shard_links import Link, RayShard
 from sp_ray_ml.graph._shard_part import Part, ReadNodes
+from sp_ray_ml.graph.sharded import _parts
 
 from .test_sampling import random_graph, random_hetero, same
 
@@ -180,6 +181,24 @@ def test_edge_cut_finds_the_communities_that_there_are_and_keeps_shards_even():
         assert (shard == s).any()
 
 
+def test_parts_are_written_once_for_a_graph_and_anew_for_another(tmp_path):
+    our_graph().save(tmp_path / "graph")
+    folder = _parts(tmp_path / "graph", 2, "hash", None)
+    assert folder == tmp_path / "graph-2-hash"
+    written = (folder / "graph.json").stat().st_ino
+    assert _parts(tmp_path / "graph", 2, "hash", None) == folder
+    assert (folder / "graph.json").stat().st_ino == written
+    our_graph(1).save(tmp_path / "graph")
+    _parts(tmp_path / "graph", 2, "hash", None)
+    assert (folder / "graph.json").stat().st_ino != written
+    part = folder / "shard-1" / "edges-0-indices.npy"
+    part.write_bytes(part.read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"edges-0-indices\.npy: damaged"):
+        Part(str(folder), 1)
+    with pytest.raises(ConfigError, match="no folder"):
+        _parts(our_graph(), 2, "hash", None)
+
+
 def test_stores_of_pyg_have_the_features_and_the_edges(tmp_path):
     data = random_graph()
     graph = sharded(data, tmp_path / "g", 3, cache=2_000)
@@ -263,6 +282,9 @@ def test_an_epoch_on_four_nodes_survives_one_that_is_killed_and_a_shard_that_han
             assert "shard 1 of 2 has not answered for 3 s" in text
             assert f"node {address} ({node[:8]}), process {process}" in text
             assert f"ps -o stat,etime,cmd -p {process}" in text
+        lost = RayShard(tmp_path / "nowhere", 0, 1, 60)
+        with pytest.raises(ClusterError, match=r"shard 0 of 1 is dead: .*nowhere.*ray status"):
+            lost.receive(lost.send([]), [])
     finally:
         ray.shutdown()
         cluster.shutdown()
