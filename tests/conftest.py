@@ -34,7 +34,8 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     if (mlflow := sys.modules.get("mlflow")) and hasattr(mlflow, "set_tracking_uri"):
         mlflow.set_tracking_uri(None)
         mlflow.set_registry_uri(None)
-    for name in os.environ.keys() - before.keys():
+    # What Ray says of tokens stays: it reads that once in a process, and its children go by the environment.
+    for name in os.environ.keys() - before.keys() - {"RAY_AUTH_MODE"}:
         del os.environ[name]
     os.environ.update(before)
 
