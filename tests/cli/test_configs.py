@@ -27,7 +27,7 @@ def test_validate_names_every_mistake_one_a_line(config, sp_ray):
     assert ran.err.splitlines() == [
         "error: small.yaml has 3 mistakes",
         "  seed: must be greater than or equal to 0, got -1 (from --set seed)",
-        "  small.yaml:7: split.kind: unknown kind 'tme'; did you mean time? (known: time, per_user, last_n, random; or "
+        "  small.yaml:7: split.kind: unknown kind 'tme'; did you mean time? (known: time, per_user, last_n, random, table; or "
         "'package.module:Name')",
         "  small.yaml:8: train.epohcs: unknown; did you mean epochs?",
     ]
