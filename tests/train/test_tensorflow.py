@@ -423,7 +423,11 @@ def changed(file: Path, change: Any) -> Path:
     ("module", "name", "message"),
     [
         ("os", "system", "names 'system' of os, which will not be called"),
-        ("evil", "Layer", r"names 'evil:Layer', which will not be imported: evil defines 'Layer' as no class"),
+        (
+            "evil",
+            "Layer",
+            r"names 'evil:Layer', which will not be imported: evil defines 'Layer' as no class",
+        ),
         ("nowhere", "Layer", r"names 'nowhere:Layer', which will not be imported: no module 'nowhere'"),
         (
             "subprocess",
