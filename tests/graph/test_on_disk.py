@@ -321,6 +321,7 @@ def test_a_damaged_or_newer_graph_is_one_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_on_ray_the_bytes_are_the_same_for_any_number_of_partitions(tmp_path: Path) -> None:
     import ray
 

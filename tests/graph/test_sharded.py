@@ -237,13 +237,14 @@ def test_what_shards_cannot_do_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_an_epoch_on_four_nodes_survives_one_that_is_killed_and_a_shard_that_hangs_is_named(tmp_path):
     import ray
     from ray.cluster_utils import Cluster
 
     data = random_graph(nodes=2_000, edges=20_000)
-    options = {"batch_size": 50, "shuffle": True, "seed": 5}
+    # So many batches that most are not asked for yet when a node goes.
+    options = {"batch_size": 5, "shuffle": True, "seed": 5}
     loader = NeighborLoader(data, [5, 4], **options)
     whole = [list(loader), list(loader)]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -270,7 +271,7 @@ def test_an_epoch_on_four_nodes_survives_one_that_is_killed_and_a_shard_that_han
             for first, second in zip(whole[1], loader, strict=True):
                 same(first, second)
             assert graph._shards[0].place[2] != places[0][2]
-        with ShardedGraph(data, 2, folder=tmp_path / "g2", cache=0, timeout=3) as graph:
+        with ShardedGraph(data, 2, folder=tmp_path / "g2", cache=0, timeout=20) as graph:
             address, node, process = graph._shards[1].place
             os.kill(process, signal.SIGSTOP)
             try:
@@ -279,7 +280,7 @@ def test_an_epoch_on_four_nodes_survives_one_that_is_killed_and_a_shard_that_han
             finally:
                 os.kill(process, signal.SIGCONT)
             text = str(found.value)
-            assert "shard 1 of 2 has not answered for 3 s" in text
+            assert "shard 1 of 2 has not answered for 20 s" in text
             assert f"node {address} ({node[:8]}), process {process}" in text
             assert f"ps -o stat,etime,cmd -p {process}" in text
         lost = RayShard(tmp_path / "nowhere", 0, 1, 60)

@@ -29,7 +29,7 @@ FEATURES: list[dict[str, Any]] = [
         "missing": "mean",
     },
     {"kind": "standardize", "columns": ["whole"]},
-    {"kind": "numeric", "columns": ["whole", "größe", "mean age"]},
+    {"kind": "numeric", "columns": ["whole"]},
     {"kind": "min_max", "columns": ["a/b", "größe", "took"], "missing": "zero"},
     {"kind": "min_max", "columns": ["größe"], "missing": 3.7},
     {
