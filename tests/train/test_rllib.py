@@ -148,7 +148,7 @@ def _ray() -> Any:
                 "iterations": 100,
                 "learning_rate": 5e-4,
                 "hidden": [256],
-                "stop_at": 150,
+                "stop_at": 300,
             },
             100,
         ),
