@@ -29,7 +29,7 @@ class _Column:
         if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.dim() and axis == 0 and value.numel():  # fmt: skip
             flat = value.detach().contiguous().reshape(len(value), -1).view(torch.uint8)
             width = flat.shape[1]
-            word = np.uint64 if width % 8 == 0 else np.uint32 if width % 4 == 0 else np.uint8
+            word = kernel.word_of(width)
             if flat.data_ptr() % 8 == 0:
                 self.words = flat.numpy().view(word)
 
@@ -71,20 +71,38 @@ class Features:
         """
         batch = copy.copy(self._plain)
         for name, index in node.items():
-            store = batch._store if self._alone else batch[name]
-            if "num_nodes" in store:
-                store.num_nodes = len(index)
+            store = self._store(batch, name)
             for attribute, column in self._nodes[name].items():
                 store[attribute] = column.gather(index, buffers)
-            store.n_id = torch.from_numpy(index)
         for kind, ids in edge.items():
-            store = batch._store if self._alone else batch[kind]
-            store.edge_index = edge_index[kind]
+            store = self._store(batch, kind)
             for attribute, column in self._edges[kind].items():
                 store[attribute] = None if ids is None else column.gather(ids, buffers)
+        self._complete(batch, node, edge_index, edge)
+        return batch
+
+    def _store(self, batch: Any, of: Any) -> Any:
+        """Where a batch keeps what belongs to a type."""
+        return batch._store if self._alone else batch[of]
+
+    def _complete(
+        self,
+        batch: Any,
+        node: Mapping[str, NDArray[np.int64]],
+        edge_index: Mapping[Any, torch.Tensor],
+        edge: Mapping[Any, NDArray[np.int64] | None],
+    ) -> None:
+        """Give a batch its edges, and the ids of its nodes and edges."""
+        for name, index in node.items():
+            store = self._store(batch, name)
+            if "num_nodes" in store:
+                store.num_nodes = len(index)
+            store.n_id = torch.from_numpy(index)
+        for kind, ids in edge.items():
+            store = self._store(batch, kind)
+            store.edge_index = edge_index[kind]
             if ids is not None:
                 store.e_id = torch.from_numpy(ids)
-        return batch
 
 
 def read_features(data: Any, kinds: Iterable[Any]) -> Features:

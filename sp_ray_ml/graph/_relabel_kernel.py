@@ -14,7 +14,16 @@ from numba import types as t
 
 from sp_ray_ml.graph._compiled import compiled, helper, prefetch, read, write
 
-__all__ = ["copy_rows", "find", "find_hashed", "insert", "insert_hashed", "number", "number_hashed"]
+__all__ = [
+    "copy_rows",
+    "find",
+    "find_hashed",
+    "insert",
+    "insert_hashed",
+    "number",
+    "number_hashed",
+    "word_of",
+]
 
 _AHEAD = 24
 _HASH = np.uint64(0x9E3779B97F4A7C15)
@@ -178,3 +187,8 @@ def copy_rows(table: Any, rows: Any, out: Any) -> None:
         row = rows[i]
         for j in range(width):
             out[i, j] = table[row, j]
+
+
+def word_of(width: int) -> type[np.unsignedinteger[Any]]:
+    """The largest word that rows of so many bytes are made of: rows are copied by words, whatever they hold."""
+    return np.uint64 if width % 8 == 0 else np.uint32 if width % 4 == 0 else np.uint8

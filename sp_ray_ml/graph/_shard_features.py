@@ -16,6 +16,7 @@ from sp_ray_ml.graph._features import Features
 from sp_ray_ml.graph._files import open_array
 from sp_ray_ml.graph._hot import HotNodes, hottest
 from sp_ray_ml.graph._partition import FROM_GRAPH
+from sp_ray_ml.graph._relabel_kernel import word_of
 from sp_ray_ml.graph._shard_part import ReadEdges, ReadNodes, Request
 from sp_ray_ml.graph._split import Parts, Split, aligned, narrow
 from sp_ray_ml.graph.graph import EdgeType
@@ -66,22 +67,13 @@ class ShardedFeatures(Features):
                 self._ask(requests, kind, *wanted[kind], ids=ids_or_none)
         answers = self.parts.begin(requests)
         batch = copy.copy(self._plain)
-        for name, ids in node.items():
-            store = batch._store if self._alone else batch[name]
-            if "num_nodes" in store:
-                store.num_nodes = len(ids)
-            store.n_id = torch.from_numpy(ids)
-        for kind, ids_or_none in edge.items():
-            store = batch._store if self._alone else batch[kind]
-            store.edge_index = edge_index[kind]
-            if ids_or_none is not None:
-                store.e_id = torch.from_numpy(ids_or_none)
         iterators = [iter(some) for some in answers()]
         for of, (split, names) in wanted.items():
             found = [next(it) if len(rows) else None for it, rows in zip(iterators, split.rows, strict=False)]
-            store = batch._store if self._alone else batch[of]
+            store = self._store(batch, of)
             for attribute, value in self._put(of, split, names, found, buffers).items():
                 store[self._called(of, attribute)] = value
+        self._complete(batch, node, edge_index, edge)
         return batch
 
     def nodes(self, name: str, ids: NDArray[np.int64], names: list[str]) -> dict[str, torch.Tensor]:
@@ -180,6 +172,6 @@ def _scatter(rows: NDArray[Any], where: NDArray[np.int64], out: torch.Tensor) ->
     if not rows.size:
         return
     width = rows.nbytes // len(rows)
-    word = np.uint64 if width % 8 == 0 else np.uint32 if width % 4 == 0 else np.uint8
+    word = word_of(width)
     into = out.reshape(len(out), -1).view(torch.uint8).numpy().view(word)
     kernel.scatter_rows(rows.reshape(len(rows), -1).view(np.uint8).view(word), where, into)

@@ -9,6 +9,7 @@ from numba import float64, int32, int64, uint8, uint32, uint64
 from numba import types as t
 
 from sp_ray_ml.graph._compiled import compiled, helper, prefetch, read, write
+from sp_ray_ml.graph._sampling_kernel import GOLDEN, mix
 
 __all__ = [
     "assign",
@@ -23,8 +24,6 @@ __all__ = [
     "scatter_rows",
 ]
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _AHEAD = 16
 _EDGES_AHEAD = 96
 
@@ -32,10 +31,7 @@ _EDGES_AHEAD = 96
 @helper
 def _mixed(number: Any) -> Any:
     """The finalizer of SplitMix64 (Steele et al. 2014)."""
-    bits = np.uint64(number) * _GOLDEN
-    bits = (bits ^ (bits >> np.uint64(30))) * _FIRST
-    bits = (bits ^ (bits >> np.uint64(27))) * _SECOND
-    return bits ^ (bits >> np.uint64(31))
+    return mix(np.uint64(number) * GOLDEN)
 
 
 @compiled(t.void(read(int64), int64, write(int32), write(int64)))

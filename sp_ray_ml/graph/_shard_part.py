@@ -210,7 +210,7 @@ def _gathered(table: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
     if not out.size:
         return out
     width = out.nbytes // len(out)
-    word = np.uint64 if width % 8 == 0 else np.uint32 if width % 4 == 0 else np.uint8
+    word = relabel.word_of(width)
     relabel.copy_rows(_words(table, word), rows, _words(out, word))
     return out
 
