@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 
+from benchmarks._result import within
 from benchmarks._timing import interleave, spread
 
 NAME = "import_time"
@@ -24,12 +25,4 @@ def main(quick: bool) -> dict[str, object]:
     measured = interleave(commands, 5 if quick else 30)
     print(f"import sp_ray_ml {spread(measured['with'])}, a bare interpreter {spread(measured['bare'])}")
     added = statistics.median(measured["with"]) - statistics.median(measured["bare"])
-    return {
-        "name": NAME,
-        "ours": round(added, 1),
-        "peer": LIMIT_MS,
-        "unit": "ms",
-        "ratio": round(added / LIMIT_MS, 3),
-        "target": 1.0,
-        "holds": added <= LIMIT_MS,
-    }
+    return within(NAME, added, LIMIT_MS, "ms", digits=1)

@@ -6,6 +6,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from benchmarks._result import within
 from benchmarks._timing import interleave, spread
 
 NAME = "validate_time"
@@ -23,12 +24,4 @@ def main(quick: bool) -> dict[str, object]:
     measured = interleave({"validate": command}, 5 if quick else 30)["validate"]
     print(f"sp-ray validate {spread(measured)}")
     ours = statistics.median(measured)
-    return {
-        "name": NAME,
-        "ours": round(ours, 1),
-        "peer": LIMIT_MS,
-        "unit": "ms",
-        "ratio": round(ours / LIMIT_MS, 3),
-        "target": 1.0,
-        "holds": ours <= LIMIT_MS,
-    }
+    return within(NAME, ours, LIMIT_MS, "ms", digits=1)

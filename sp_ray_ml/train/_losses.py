@@ -49,11 +49,9 @@ class Scores:
     item: torch.Tensor
     bias: torch.Tensor
 
-    def rows(self, users: torch.Tensor, items: torch.Tensor | None = None) -> torch.Tensor:
-        """Scores of some users for some items (all without), float32 [users, items]."""
-        if items is None:
-            return self.user[users] @ self.item.T + self.bias
-        return self.user[users] @ self.item[items].T + self.bias[items]
+    def rows(self, users: torch.Tensor) -> torch.Tensor:
+        """Scores of some users for all items, float32 [users, items]."""
+        return self.user[users] @ self.item.T + self.bias
 
     def pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Scores of users and items pairwise, float32 [pairs]."""
@@ -100,7 +98,7 @@ def _sampled_softmax(settings: SampledSoftmax, scores: Scores, batch: Batch) -> 
         inclusion = torch.full((len(sample),), len(sample) / len(pool), device=pool.device)
     user = scores.user.index_select(0, batch.users)
     logits = (
-        user @ scores.item.index_select(0, sample).T + (scores.bias[sample]) - inclusion.clamp(min=1e-9).log()
+        user @ scores.item.index_select(0, sample).T + scores.bias[sample] - inclusion.clamp(min=1e-9).log()
     )
     column = torch.full((len(scores.item),), -1, device=sample.device)
     column[sample] = torch.arange(len(sample), device=sample.device)
