@@ -21,6 +21,7 @@ BOTTOM = {
     "logger",
     "optional",
     "storage",
+    "_compiled",
     "_document",
     "_import_path",
     "_names",

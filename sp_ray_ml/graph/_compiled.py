@@ -1,4 +1,4 @@
-"""How the kernels of graphs are compiled: once, then read from disk."""
+"""What the kernels of graphs are made of: parts of their callers, types of arrays, and instructions of the processor."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
-    "compiled",
-    "compiled_when_called",
     "helper",
     "high_product",
     "prefetch",
@@ -20,26 +18,6 @@ __all__ = [
     "trailing_zeros",
     "write",
 ]
-
-
-def compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile for these signatures at import; keep the machine code on disk where a folder can be written."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return njit(list(signatures), nogil=True, cache=True)(function)
-        except (RuntimeError, OSError):  # no folder that can be written, or no room in it
-            return njit(list(signatures), nogil=True)(function)
-
-    return decorate
-
-
-def compiled_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `compiled`, for the types that it is called with, at the first such call."""
-    try:
-        return cast("Callable[..., Any]", njit(nogil=True, cache=True)(function))
-    except (RuntimeError, OSError):
-        return cast("Callable[..., Any]", njit(nogil=True)(function))
 
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,8 @@ import numpy as np
 from numba import int32, int64, uint64
 from numba import types as t
 
-from sp_ray_ml.graph._compiled import compiled, high_product, read, write
+from sp_ray_ml._compiled import compiled
+from sp_ray_ml.graph._compiled import high_product, read, write
 from sp_ray_ml.graph._sampling_kernel import GOLDEN, mix, unit
 
 __all__ = ["by_destination", "draw_below", "draw_weighted", "linked"]

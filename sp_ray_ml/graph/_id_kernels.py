@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sp_ray_ml.graph._compiled import compiled_when_called, helper
+from sp_ray_ml._compiled import compiled
+from sp_ray_ml.graph._compiled import helper
 
 __all__ = ["SHARD_BITS", "by_shard", "find", "hash_rows", "rehash", "visit", "words_of"]
 
@@ -39,14 +40,14 @@ def _mixed(value: Any, word: Any) -> Any:
     return value ^ (value >> _HALF)
 
 
-@compiled_when_called
+@compiled()
 def _append(data: Any, at: int, length: int, to: Any, to_at: int) -> None:
     # Called, not inlined: what is done once an id stays out of the loop over all rows.
     for i in range(length):
         to[to_at + i] = data[at + i]
 
 
-@compiled_when_called
+@compiled()
 def hash_rows(data: Any, words: Any, offsets: Any, hashes: Any, indptr: Any) -> None:
     """64-bit hashes of byte strings: 8 bytes at a time, each multiplied and folded (as in MurmurHash).
 
@@ -76,7 +77,7 @@ def hash_rows(data: Any, words: Any, offsets: Any, hashes: Any, indptr: Any) -> 
         indptr[shard + 1] += indptr[shard]
 
 
-@compiled_when_called
+@compiled()
 def by_shard(
     offsets: Any,
     hashes: Any,
@@ -101,7 +102,7 @@ def by_shard(
         out_time[to] = time[0] if len(time) == 1 else time[i]
 
 
-@compiled_when_called
+@compiled()
 def rehash(slots: Any, new_slots: Any) -> None:
     """Move a shard's entries to a larger table."""
     mask = np.uint64(len(new_slots) - 1)
@@ -128,7 +129,7 @@ def _same(
     return bool(words[end] == known_words[known_end])
 
 
-@compiled_when_called
+@compiled()
 def visit(
     begin: int,
     end: int,
@@ -205,7 +206,7 @@ def visit(
     return end
 
 
-@compiled_when_called
+@compiled()
 def find(
     begin: int,
     end: int,

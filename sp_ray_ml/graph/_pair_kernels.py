@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from sp_ray_ml.graph._compiled import compiled_when_called
+from sp_ray_ml._compiled import compiled
 
 __all__ = ["pairs_within"]
 
 
-@compiled_when_called
+@compiled()
 def pairs_within(
     indptr: Any, other: Any, time: Any, window: int, neighbors: int, last: int, place: Any, keys: Any
 ) -> int:

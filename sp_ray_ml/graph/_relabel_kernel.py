@@ -12,7 +12,8 @@ import numpy as np
 from numba import int32, int64, uint8, uint32, uint64
 from numba import types as t
 
-from sp_ray_ml.graph._compiled import compiled, helper, prefetch, read, write
+from sp_ray_ml._compiled import compiled
+from sp_ray_ml.graph._compiled import helper, prefetch, read, write
 
 __all__ = [
     "copy_rows",

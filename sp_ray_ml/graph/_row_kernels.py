@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sp_ray_ml.graph._compiled import compiled_when_called
+from sp_ray_ml._compiled import compiled
 
 __all__ = ["count_into", "expand", "group", "merge_rows", "sort_rows"]
 
@@ -14,14 +14,14 @@ _SHORT = 24
 """Rows up to this length are sorted by insertion."""
 
 
-@compiled_when_called
+@compiled()
 def count_into(values: Any, counts: Any) -> None:
     """Add one to `counts` at each of the values."""
     for i in range(len(values)):
         counts[values[i]] += 1
 
 
-@compiled_when_called
+@compiled()
 def expand(indptr: Any, begin: int, rows: Any) -> None:
     """The row of each edge from edge `begin` on, until `rows` is full."""
     row = np.searchsorted(indptr, begin, side="right") - 1
@@ -31,7 +31,7 @@ def expand(indptr: Any, begin: int, rows: Any) -> None:
         rows[i] = row
 
 
-@compiled_when_called
+@compiled()
 def group(keys: Any, base: int, indptr: Any, order: Any) -> None:
     """Stable counting sort: `order` has the places of the keys `base`, `base + 1`, …; `indptr` where each begins."""
     for i in range(len(keys)):
@@ -47,7 +47,7 @@ def group(keys: Any, base: int, indptr: Any, order: Any) -> None:
     indptr[0] = 0
 
 
-@compiled_when_called
+@compiled()
 def _before(first: int, second: int, other: Any, time: Any, weight: Any) -> bool:
     if other[first] != other[second]:
         return bool(other[first] < other[second])
@@ -56,7 +56,7 @@ def _before(first: int, second: int, other: Any, time: Any, weight: Any) -> bool
     return bool(len(weight) and weight[first] < weight[second])
 
 
-@compiled_when_called
+@compiled()
 def sort_rows(indptr: Any, order: Any, other: Any, time: Any, weight: Any) -> None:
     """Sort each row of `order` by the other node, then time, then weight (those that are not empty)."""
     space = np.empty(0, order.dtype)
@@ -93,7 +93,7 @@ def sort_rows(indptr: Any, order: Any, other: Any, time: Any, weight: Any) -> No
             width *= 2
 
 
-@compiled_when_called
+@compiled()
 def merge_rows(
     indptr: Any,
     other: Any,

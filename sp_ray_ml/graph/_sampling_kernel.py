@@ -13,7 +13,8 @@ import numpy as np
 from numba import float32, int32, int64, uint64
 from numba import types as t
 
-from sp_ray_ml.graph._compiled import compiled, helper, high_product, prefetch, read, trailing_zeros, write
+from sp_ray_ml._compiled import compiled
+from sp_ray_ml.graph._compiled import helper, high_product, prefetch, read, trailing_zeros, write
 
 __all__ = ["GOLDEN", "count_rows", "mix", "pick_rows", "unit"]
 

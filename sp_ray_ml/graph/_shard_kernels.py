@@ -8,7 +8,8 @@ import numpy as np
 from numba import float64, int32, int64, uint8, uint32, uint64
 from numba import types as t
 
-from sp_ray_ml.graph._compiled import compiled, helper, prefetch, read, write
+from sp_ray_ml._compiled import compiled
+from sp_ray_ml.graph._compiled import helper, prefetch, read, write
 from sp_ray_ml.graph._sampling_kernel import GOLDEN, mix
 
 __all__ = [

@@ -6,7 +6,8 @@ from typing import Any
 
 from numba import float32, int32, int64, void
 
-from sp_ray_ml.graph._compiled import compiled, prefetch, read, write
+from sp_ray_ml._compiled import compiled
+from sp_ray_ml.graph._compiled import prefetch, read, write
 
 __all__ = ["dot_pairs", "multiply_rows"]
 

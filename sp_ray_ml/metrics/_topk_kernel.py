@@ -8,6 +8,8 @@ from typing import Any, cast
 import numpy as np
 from numba import float32, int32, int64, njit
 
+from sp_ray_ml._compiled import compiled
+
 __all__ = ["NO_NAN", "best_of_rows"]
 
 NO_NAN = -1
@@ -16,16 +18,6 @@ NO_NAN = -1
 # A block is looked at as a whole first. Its length must be a literal for the compiler to vectorise that look; 128
 # is where the look (0.1 ns a score) and the search of a block that has a candidate cost least together.
 _BLOCK = 128
-
-
-def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return njit(signature, nogil=True, cache=True)(function)
-        except (RuntimeError, OSError):  # no folder that can be written, or no room in it
-            return njit(signature, nogil=True)(function)
-
-    return decorate
 
 
 def _helper(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,7 +61,7 @@ def _sift_up(scores: Any, items: Any, at: int, score: float, item: int) -> None:
     items[at] = item
 
 
-@_compiled(int64(float32[:, ::1], int64[::1], int32[::1], int64, int64, int32[:, ::1], float32[:, ::1]))
+@compiled(int64(float32[:, ::1], int64[::1], int32[::1], int64, int64, int32[:, ::1], float32[:, ::1]))
 def best_of_rows(
     scores: Any, indptr: Any, excluded: Any, first: int, last: int, best: Any, best_scores: Any
 ) -> int:

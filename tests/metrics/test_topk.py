@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numba.core import caching
 from scipy.sparse import csr_array
 
+from sp_ray_ml import _compiled
 from sp_ray_ml.errors import ConfigError, DataError
-from sp_ray_ml.metrics import _topk_kernel, top_k
+from sp_ray_ml.metrics import top_k
 from sp_ray_ml.metrics.topk import check_k
 
 
@@ -115,7 +116,7 @@ def test_k_above_the_catalogue_names_both() -> None:
 
 def test_without_a_folder_for_the_cache_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caching.FunctionCache._impl_class, "_locator_classes", [])
-    assert _topk_kernel._compiled("int64(int64)")(lambda x: x + 1)(2) == 3
+    assert _compiled.compiled("int64(int64)")(lambda x: x + 1)(2) == 3
 
 
 @pytest.mark.slow
