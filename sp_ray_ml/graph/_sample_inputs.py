@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sp_ray_ml.errors import ConfigError, DataError
 from sp_ray_ml.graph import _edge_kernels as kernel
 from sp_ray_ml.graph._sample_rows import EMPTY, Rows
-from sp_ray_ml.graph.graph import Edges, EdgeType, Graph
+from sp_ray_ml.graph.graph import ALONE, Edges, EdgeType, Graph
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
@@ -21,9 +21,6 @@ __all__ = ["ALONE", "NumNeighbors", "SampleInputs", "fanouts", "read_inputs"]
 
 NumNeighbors = Sequence[int] | Mapping[EdgeType, Sequence[int]]
 """Neighbours of each hop, for all edge types or by edge type; -1 for all of them."""
-
-ALONE = ""
-"""The type of the nodes of a homogeneous graph, and with it that of its edges, `("", "", "")`."""
 
 _NO_WEIGHT = np.empty(0, np.float32)
 

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import scipy.sparse
 
-__all__ = ["EdgeType", "Edges", "Graph", "node_type"]
+__all__ = ["ALONE", "EdgeType", "Edges", "Graph", "node_type"]
 
 EdgeType = tuple[str, str, str]
 """Source node type, relation, destination node type: `("user", "to", "item")`."""
+
+ALONE = ""
+"""The type of the nodes of a homogeneous graph, and with it that of its edges, `("", "", "")`."""
 
 _MOST_INT32 = np.iinfo(np.int32).max
 
