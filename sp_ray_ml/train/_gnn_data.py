@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 from sp_ray_ml.train._seeds import hash_seed
 from sp_ray_ml.train.pyg import PyGTrainer, Supervision
 
-__all__ = ["TrainingEdges", "to_data"]
+__all__ = ["Epoch", "TrainingEdges", "to_data"]
 
 USER, ITEM = "user", "item"
 
@@ -37,8 +37,19 @@ def to_data(
 
 
 @dataclass(frozen=True)
-class _Epoch:
+class Epoch:
+    """What is predicted in an epoch and from what; rows of the CSRs are users.
+
+    Attributes:
+        data: What is left of the graph, as `HeteroData`; None where it was not asked for.
+        known: By node type, the nodes that are not treated as new.
+        users: Those with something to be predicted, in the order in which they come.
+        target_indptr, target_items, target_weight: What is predicted.
+        history_indptr, history_items: What is left, each user's in order of time.
+    """
+
     data: Any
+    known: dict[str, NDArray[np.bool_]]
     users: NDArray[np.int64]
     target_indptr: NDArray[np.int64]
     target_items: NDArray[np.int64]
@@ -84,28 +95,42 @@ class TrainingEdges:
     def _activity(self, count: NDArray[np.int64]) -> NDArray[np.float32]:
         return (np.log1p(count) - self.middle).astype(np.float32)
 
-    def epoch(self, number: int, phase: int) -> _Epoch:
-        """Draw which edges are predicted; the same for the same seed, phase and number."""
+    def epoch(
+        self, number: int, phase: int, *, cold: Mapping[str, float] | None = None, graph: bool = True
+    ) -> Epoch:
+        """Draw which edges are predicted; the same for the same seed, phase and number.
+
+        Args:
+            number: The epoch's.
+            phase: The training's.
+            cold: Share of the nodes of a type that is treated as new; without, `cold_start` of those with features.
+            graph: Whether the graph that is left is wanted.
+        """
+        if cold is None:
+            cold = dict.fromkeys(self.graph.features, self.settings.cold_start)
         random = np.random.default_rng([self.seed, phase, number])
         hidden, target, length = _draw(
             self.settings.supervision, random, self.user, self.position, self.count
         )
         known = {name: mask.copy() for name, mask in self.known.items()}
-        for name in self.graph.features:
+        for name, share in cold.items():
             # A node treated as new keeps its features only: its edges are all to be predicted.
-            new = random.random(len(known[name])) < self.settings.cold_start
+            new = random.random(len(known[name])) < share
             known[name] &= ~new
             length = np.where(new, 0, length) if name == USER else length
             ends = self.user if name == USER else self.item
             hidden |= new[ends]
             target |= new[ends]
-        if hidden.any():
+        if not graph:
+            data = None
+        elif hidden.any():
             data = to_data(self._without(hidden), known, self._activity(length), self.device)
         else:
             data = self.whole()
         users = np.unique(self.user[target])
-        return _Epoch(
+        return Epoch(
             data,
+            known,
             random.permutation(users),
             *_rows(self.user[target], self.item[target], len(self.count)),
             self._normalized(target),
@@ -129,7 +154,7 @@ class TrainingEdges:
         return Graph(self.graph.num_nodes, {**self.graph.edges, USER_ITEM: left}, self.graph.features)
 
     def batches(
-        self, epoch: _Epoch, number: int, phase: int, context: TrainContext, *, first: int = 0
+        self, epoch: Epoch, number: int, phase: int, context: TrainContext, *, first: int = 0
     ) -> Iterator[Batch]:
         """This worker's part of each batch of users, from the `first` on. All share the negatives' generator."""
         size = self.settings.batch_size
@@ -140,7 +165,7 @@ class TrainingEdges:
             yield self._batch(epoch, users[context.shard(len(users))], total / context.world_size, generator)
 
     def _batch(
-        self, epoch: _Epoch, users: NDArray[np.int64], total: float, generator: torch.Generator
+        self, epoch: Epoch, users: NDArray[np.int64], total: float, generator: torch.Generator
     ) -> Batch:
         target_row, target_item = _gather(users, epoch.target_indptr, epoch.target_items)
         history_row, history_item = _gather(users, epoch.history_indptr, epoch.history_items)
