@@ -11,9 +11,10 @@ from typing import Any, Protocol
 from sp_ray_ml.errors import ClusterError, ClusterTimeoutError, SpRayError
 from sp_ray_ml.graph._shard_part import Request, ShardActor
 
-__all__ = ["Link", "RayShard", "Transport", "nbytes"]
+__all__ = ["Link", "RayShard", "Transport", "nbytes", "settle"]
 
 Answer = tuple[Any, ...]
+_TRIES, _PAUSE = 8, 0.5
 
 
 class Transport(Protocol):
@@ -37,19 +38,31 @@ class RayShard:
     """
 
     def __init__(self, folder: Path, shard: int, shards: int, seconds: float) -> None:
-        import ray
-
         self._name, self._seconds = f"shard {shard} of {shards}", seconds
-        # No CPU is held back, so that a shard can be started again on what nodes are left.
+        self._arguments = str(folder), shard
+        self.node = _node(shard)
+        """Ray's id of the node that it should start on."""
+        self.actor: Any
+        self.place: tuple[str, str, int] | None
+        """IP address, Ray's id of the node, and process; as of its last answer."""
+        self.start()
+
+    def start(self) -> None:
+        """Start an actor; it opens its files before it answers."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self.place = None
+        # No CPU is held back, and the node is only preferred: it can be started again on what nodes are left. Something
+        # must be asked for: Ray puts an actor that needs nothing on any node, whichever is preferred. One byte is.
         options = {
             "num_cpus": 0,
+            "memory": 1,
             "max_restarts": -1,
             "max_task_retries": -1,
-            "scheduling_strategy": _node(shard),
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(self.node, soft=True),
         }
-        self.actor: Any = ray.remote(ShardActor).options(**options).remote(str(folder), shard)
-        self.place: tuple[str, str, int] | None = None
-        """IP address, Ray's id of the node, and process; as of its last answer."""
+        self.actor = ray.remote(ShardActor).options(**options).remote(*self._arguments)
 
     def send(self, requests: list[Request]) -> Any:
         return self.actor.answer.remote(requests)
@@ -100,18 +113,32 @@ class RayShard:
         return f"{what}. A graph on slow disks may need a larger timeout"
 
 
-def _node(shard: int) -> Any:
-    """The node a shard starts on, each on the next one: Ray's own spreading puts several on one.
+def settle(shards: Sequence[RayShard]) -> None:
+    """Wait until every shard has opened its files on the node chosen for it.
 
-    Softly: it may start again elsewhere, and does so at first where Ray has not heard of the node everywhere yet.
+    Ray starts an actor elsewhere where it has not heard of the node yet, or the node lacks room; such a one is started
+    again, a few times, and left where it is then.
     """
+    asked = shards
+    for left in reversed(range(_TRIES)):
+        for shard, call in [(shard, shard.send([])) for shard in asked]:
+            shard.receive(call, [])
+        asked = [shard for shard in asked if shard.place is not None and shard.place[1] != shard.node]
+        if not asked or not left:
+            return
+        time.sleep(_PAUSE)
+        for shard in asked:
+            shard.stop()
+            shard.start()
+
+
+def _node(shard: int) -> str:
+    """The node a shard starts on, each on the next one: Ray's own spreading puts several on one."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     working = [node for node in alive if node["Resources"].get("CPU")] or alive  # a head may do no work
-    chosen = sorted(working, key=lambda node: str(node["NodeID"]))[shard % len(working)]
-    return NodeAffinitySchedulingStrategy(chosen["NodeID"], soft=True)
+    return sorted(str(node["NodeID"]) for node in working)[shard % len(working)]
 
 
 def _reason(error: Exception) -> str:

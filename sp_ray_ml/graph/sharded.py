@@ -16,7 +16,7 @@ from sp_ray_ml.graph._files import open_array, read_manifest
 from sp_ray_ml.graph._partition import write_parts
 from sp_ray_ml.graph._placement import Placement
 from sp_ray_ml.graph._shard_features import ShardedFeatures
-from sp_ray_ml.graph._shard_links import Link, RayShard, Transport
+from sp_ray_ml.graph._shard_links import Link, RayShard, Transport, settle
 from sp_ray_ml.graph._shard_take import RemoteRows
 from sp_ray_ml.graph._split import Parts
 from sp_ray_ml.graph.graph import Graph
@@ -73,6 +73,7 @@ class ShardedGraph:
         self.folder = _parts(graph, shards, partition, folder)
         self._shards = [RayShard(self.folder.absolute(), i, shards, timeout) for i in range(shards)]
         try:
+            settle(self._shards)
             self._open(self._shards, cache)
         except BaseException:
             self.close()
