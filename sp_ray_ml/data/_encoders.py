@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -358,19 +358,33 @@ def encode(encoders: Sequence[Encoder], data: Any, *, one_hot: bool = True) -> N
     batches = table.select(names).to_batches(max_chunksize=BLOCK_ROWS)
     ends = np.cumsum([batch.num_rows for batch in batches])
 
+    def write(encoder: Encoder, batch: pa.RecordBatch, columns: NDArray[np.float32]) -> None:
+        values = batch.column(encoder.column.name)
+        try:
+            if encoder.codes and not one_hot:
+                encoder.encode_codes(values, columns[:, 0])
+            else:
+                encoder.encode(values, columns)
+        except _BadNumbers:
+            raise _explain(encoder.column, table[encoder.column.name]) from None
+
     def fill(number: int) -> None:
         batch, at = batches[number], 0
-        rows = slice(ends[number] - batch.num_rows, ends[number])
-        for encoder, width in zip(encoders, widths, strict=True):
-            values = batch.column(encoder.column.name)
-            try:
-                if encoder.codes and not one_hot:
-                    encoder.encode_codes(values, out[rows, at])
-                else:
-                    encoder.encode(values, out[rows, at : at + width])
-            except _BadNumbers:
-                raise _explain(encoder.column, table[encoder.column.name]) from None
-            at += width
+        rows = out[ends[number] - batch.num_rows : ends[number]]
+        for single, some in groupby(zip(encoders, widths, strict=True), lambda pair: pair[1] == 1):
+            run = list(some)
+            end = at + sum(width for _, width in run)
+            if single and len(run) > 1:
+                # Each in memory of its own and then turned: a quarter of the time of writing every n-th number.
+                turned = np.zeros((len(run), batch.num_rows), np.float32)
+                for place, (encoder, _) in enumerate(run):
+                    write(encoder, batch, turned[place, :, None])
+                np.copyto(rows[:, at:end], turned.T)
+            else:
+                for encoder, width in run:
+                    write(encoder, batch, rows[:, at : at + width])
+                    at += width
+            at = end
 
     with side_by_side() as each:
         for _ in each(fill, range(len(batches)), values=table.num_rows * len(encoders)):
