@@ -203,27 +203,20 @@ class Recommender(Predictor):
         """
         import numpy as np
         import pyarrow as pa
-        import scipy.sparse
 
-        from sp_ray_ml.metrics.topk import top_k
+        from sp_ray_ml.graph._nearest import nearest
 
         index = self._index(items, self.item_ids, self.item_column)
         embeddings = self.item_vectors[:, : self.embedding_dim]
-        length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        unit = embeddings / np.maximum(length, np.finfo(np.float32).tiny)
-        own = scipy.sparse.csr_array(
-            (np.ones(len(index), np.int8), index.astype(np.int32), np.arange(len(index) + 1)),
-            shape=(len(index), self.num_items),
-        )
         k = min(k, self.num_items - 1)
         if k == 0:  # there is no other item
-            nearest, cosine = np.empty((len(index), 0), np.int32), np.empty((len(index), 0), np.float32)
+            found, cosine = np.empty((len(index), 0), np.int32), np.empty((len(index), 0), np.float32)
         else:
-            nearest, cosine = top_k(unit[index] @ unit.T, k, own)
-        flat = pa.array(nearest.ravel())
+            found, cosine = nearest(embeddings[index], embeddings, k, exclude=index)
+        flat = pa.array(found.ravel())
         columns = {
-            self.item_column: self.item_ids.take(pa.array(np.repeat(index, nearest.shape[1]))),
-            "rank": pa.array(np.tile(np.arange(1, nearest.shape[1] + 1, dtype=np.int32), len(index))),
+            self.item_column: self.item_ids.take(pa.array(np.repeat(index, found.shape[1]))),
+            "rank": pa.array(np.tile(np.arange(1, found.shape[1] + 1, dtype=np.int32), len(index))),
             "similar": self.item_ids.take(flat),
         }
         if self._show_titles:
