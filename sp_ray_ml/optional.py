@@ -20,6 +20,7 @@ _EXTRAS = {
     "gymnasium": "rl",
     "ray.rllib.algorithms.ppo": "rl",
     "ray.rllib.algorithms.dqn": "rl",
+    "faiss": "ann",
     "google.cloud.bigquery": "gcp",
     "gcsfs": "gcp",
 }

@@ -14,7 +14,16 @@ from sp_ray_ml.metrics.topk import top_k
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["METRICS", "Metric", "check_vectors", "nearest", "unit"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "check_k",
+    "check_metric",
+    "check_vectors",
+    "excluded",
+    "nearest",
+    "read_vectors",
+]
 
 Metric = Literal["cosine", "dot", "l2"]
 METRICS = ("cosine", "dot", "l2")
@@ -69,14 +78,12 @@ def nearest(
             f"queries have width {queries.shape[1]}, the vectors {vectors.shape[1]}", where="queries"
         )
     check_k(k, len(vectors))
-    if metric not in METRICS:
-        raise ConfigError(f"{metric!r} is none of {', '.join(METRICS)}", where="metric")
-    left_out = _excluded(exclude, (len(queries), len(vectors)))
+    check_metric(metric)
     if method == "approximate":
         from sp_ray_ml.graph._nearest_index import NearestIndex
 
         return NearestIndex.build(vectors, metric=metric).search(queries, k, exclude=exclude)
-    return _exact(queries, vectors, k, metric, left_out)
+    return _exact(queries, vectors, k, metric, excluded(exclude, (len(queries), len(vectors))))
 
 
 def check_vectors(vectors: NDArray[Any], where: str) -> None:
@@ -84,6 +91,12 @@ def check_vectors(vectors: NDArray[Any], where: str) -> None:
     if getattr(vectors, "ndim", 0) != 2 or vectors.dtype.kind not in "fiu" or not vectors.shape[1]:
         shape, kind = getattr(vectors, "shape", None), getattr(vectors, "dtype", type(vectors).__name__)
         raise DataError(f"expected numbers [rows, width], got {kind} {shape}", where=where)
+
+
+def check_metric(metric: str) -> None:
+    """Refuse what is no metric."""
+    if metric not in METRICS:
+        raise ConfigError(f"{metric!r} is none of {', '.join(METRICS)}", where="metric")
 
 
 def check_k(k: int, count: int) -> None:
@@ -94,7 +107,7 @@ def check_k(k: int, count: int) -> None:
         raise ConfigError(f"k = {k}, and there are {count} vectors", where="k", hint=f"Choose a k of at most {count}" if count else None)  # fmt: skip
 
 
-def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
+def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
     """Vectors of length 1, float32; zeros stay."""
     length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     scaled: NDArray[np.float32] = (vectors / np.maximum(length, np.finfo(np.float64).tiny)[:, None]).astype(np.float32)  # fmt: skip
@@ -115,13 +128,13 @@ def _exact(
     block, product = np.zeros((columns, width), kind), np.empty((_ROWS, columns), kind)
     scored = np.empty((_ROWS, k + columns), np.float32)
     for first in range(0, asked, _ROWS * _WINDOW):
-        window = _read(queries, first, first + _ROWS * _WINDOW, metric, "query")
+        window = read_vectors(queries, first, first + _ROWS * _WINDOW, metric, "query")
         groups = [slice(row, row + _ROWS) for row in range(0, len(window), _ROWS)]
         padded = np.zeros((len(groups) * _ROWS, width), kind)
         padded[: len(window)] = window
         outs = [None if left_out is None else left_out.of(first + g.start, first + g.stop) for g in groups]
         for begin in range(0, count, columns):
-            part = _read(vectors, begin, begin + columns, metric, "vector")
+            part = read_vectors(vectors, begin, begin + columns, metric, "vector")
             block[: len(part)], block[len(part) :] = part, 0
             for group, out in zip(groups, outs, strict=True):
                 np.matmul(padded[group], block.T, out=product)
@@ -141,14 +154,17 @@ def _exact(
     return best, np.sqrt(-scores) if metric == "l2" else scores
 
 
-def _read(vectors: NDArray[Any], begin: int, end: int, metric: Metric, what: str) -> NDArray[Any]:
+def read_vectors(
+    vectors: NDArray[Any], begin: int, end: int, metric: Metric, what: str
+) -> NDArray[np.float32]:
+    """Some rows, checked; for `cosine` of length 1."""
     some = np.asarray(vectors[begin:end], np.float32)
     if not np.isfinite(some).all():
         row = int(np.flatnonzero(~np.isfinite(some).all(axis=1))[0])
         raise DataError(
             f"{what} {begin + row} has a number that is NaN or infinite", hint="Check what made it"
         )
-    return unit(some) if metric == "cosine" else some
+    return _unit(some) if metric == "cosine" else some
 
 
 def _to_squares(product: NDArray[Any], queries: NDArray[Any], vectors: NDArray[Any]) -> None:
@@ -183,7 +199,8 @@ class _Pairs:
         scores[self.rows[first:last], self.columns[first:last] - begin] = -np.inf
 
 
-def _excluded(exclude: Any, shape: tuple[int, int]) -> _Excluded | None:
+def excluded(exclude: Any, shape: tuple[int, int]) -> _Excluded | None:
+    """What queries never find, checked."""
     if exclude is None:
         return None
     if getattr(exclude, "ndim", 0) == 1:
