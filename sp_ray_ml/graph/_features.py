@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -57,6 +57,13 @@ class Features:
     ) -> None:
         self._plain, self._nodes, self._edges = plain, nodes, edges
         self._alone = ALONE in nodes
+        self._left_out: frozenset[str] = frozenset()
+
+    def without(self, *attributes: str) -> Self:
+        """The same without some attributes of nodes."""
+        result = copy.copy(self)
+        result._left_out = self._left_out | set(attributes)
+        return result
 
     def batch(
         self,
@@ -73,7 +80,8 @@ class Features:
         for name, index in node.items():
             store = self._store(batch, name)
             for attribute, column in self._nodes[name].items():
-                store[attribute] = column.gather(index, buffers)
+                if attribute not in self._left_out:
+                    store[attribute] = column.gather(index, buffers)
         for kind, ids in edge.items():
             store = self._store(batch, kind)
             for attribute, column in self._edges[kind].items():

@@ -57,7 +57,7 @@ class ShardedFeatures(Features):
         wanted: dict[str | EdgeType, tuple[Split, list[str]]] = {}
         requests: list[list[Request]] = [[] for _ in self.parts.links]
         for name, ids in node.items():
-            if names := list(self.parts.attributes(name)):
+            if names := [one for one in self.parts.attributes(name) if one not in self._left_out]:
                 wanted[name] = self.parts.split(name, ids, self._hot.get(name)), names
                 self._ask(requests, name, *wanted[name])
         for kind, ids_or_none in edge.items():
