@@ -59,9 +59,10 @@ PUBLIC = {
         "fit_features", "open_warehouse",
     ],
     "sp_ray_ml.graph": [
-        "CoOccurrence", "EdgeTable", "EdgeType", "Edges", "GNN", "Graph", "GraphSAGE", "GraphSettings", "LightGCN",
-        "NeighborLoader", "NeighborSampler", "NodeTable", "ShardedGraph",
-        "build_graph", "canonical_order", "construct_graph", "load_planetoid",
+        "CoOccurrence", "EdgeTable", "EdgeType", "Edges", "GAT", "GCN", "GNN", "Graph", "GraphSAGE", "GraphSettings",
+        "HGT", "LightGCN", "NeighborLoader", "NeighborSampler", "NodeTable", "RGCN", "ShardedGraph",
+        "build_graph", "canonical_order", "construct_graph", "embed_nodes", "load_planetoid", "nearest",
+        "LayeredGNN", "NearestIndex", "NodeVectors",
     ],
     "sp_ray_ml.inference": [
         "Baseline", "Ease", "Popularity",
@@ -80,7 +81,8 @@ PUBLIC = {
         "BPR", "CrossEntropy", "Domain", "EarlyStopping", "Huber", "Learned", "LoopTraining", "Loss", "MAE", "MLP", "MSE", "ModelInputs",
         "Network", "Optimizer", "Predictor", "PyGTrainer", "RLlibTrainer", "Recommender", "RecommenderTraining", "SampledSoftmax",
         "Scaling", "Schedule", "Supervision", "TableModel", "TablePredictor", "TableTrainer", "TensorFlowTrainer", "TorchTrainer",
-        "TrainContext", "TrainResult", "Trainer", "Trial", "Tune", "TuneResult", "XGBoostTrainer", "run_loop",
+        "TrainContext", "TrainResult", "Trainer", "Trial", "Tune", "TuneResult", "TwoTowerRecommender", "TwoTowerTrainer",
+        "TwoTowerTraining", "XGBoostTrainer", "run_loop",
     ],
 }  # fmt: skip
 

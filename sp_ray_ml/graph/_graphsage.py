@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F
 
-from sp_ray_ml.graph._layers import LayeredGNN, edge_indices, edge_types
-from sp_ray_ml.graph._nodes import NodeEncoder
+from sp_ray_ml.graph._layers import edge_indices, edge_types
+from sp_ray_ml.graph._relational import EncodedGNN, by_type
 from sp_ray_ml.optional import require
 
 if TYPE_CHECKING:
@@ -17,35 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["GraphSAGEModule"]
 
 
-class GraphSAGEModule(LayeredGNN):
+class GraphSAGEModule(EncodedGNN):
     """See `sp_ray_ml.graph.GraphSAGE`, which has the equation."""
 
-    def __init__(self, settings: GraphSAGE, data: Any) -> None:
-        super().__init__()
-        nn = require("torch_geometric.nn", "GraphSAGE")
-        self.settings, self.num_layers = settings, settings.layers
-        self.encoder = NodeEncoder(data, settings.dim, settings.init)
-        size = (settings.dim, settings.dim)
+    def __init__(self, settings: GraphSAGE, data: Any, out: int | None = None) -> None:
+        super().__init__(settings, data, out)
+        layer = require("torch_geometric.nn", "GraphSAGE").SAGEConv
+        size, kinds = (settings.dim, settings.dim), edge_types(data)
         self.convolutions = torch.nn.ModuleList(
-            nn.HeteroConv(
-                {
-                    kind: nn.SAGEConv(size, settings.dim, aggr=settings.aggregation)
-                    for kind in edge_types(data)
-                },
-                aggr="sum",
-            )
-            for _ in range(settings.layers)
+            by_type(kinds, partial(layer, size, width, aggr=settings.aggregation)) for width in self.widths
         )
 
-    def encode(self, data: Any) -> dict[str, torch.Tensor]:
-        """See `LayeredGNN`."""
-        vectors: dict[str, torch.Tensor] = self.encoder(data)
-        return vectors
-
-    def layer(self, k: int, x: dict[str, torch.Tensor], data: Any) -> dict[str, torch.Tensor]:
-        """See `LayeredGNN`."""
-        x = {name: F.dropout(vectors, self.settings.dropout, self.training) for name, vectors in x.items()}
-        found = self.convolutions[k](x, edge_indices(data))
-        last = k + 1 == self.num_layers
-        # A type that no edge type leads to stays as it is.
-        return {**x, **{name: vectors if last else F.relu(vectors) for name, vectors in found.items()}}
+    def propagate(self, k: int, x: dict[str, torch.Tensor], data: Any) -> dict[str, torch.Tensor]:
+        """See `EncodedGNN`."""
+        found: dict[str, torch.Tensor] = self.convolutions[k](x, edge_indices(data))
+        return found

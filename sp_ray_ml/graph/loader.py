@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from sp_ray_ml.errors import ConfigError
-from sp_ray_ml.graph._buffers import Buffers
-from sp_ray_ml.graph._features import read_features
-from sp_ray_ml.graph._sample import Sample
+from sp_ray_ml.graph._batches import Batches
 from sp_ray_ml.graph._sample_inputs import ALONE, NumNeighbors
-from sp_ray_ml.graph._sample_rows import Seeds, batch_key, edge_ids
+from sp_ray_ml.graph._sample_rows import Seeds, batch_key
 from sp_ray_ml.graph._tensors import as_numpy
 from sp_ray_ml.graph.sampling import NeighborSampler
 from sp_ray_ml.graph.sharded import ShardedGraph
@@ -28,9 +25,6 @@ if TYPE_CHECKING:
     from sp_ray_ml.graph.graph import Graph
 
 __all__ = ["NeighborLoader"]
-
-_TOGETHER, _THREADS = 32, 3
-"""Of a `ShardedGraph`, so many batches are sampled together, in one call a shard and hop, and so many threads do so."""
 
 
 class NeighborLoader:
@@ -76,14 +70,11 @@ class NeighborLoader:
         transform: Callable[[Any], Any] | None = None,
         **sampling: Any,
     ) -> None:
-        if threads is None:
-            threads = _THREADS if isinstance(data, ShardedGraph) else 1
-        for where, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("prefetch", prefetch, 0)):  # fmt: skip
-            if value < least:
-                raise ConfigError(f"{value} is less than {least}", where=where)
+        if batch_size < 1:
+            raise ConfigError(f"{batch_size} is less than 1", where="batch_size")
         self.sampler = NeighborSampler(data, num_neighbors, **sampling)
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
-        self.threads, self.prefetch, self.transform = threads, prefetch, transform
+        self.transform = transform
         self.device = None if device is None else torch.device(device)
         if self.device is not None and self.device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
@@ -91,13 +82,8 @@ class NeighborLoader:
             )
         self.epoch = 0
         """The number of the next epoch; set it to go on from a checkpoint."""
-        self._together = _TOGETHER if isinstance(data, ShardedGraph) else 1
-        self._buffers = Buffers(2 * (threads + prefetch + 2))
-        self._features = (
-            data.features(self.sampler.subgraph_type)
-            if isinstance(data, ShardedGraph)
-            else read_features(data, self.sampler.inputs.rows)
-        )
+        self._pinned = self.device is not None and self.device.type == "cuda"
+        self._batches = Batches(data, self.sampler, threads=threads, prefetch=prefetch, pinned=self._pinned)
         self.input_type, self._seeds = self._input_nodes(input_nodes)
         self._times = None if input_time is None else as_numpy(input_time)
         if self._times is not None and len(self._times) != len(self._seeds):
@@ -113,85 +99,37 @@ class NeighborLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Go through an epoch; leaving early stops the threads."""
-        pinned = self.device is not None and self.device.type == "cuda"
-        batches = self._batches(self.epoch, pinned=pinned)
-        self.epoch += 1
-        if pinned:
-            # PyG's moves each batch on a stream of its own while the one before is computed with.
-            loader = require("torch_geometric.loader", "moving batches to a GPU").PrefetchLoader
-            return iter(loader(batches, self.device)) if len(self) else iter(())
-        return batches if self.device is None else (batch.to(self.device) for batch in batches)
-
-    def _batches(self, epoch: int, *, pinned: bool) -> Iterator[Any]:
         order = np.arange(len(self._seeds))
         if self.shuffle:
-            np.random.Generator(np.random.Philox([self.sampler.seed, epoch])).shuffle(order)
-        waiting: deque[Future[Any]] = deque()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="sampling") as pool:
-            try:
-                for some, seeds, sample in self._begun(order, epoch, pool):
-                    waiting.append(pool.submit(self._batch, some, seeds, sample, pinned))
-                    if len(waiting) >= self.threads + self.prefetch:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            np.random.Generator(np.random.Philox([self.sampler.seed, self.epoch])).shuffle(order)
+        self.epoch += 1
+        places = (order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self)))
+        return self.batches(places, epoch=self.epoch - 1)
 
-    def _begun(
-        self, order: NDArray[np.int64], epoch: int, pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[NDArray[np.int64], Seeds, Sample | None]]:
-        """Each batch's places and seeds, and its sample where several are sampled together, ahead."""
+    def batches(self, places: Iterable[NDArray[np.int64]], *, epoch: int) -> Iterator[Any]:
+        """Batches of seeds of one's own choice.
 
-        def begin(number: int) -> tuple[NDArray[np.int64], Seeds]:
-            some = order[number * self.batch_size : (number + 1) * self.batch_size]
-            nodes = {self.input_type: self._seeds[some]}
-            times = None if self._times is None else self._times[some]
-            return some, Seeds(nodes, times, batch_key(self.sampler.seed, epoch, nodes, times))
+        Args:
+            places: Of each batch, int64 [seeds], their places among `input_nodes`.
+            epoch: What is sampled depends on it.
+        """
+        found = self._batches.of(((some, self._begin(some, epoch)) for some in places), self._finish)
+        if self._pinned:
+            # PyG's moves each batch on a stream of its own while the one before is computed with.
+            loader = require("torch_geometric.loader", "moving batches to a GPU").PrefetchLoader
+            first = next(found, None)
+            return iter(()) if first is None else iter(loader(chain([first], found), self.device))
+        return found if self.device is None else (batch.to(self.device) for batch in found)
 
-        if self._together == 1:
-            yield from ((*begin(number), None) for number in range(len(self)))
-            return
-        groups: deque[tuple[list[tuple[NDArray[np.int64], Seeds]], Future[list[Sample]]]] = deque()
-        for first in range(0, len(self), self._together):
-            group = [begin(number) for number in range(first, min(first + self._together, len(self)))]
-            groups.append((group, pool.submit(self.sampler.sample_together, [seeds for _, seeds in group])))
-            if len(groups) > self.threads:
-                yield from _with_samples(*groups.popleft())
-        while groups:
-            yield from _with_samples(*groups.popleft())
+    def _begin(self, some: NDArray[np.int64], epoch: int) -> Seeds:
+        nodes = {self.input_type: self._seeds[some]}
+        times = None if self._times is None else self._times[some]
+        return Seeds(nodes, times, batch_key(self.sampler.seed, epoch, nodes, times))
 
-    def _batch(self, some: NDArray[np.int64], seeds: Seeds, sample: Sample | None, pinned: bool) -> Any:
-        sampler, name, times = self.sampler, self.input_type, seeds.until
-        if sample is None:
-            [sample] = sampler.sample_together([seeds])
-        out = sampler.output(sample)
-        alone = sampler.inputs.homogeneous
-        node, edge, row, col = out.node, out.edge, out.row, out.col
-        if alone:
-            kind = next(iter(sampler.inputs.rows))
-            node, edge, row, col = {name: node}, {kind: edge}, {kind: row}, {kind: col}
-        if sampler.subgraph_type == "bidirectional":
-            index = {kind: torch.stack([row[kind], col[kind]]) for kind in row}
-        else:
-            index = {kind: torch.from_numpy(taken.edge_index) for kind, taken in sample.edges.items()}
-        batch = self._features.batch(
-            {kind: nodes.numpy() for kind, nodes in node.items()},
-            index,
-            {
-                kind: None if at is None else edge_ids(sampler.inputs.rows[kind], at.numpy())
-                for kind, at in edge.items()
-            },
-            None if pinned else self._buffers,
-        )
-        for attribute in ("batch", "num_sampled_nodes", "num_sampled_edges"):
-            if alone:
-                batch[attribute] = getattr(out, attribute)
-            else:
-                batch.set_value_dict(attribute, getattr(out, attribute))
-        store = batch if alone else batch[name]
+    def _finish(self, some: NDArray[np.int64], batch: Any) -> Any:
+        store = batch if self.sampler.inputs.homogeneous else batch[self.input_type]
         store.input_id = torch.from_numpy(some)
-        store.seed_time = None if times is None else torch.from_numpy(times)
+        store.seed_time = None if self._times is None else torch.from_numpy(self._times[some])
         store.batch_size = len(some)
         return batch if self.transform is None else self.transform(batch)
 
@@ -207,12 +145,3 @@ class NeighborLoader:
             return name, np.arange(self.sampler.inputs.num_nodes[name])
         ids = torch.as_tensor(ids)
         return name, as_numpy(ids.nonzero().view(-1) if ids.dtype == torch.bool else ids)
-
-
-def _with_samples(
-    group: list[tuple[NDArray[np.int64], Seeds]], samples: Future[list[Sample]]
-) -> Iterator[tuple[NDArray[np.int64], Seeds, Sample]]:
-    found = samples.result()
-    found.reverse()
-    for some, seeds in group:
-        yield some, seeds, found.pop()  # none is held once it is used
