@@ -82,6 +82,8 @@ class Features:
             for attribute, column in self._nodes[name].items():
                 if attribute not in self._left_out:
                     store[attribute] = column.gather(index, buffers)
+                elif attribute in store:
+                    del store[attribute]
         for kind, ids in edge.items():
             store = self._store(batch, kind)
             for attribute, column in self._edges[kind].items():

@@ -231,7 +231,7 @@ class NearestIndex:
             and vectors.ndim == centres.ndim == 2
             and centres.shape[1] == vectors.shape[1] + (manifest["metric"] == "dot")
             and lists.shape == (len(vectors),)
-            and (centres.dtype, lists.dtype) == (np.float32, np.int32)
+            and [centres.dtype, lists.dtype] == [np.dtype(np.float32), np.dtype(np.int32)]
             and (not len(lists) or 0 <= lists.min() <= lists.max() < len(centres))
             and 1 <= int(manifest["probes"]) <= len(centres)
         )

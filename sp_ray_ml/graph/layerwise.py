@@ -1,0 +1,279 @@
+"""`embed_nodes`: the vectors of all nodes, layer by layer, in bounded memory, here or in Ray's workers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sp_ray_ml.errors import ConfigError, ResourceError, StorageError
+from sp_ray_ml.graph._files import GraphFiles
+from sp_ray_ml.graph._layer_files import LayerFiles, Widths
+from sp_ray_ml.graph._layer_plan import ranges
+from sp_ray_ml.graph._layer_ray import Workers, check_workers
+from sp_ray_ml.graph._layer_work import LayerWork, Range
+from sp_ray_ml.graph._layers import LayeredGNN
+from sp_ray_ml.graph._node_vectors import KIND, NodeVectors
+from sp_ray_ml.graph.graph import Graph
+from sp_ray_ml.graph.sharded import ShardedGraph
+from sp_ray_ml.storage import Lock, new_folder, read_json, remove, storage_errors, write_json
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data, HeteroData
+
+__all__ = ["embed_nodes"]
+
+Progress = Callable[[int, int], None]
+
+
+def embed_nodes(
+    module: torch.nn.Module,
+    graph: str | Path | Graph | ShardedGraph | Data | HeteroData,
+    folder: str | Path,
+    *,
+    num_layers: int | None = None,
+    batch_bytes: int = 128 << 20,
+    threads: int | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> NodeVectors:
+    """Compute the vectors of all nodes into files.
+
+    Of a `LayeredGNN`, each layer's vectors are computed for all nodes, range by range, from those of the layer before,
+    which lie in memory-mapped files: each edge is read once a layer. Memory is bounded by `batch_bytes` a thread (or by
+    the node with the most edges), besides the module and mapped files. Batches are the same whatever the number of
+    threads and workers, and each is computed on one thread: so the vectors are the same, to the bit.
+
+    Any other module is given batches of whole neighbourhoods, `num_layers` hops with all neighbours; the seeds come
+    first. It does work, and takes memory, that grow with the hops as the neighbourhoods do.
+
+    What is finished of the layers lies beside the folder, hidden, until all is: a run that was broken off goes on there,
+    of a `Graph`'s folder or a `ShardedGraph`.
+
+    Args:
+        module: It computes without gradients, in `eval` mode, and is left in the mode that it was in.
+        graph: The folder of a `Graph`, or a graph as `NeighborLoader` takes it. Workers take a `Graph` by its folder,
+            which each must find at that path (a shared disk, or copies); PyG's data is copied to them.
+        folder: Where the vectors are written; it appears whole, in place of what was there. Workers must find it.
+        num_layers: Layers of a module that is no `LayeredGNN`.
+        batch_bytes: About what a batch takes: nodes, edges and their attributes, vectors and messages.
+        threads: Batches computed at once in this process; by default as many as there are CPUs.
+        workers: Ray actors that compute instead, on one CPU each.
+        progress: Called with the nodes done and to be done, those of each layer counted.
+
+    Raises:
+        ConfigError: Options that do not fit.
+        DataError: A vector is NaN; a graph is damaged.
+        ResourceError: The disk is too small; found before anything is computed. Or Ray has too few CPUs.
+        StorageError: A file cannot be written.
+        LockedError: Another process is writing there.
+        ClusterError: A worker has died again and again.
+    """
+    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    for where, value, least in (
+        ("batch_bytes", batch_bytes, 1),
+        ("threads", threads, 1),
+        ("workers", workers, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{value} is less than {least}", where=where)
+    hops = _hops(module, num_layers)
+    if workers and isinstance(graph, Graph):
+        raise ConfigError("workers open the graph themselves, by its folder", where="graph", hint='Give the folder in place of Graph.load("…")')  # fmt: skip
+    given: Any = str(Path(graph).absolute()) if isinstance(graph, str | Path) else graph
+    if workers:
+        check_workers(workers, module)
+    target = Path(folder).absolute()
+    with _computing(module):
+        work = LayerWork(given, module, hops)
+        steps, sizes = work.probe()
+        _check_disk(target, work.num_nodes, steps)
+        plan = [ranges(work, step, steps, sizes, batch_bytes, hops) for step in range(work.steps)]
+        scratch = target.with_name(f".{target.name}.layers")
+        with storage_errors(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+        with Lock(scratch / "lock", "the scratch folder of layer-wise inference"):
+            files = LayerFiles(scratch, work.num_nodes)
+            begun = _begun(scratch, _fingerprint(given, module, plan))
+            with _runner(workers, threads, given, module, hops, work, files) as run:
+                _run_steps(run, files, steps, plan, begun, progress)
+            _finish(target, files, steps, given)
+            remove(scratch)
+    return NodeVectors.load(target)
+
+
+def _hops(module: torch.nn.Module, num_layers: int | None) -> int:
+    if isinstance(module, LayeredGNN):
+        if num_layers not in (None, module.num_layers):
+            raise ConfigError(
+                f"{num_layers}, but the module has {module.num_layers} layers", where="num_layers"
+            )
+        return module.num_layers
+    if num_layers is None:
+        raise ConfigError(
+            f"{type(module).__name__} is no LayeredGNN and does not say how many layers it has", where="num_layers",
+            hint="Give num_layers, or write the module as a LayeredGNN, which takes work and memory of one layer at a time",
+        )  # fmt: skip
+    if num_layers < 1:
+        raise ConfigError(f"{num_layers} is less than 1", where="num_layers")
+    return num_layers
+
+
+@contextmanager
+def _computing(module: torch.nn.Module) -> Iterator[None]:
+    mode = module.training
+    try:
+        module.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        module.train(mode)
+
+
+def _check_disk(target: Path, num_nodes: Mapping[str, int], steps: Sequence[Widths]) -> None:
+    """Two steps' vectors are there at a time."""
+    sizes = [sum(4 * num_nodes[name] * width for name, width in widths.items()) for widths in steps]
+    needed = max(one + other for one, other in zip([0, *sizes], sizes, strict=False))
+    place = target
+    while not place.exists():
+        place = place.parent
+    with storage_errors(place, "read"):
+        free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ResourceError(
+            f"the vectors take up to {needed / 1e9:,.1f} GB of disk, {free / 1e9:,.1f} GB are free", where=str(target),
+            hint=f"Free some room: df -h {place}; or choose a folder on a larger disk",
+        )  # fmt: skip
+
+
+Run = Callable[[int, Sequence[Range], Widths, Callable[[int], None]], None]
+
+
+@contextmanager
+def _runner(
+    workers: int,
+    threads: int,
+    graph: Any,
+    module: torch.nn.Module,
+    hops: int,
+    work: LayerWork,
+    files: LayerFiles,
+) -> Iterator[Run]:
+    if workers:
+        with Workers(workers, graph, module, hops, files.folder) as made:
+            yield made.run
+        return
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "embedding", initializer=torch.set_num_threads, initargs=(1,))
+
+    def run(step: int, parts: Sequence[Range], widths: Widths, done: Callable[[int], None]) -> None:
+        vectors = files.open(step - 1, widths) if step else {}
+        waiting: dict[Future[None], int] = {}
+        for part in parts:
+            waiting[pool.submit(work.run, step, part, files, vectors)] = part[2] - part[1]
+            if len(waiting) > 2 * threads:
+                _take(waiting, done)
+        while waiting:
+            _take(waiting, done)
+
+    try:
+        yield run
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _take(waiting: dict[Future[None], int], done: Callable[[int], None]) -> None:
+    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+        future.result()
+        done(waiting.pop(future))
+
+
+def _run_steps(
+    run: Run,
+    files: LayerFiles,
+    steps: Sequence[Widths],
+    plan: Sequence[Sequence[Range]],
+    begun: dict[str, Any],
+    progress: Progress | None,
+) -> None:
+    counts = [sum(last - first for _, first, last in parts) for parts in plan]
+    finished = sum(counts[: begun["steps"]])
+
+    def done(nodes: int) -> None:
+        nonlocal finished
+        finished += nodes
+        if progress is not None:
+            progress(finished, sum(counts))
+
+    for step in range(begun["steps"], len(steps)):
+        files.begin(step, steps[step])
+        run(step, plan[step], steps[step - 1] if step else {}, done)
+        write_json(files.folder / "begun.json", {**begun, "steps": step + 1})
+        if step:
+            files.remove(step - 1)
+
+
+def _begun(scratch: Path, fingerprint: str | None) -> dict[str, Any]:
+    """What an earlier run has finished; without one of the same graph and module, nothing, in an empty folder."""
+    file = scratch / "begun.json"
+    if fingerprint is not None and file.exists():
+        try:
+            found = read_json(file)
+        except StorageError:  # nothing to go on from
+            found = {}
+        if found.get("fingerprint") == fingerprint:
+            return dict(found)
+    for old in scratch.iterdir():
+        if old.name != "lock":
+            remove(old)
+    return {"fingerprint": fingerprint, "steps": 0}
+
+
+def _fingerprint(graph: Any, module: torch.nn.Module, plan: Sequence[Sequence[Range]]) -> str | None:
+    """Of what the vectors depend on; None where that is in memory only, and may be another the next time."""
+    folder = graph.folder if isinstance(graph, ShardedGraph) else graph
+    if not isinstance(folder, str | Path):
+        return None
+    state = hashlib.blake2b(digest_size=16)
+    state.update((Path(folder) / "graph.json").read_bytes())
+    state.update(f"{type(module).__module__}.{type(module).__qualname__} {module!r} {plan!r}".encode())
+    for name, value in module.state_dict().items():
+        state.update(name.encode())
+        array = np.ascontiguousarray(value.cpu().numpy()) if isinstance(value, torch.Tensor) else np.empty(0)
+        state.update(array.reshape(-1).view(np.uint8).data)
+    return state.hexdigest()
+
+
+def _finish(target: Path, files: LayerFiles, steps: Sequence[Widths], graph: Any) -> None:
+    from sp_ray_ml.data.arrow_files import write_arrow
+
+    ids: Mapping[str, Any] = {}
+    if isinstance(graph, str | Graph):
+        ids = (Graph.load(graph) if isinstance(graph, str) else graph).ids
+    with new_folder(target) as folder:
+        out = GraphFiles(folder)
+        nodes = []
+        for i, (name, width) in enumerate(steps[-1].items()):
+            file = folder / f"vectors-{i}.npy"
+            with storage_errors(file):
+                # Linked: should this end here, the layer is still there to go on from.
+                os.link(files.file(len(steps) - 1, name), file)
+            out.add(file)
+            if name in ids:
+                import pyarrow as pa
+
+                named = folder / f"ids-{i}.arrow"
+                with storage_errors(named):
+                    write_arrow(named, pa.table({"id": ids[name]}))
+                out.add(named)
+            nodes.append({"type": name, "count": files.num_nodes[name], "width": width, "ids": name in ids})
+        out.finish({"kind": KIND, "nodes": nodes})
