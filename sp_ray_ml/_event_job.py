@@ -23,6 +23,7 @@ from sp_ray_ml.data.splits import TableSplit
 from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.storage import read_json
 from sp_ray_ml.train.pyg import PyGTrainer
+from sp_ray_ml.train.two_tower import TwoTowerTrainer
 
 if TYPE_CHECKING:
     from sp_ray_ml.data.settings import Events
@@ -86,7 +87,7 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
             events=events,
             nodes=p.nodes,
             seed=p.seed,
-            on_epoch=_on_epoch(step, tracked),
+            on_epoch=_on_epoch(step, tracked, trainer),
             about=about(p, folder),
         ),
         inputs=[trainer, p.seed],
@@ -186,13 +187,19 @@ def preflight(p: Pipeline) -> None:
     for module in ("torch", "torch_geometric"):
         check_installed(module, type(trainer).__name__)
     check_resources(trainer.scaling)
-    if isinstance(trainer.model, Custom):
-        _check_model(trainer.model)
+    if isinstance(trainer, TwoTowerTrainer):
+        from sp_ray_ml.train._tower_fit import check_features
+
+        nodes = {"user": p.nodes.user, "item": p.nodes.item}
+        check_features({name: node for name, node in nodes.items() if node is not None and node.features})
+    model = trainer.base.model if isinstance(trainer, TwoTowerTrainer) else trainer.model
+    if isinstance(model, Custom):
+        _check_model(model)
 
 
-def _trainer(p: Pipeline) -> PyGTrainer:
+def _trainer(p: Pipeline) -> PyGTrainer | TwoTowerTrainer:
     trainer: Trainer = p.train
-    if not isinstance(trainer, PyGTrainer):
+    if not isinstance(trainer, PyGTrainer | TwoTowerTrainer):
         raise ConfigError(f"{type(trainer).__name__} cannot train a recommender", where="train.kind")
     return trainer
 
@@ -215,25 +222,25 @@ def _largest_k(p: Pipeline) -> dict[str, int]:
     return {**wanted, "predict.k": p.predict.k} if p.predict is not None else wanted
 
 
-def _on_epoch(step: StepContext, tracked: Run) -> Any:
-    count = 0
+def _on_epoch(step: StepContext, tracked: Run, trainer: Trainer) -> dict[str, Any]:
+    """Who is told of the epochs, by the names of the arguments of `fit`."""
+    if isinstance(trainer, TwoTowerTrainer):
+        return {"on_epoch": _teller(step, tracked), "on_base_epoch": _teller(step, tracked, "base")}
+    return {"on_epoch": _teller(step, tracked)}
 
+
+def _teller(step: StepContext, tracked: Run, part: str = "") -> Any:
     def on_epoch(metrics: Mapping[str, float]) -> None:
-        nonlocal count
-        count += 1
         refit = metrics["phase"] == 1
-        values = {
-            f"refit/{k}" if refit else k: v
-            for k, v in metrics.items()
-            if k not in {"phase", "epochs", "epoch"}
-        }
+        prefix = f"{f'{part}/' if part else ''}{'refit/' if refit else ''}"
+        values = {f"{prefix}{k}": v for k, v in metrics.items() if k not in {"phase", "epochs", "epoch"}}
         tracked.log_metrics(
             {f"train/{name}": value for name, value in values.items()}, step=int(metrics["epoch"])
         )
         shown = next(
             (f", {name} {value:.4f}" for name, value in metrics.items() if name.startswith("ndcg@")), ""
         )
-        text = f"{'again on all of the history, ' if refit else ''}epoch {metrics['epoch']}, loss {metrics['loss']:.4f}{shown}"
+        text = f"{f'{part}: ' if part else ''}{'again on all of the history, ' if refit else ''}epoch {metrics['epoch']}, loss {metrics['loss']:.4f}{shown}"
         step.progress(metrics["epoch"], metrics["epochs"], text)
 
     return on_epoch

@@ -36,6 +36,7 @@ from sp_ray_ml.inference.evaluate import evaluate_all
 from sp_ray_ml.storage import read_json, write_json
 from sp_ray_ml.train.predictor import Predictor
 from sp_ray_ml.train.recommender import Recommender
+from sp_ray_ml.train.two_tower_recommender import recommender_of
 
 if TYPE_CHECKING:
     from sp_ray_ml._runs import StepContext
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.graph.settings import GraphSettings
     from sp_ray_ml.inference.settings import Evaluate, Predict
     from sp_ray_ml.train.pyg import PyGTrainer
+    from sp_ray_ml.train.two_tower import TwoTowerTrainer
 
 __all__ = [
     "Catalog",
@@ -498,14 +500,14 @@ def load_preprocessors(folder: Path) -> dict[str, FittedFeatures]:
 
 def train(
     context: StepContext,
-    trainer: PyGTrainer,
+    trainer: PyGTrainer | TwoTowerTrainer,
     catalog: Catalog,
     topology: Topology,
     features: Path,
     events: Events,
     nodes: Nodes,
     seed: int,
-    on_epoch: Any,
+    on_epoch: Mapping[str, Any],
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Train and seal the predictor. Goes on at the epoch where an earlier start ended.
@@ -521,7 +523,7 @@ def train(
         full=topology.full.with_features(matrices),
         seed=seed,
         folder=context.scratch,
-        on_epoch=on_epoch,
+        **on_epoch,
     )
     ids = {name: catalog.ids[name].take(pa.array(topology.order[name])) for name in (USER, ITEM)}
     titles = None
@@ -532,20 +534,19 @@ def train(
             .combine_chunks()
             .cast(pa.string())
         )
-    recommender = Recommender(
+    preprocessors = read_json(features / "preprocessors.json")
+    recommender = recommender_of(
+        result,
+        preprocessors,
         users=ids[USER],
         items=ids[ITEM],
         titles=titles,
-        user_vectors=result.user_vectors,
-        item_vectors=result.item_vectors,
-        item_bias=result.item_bias,
-        embedding_dim=result.embedding_dim,
         seen=topology.seen,
         columns=(events.user, events.item),
     )
     recommender.save(
         context.output / "predictor",
-        preprocessors=read_json(features / "preprocessors.json"),
+        preprocessors=preprocessors,
         weights=result.weights,
         about={"validation": dict(result.metrics), **about},
     )

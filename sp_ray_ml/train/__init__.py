@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from sp_ray_ml.train.context import TrainContext, run_loop
     from sp_ray_ml.train.losses import BPR, Loss, SampledSoftmax
     from sp_ray_ml.train.predictor import Predictor
-    from sp_ray_ml.train.pyg import PyGTrainer, RecommenderTraining, Supervision
+    from sp_ray_ml.train.pyg import GNNTraining, PyGTrainer, RecommenderTraining, Supervision
     from sp_ray_ml.train.recommender import Recommender
     from sp_ray_ml.train.rllib import RLlibTrainer
     from sp_ray_ml.train.settings import EarlyStopping, Scaling, Schedule
     from sp_ray_ml.train.table import Learned, TableTrainer, TrainResult
     from sp_ray_ml.train.table_predictor import TableModel, TablePredictor
+    from sp_ray_ml.train.tasks import LinkPrediction, NodeClassification, Recommendation
     from sp_ray_ml.train.tensorflow import TensorFlowTrainer
     from sp_ray_ml.train.torch import (
         MAE,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     )
     from sp_ray_ml.train.trainer import Trainer
     from sp_ray_ml.train.tuning import Domain, Trial, Tune, TuneResult
+    from sp_ray_ml.train.two_tower import TwoTowerTrainer, TwoTowerTraining
+    from sp_ray_ml.train.two_tower_recommender import TwoTowerRecommender
     from sp_ray_ml.train.xgboost import XGBoostTrainer
 
 __all__ = [
@@ -41,16 +44,20 @@ __all__ = [
     "CrossEntropy",
     "Domain",
     "EarlyStopping",
+    "GNNTraining",
     "Huber",
     "Learned",
+    "LinkPrediction",
     "LoopTraining",
     "Loss",
     "ModelInputs",
     "Network",
+    "NodeClassification",
     "Optimizer",
     "Predictor",
     "PyGTrainer",
     "RLlibTrainer",
+    "Recommendation",
     "Recommender",
     "RecommenderTraining",
     "SampledSoftmax",
@@ -68,6 +75,9 @@ __all__ = [
     "Trial",
     "Tune",
     "TuneResult",
+    "TwoTowerRecommender",
+    "TwoTowerTrainer",
+    "TwoTowerTraining",
     "XGBoostTrainer",
     "run_loop",
 ]
@@ -82,12 +92,13 @@ def __getattr__(name: str) -> Any:
             "context": ["TrainContext", "run_loop"],
             "losses": ["BPR", "Loss", "SampledSoftmax"],
             "predictor": ["Predictor"],
-            "pyg": ["PyGTrainer", "RecommenderTraining", "Supervision"],
+            "pyg": ["GNNTraining", "PyGTrainer", "RecommenderTraining", "Supervision"],
             "recommender": ["Recommender"],
             "rllib": ["RLlibTrainer"],
             "settings": ["EarlyStopping", "Scaling", "Schedule"],
             "table": ["Learned", "TableTrainer", "TrainResult"],
             "table_predictor": ["TableModel", "TablePredictor"],
+            "tasks": ["LinkPrediction", "NodeClassification", "Recommendation"],
             "tensorflow": ["TensorFlowTrainer"],
             "torch": [
                 "MAE",
@@ -102,6 +113,8 @@ def __getattr__(name: str) -> Any:
             ],
             "trainer": ["Trainer"],
             "tuning": ["Domain", "Trial", "Tune", "TuneResult"],
+            "two_tower": ["TwoTowerTrainer", "TwoTowerTraining"],
+            "two_tower_recommender": ["TwoTowerRecommender"],
             "xgboost": ["XGBoostTrainer"],
         },
     )

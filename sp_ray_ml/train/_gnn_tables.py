@@ -1,4 +1,4 @@
-"""`PyGTrainer.fit` on tables: events become graphs, and what was learned a sealed recommender."""
+"""Trainers of recommenders on tables: events become graphs, and what was learned a sealed recommender."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from sp_ray_ml.train.table import TrainResult
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sp_ray_ml.graph.graph import Graph
     from sp_ray_ml.train.pyg import PyGTrainer
 
-__all__ = ["EventColumns", "fit_tables"]
+__all__ = ["EventColumns", "EventGraphs", "event_graphs", "fit_tables"]
 
 
 @dataclass(frozen=True)
@@ -66,27 +67,88 @@ def fit_tables(
     """
     from sp_ray_ml.tracking import environment_tags
 
+    data = event_graphs(train, validation, columns)
+    result = trainer.fit(
+        data.train,
+        data.validation,
+        full=data.full,
+        seed=seed,
+        folder=folder / "training",
+        on_epoch=on_epoch,
+    )
+    recommender = Recommender(
+        users=data.ids["user"],
+        items=data.ids["item"],
+        user_vectors=result.user_vectors,
+        item_vectors=result.item_vectors,
+        item_bias=result.item_bias,
+        embedding_dim=result.embedding_dim,
+        seen=data.seen,
+        columns=(columns.user, columns.item),
+    )
+    recommender.save(
+        folder / "predictor",
+        weights=result.weights,
+        about={"metrics": dict(result.metrics), "environment": environment_tags(), **(about or {})},
+    )
+    return TrainResult(result.metrics, result.history, folder)
+
+
+@dataclass(frozen=True)
+class EventGraphs:
+    """Events as graphs over one set of nodes.
+
+    Attributes:
+        ids: Original ids by `user` and `item`: a node is its place among them.
+        train: Graph of the events that are learned from.
+        full: Graph of those to validate on, too.
+        validation: Held-out pairs, or None.
+        seen: What each user has had in either.
+    """
+
+    ids: Mapping[str, pa.Array]
+    train: Graph
+    full: Graph
+    validation: scipy.sparse.csr_array | None
+    seen: scipy.sparse.csr_array
+
+
+def event_graphs(
+    train: Any, validation: Any, columns: EventColumns, more: Mapping[str, pa.ChunkedArray] | None = None
+) -> EventGraphs:
+    """Turn events into graphs.
+
+    Args:
+        train: As in `fit_tables`.
+        validation: Likewise.
+        columns: Likewise.
+        more: By `user` and `item`, ids that are nodes also without an event.
+
+    Raises:
+        ColumnNotFoundError: As in `fit_tables`.
+        DataError: Likewise.
+    """
     events = [_read(as_source(train, "train"), columns)]
     if validation is not None:
         events.append(_read(as_source(validation, "validation"), columns))
-    users, user = _codes(events, columns.user)
-    items, item = _codes(events, columns.item)
     time = (
         None
         if columns.time is None
         else [nanoseconds(table[columns.time], columns.time, "events") for table in events]
     )
-    ids, position = [], []
-    for values, codes in ((users, user), (items, item)):
+    ids, place = {}, {}
+    for name, column in (("user", columns.user), ("item", columns.item)):
+        values, codes = _codes([table[column] for table in events], column, (more or {}).get(name))
         order = canonical_order(
             np.concatenate(codes), None if time is None else np.concatenate(time), len(values)
         )
-        ids.append(values.take(pa.array(order)))
-        position.append(np.argsort(order))
-    shape = (len(users), len(items))
-    pairs = [(position[0][a], position[1][b]) for a, b in zip(user, item, strict=True)]
+        ids[name] = values.take(pa.array(order))
+        position = np.argsort(order)
+        place[name] = [position[each] for each in codes]
+    shape = (len(ids["user"]), len(ids["item"]))
+    pairs = list(zip(place["user"], place["item"], strict=True))
 
-    def graph(parts: int) -> Any:
+    def graph(parts: int) -> Graph:
         return build_graph(
             np.concatenate([pair[0] for pair in pairs[:parts]]),
             np.concatenate([pair[1] for pair in pairs[:parts]]),
@@ -96,29 +158,10 @@ def fit_tables(
         )
 
     seen = distinct_pairs(*pairs[0], shape)
-    held_out = None
-    if validation is not None:
-        held_out = pairs_without(distinct_pairs(*pairs[1], shape), seen)
-        both = scipy.sparse.csr_array(seen + held_out)
-    result = trainer.fit(
-        graph(1), held_out, full=graph(len(pairs)), seed=seed, folder=folder / "training", on_epoch=on_epoch
-    )
-    recommender = Recommender(
-        users=ids[0],
-        items=ids[1],
-        user_vectors=result.user_vectors,
-        item_vectors=result.item_vectors,
-        item_bias=result.item_bias,
-        embedding_dim=result.embedding_dim,
-        seen=seen if held_out is None else both,
-        columns=(columns.user, columns.item),
-    )
-    recommender.save(
-        folder / "predictor",
-        weights=result.weights,
-        about={"metrics": dict(result.metrics), "environment": environment_tags(), **(about or {})},
-    )
-    return TrainResult(result.metrics, result.history, folder)
+    if validation is None:
+        return EventGraphs(ids, graph(1), graph(1), None, seen)
+    held_out = pairs_without(distinct_pairs(*pairs[1], shape), seen)
+    return EventGraphs(ids, graph(1), graph(2), held_out, scipy.sparse.csr_array(seen + held_out))
 
 
 def _read(source: Source, columns: EventColumns) -> pa.Table:
@@ -138,9 +181,11 @@ def _read(source: Source, columns: EventColumns) -> pa.Table:
     return table
 
 
-def _codes(events: list[pa.Table], column: str) -> tuple[pa.Array, list[NDArray[np.int64]]]:
+def _codes(
+    given: list[pa.ChunkedArray], column: str, more: pa.ChunkedArray | None
+) -> tuple[pa.Array, list[NDArray[np.int64]]]:
     """The distinct ids, ascending, and the place of each event's id among them, by table."""
-    columns = [plain(table[column].combine_chunks()) for table in events]
+    columns = [plain(each.combine_chunks()) for each in (given if more is None else [*given, more])]
     kind = pa.string() if is_text(columns[0].type) else pa.int64()
     try:
         found = [values.cast(kind) for values in columns]
@@ -148,4 +193,4 @@ def _codes(events: list[pa.Table], column: str) -> tuple[pa.Array, list[NDArray[
         raise DataError(f"the ids are not all {kind}: {error}", where=column) from None
     ids = pc.unique(pa.chunked_array(found))
     ids = ids.take(pc.array_sort_indices(ids))
-    return ids, [pc.index_in(values, ids).to_numpy().astype(np.int64) for values in found]
+    return ids, [pc.index_in(values, ids).to_numpy().astype(np.int64) for values in found[: len(given)]]

@@ -40,6 +40,7 @@ _SEAL = "sha256"
 _EXAMPLE_ROWS = 3
 _KINDS = {
     "recommender": "sp_ray_ml.train.recommender:Recommender",
+    "two_tower": "sp_ray_ml.train.two_tower_recommender:TwoTowerRecommender",
     "table": "sp_ray_ml.train.table_predictor:TablePredictor",
     "policy": "sp_ray_ml.train.policy:PolicyPredictor",
 }

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sp_ray_ml.config import near_match
 from sp_ray_ml.data.arrow_files import read_arrow, write_arrow
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import scipy.sparse
     from numpy.typing import NDArray
 
-__all__ = ["Recommender"]
+__all__ = ["Recommender", "write_tensors"]
 
 
 class Recommender(Predictor):
@@ -50,7 +50,13 @@ class Recommender(Predictor):
     """
 
     kind = "recommender"
-    _files = ("vectors.safetensors", "seen.safetensors", "users.arrow", "items.arrow", "preprocessors.json")
+    _files: ClassVar[Sequence[str]] = (
+        "vectors.safetensors",
+        "seen.safetensors",
+        "users.arrow",
+        "items.arrow",
+        "preprocessors.json",
+    )
 
     def __init__(
         self,
@@ -290,7 +296,7 @@ class Recommender(Predictor):
 
         with new_folder(path) as folder:
             vectors = {"user": self.user_vectors, "item": self.item_vectors, "item_bias": self.item_bias}
-            _write_tensors(
+            write_tensors(
                 folder / "vectors.safetensors",
                 {k: np.ascontiguousarray(v, np.float32) for k, v in vectors.items()},
             )
@@ -298,9 +304,9 @@ class Recommender(Predictor):
                 "indptr": self.seen.indptr.astype(np.int64),
                 "indices": self.seen.indices.astype(np.int32),
             }
-            _write_tensors(folder / "seen.safetensors", seen)
+            write_tensors(folder / "seen.safetensors", seen)
             if weights:
-                _write_tensors(
+                write_tensors(
                     folder / "model.safetensors", {k: np.ascontiguousarray(v) for k, v in weights.items()}
                 )
             write_json(folder / "preprocessors.json", dict(preprocessors or {}))
@@ -309,6 +315,7 @@ class Recommender(Predictor):
             if self.titles is not None:
                 items["title"] = self.titles
             write_arrow(folder / "items.arrow", pa.table(items))
+            more = self._save_more(folder)
             manifest = {
                 "kind": self.kind,
                 "user_column": self.user_column,
@@ -316,12 +323,22 @@ class Recommender(Predictor):
                 "embedding_dim": self.embedding_dim,
                 "input_schema": {self.user_column: str(self.user_ids.type)},
                 "output_schema": {field.name: str(field.type) for field in self.output_schema},
+                **more,
                 **(about or {}),
             }
             seal_folder(folder, manifest)
 
+    def _save_more(self, folder: Path) -> dict[str, Any]:  # noqa: ARG002  for recommenders that have more
+        """Write what a subclass has besides; more for the manifest."""
+        return {}
+
     @classmethod
     def _open(cls, folder: Path, manifest: dict[str, Any]) -> Recommender:
+        return cls(**cls._parts(folder, manifest))
+
+    @classmethod
+    def _parts(cls, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that make what `save` wrote."""
         import numpy as np
         import scipy.sparse
         from safetensors.numpy import load_file
@@ -330,21 +347,26 @@ class Recommender(Predictor):
         shape = (len(vectors["user"]), len(vectors["item"]))
         ones = np.ones(len(seen["indices"]), np.int8)
         users, items = read_arrow(folder / "users.arrow"), read_arrow(folder / "items.arrow")
-        return cls(
-            users=users["id"].combine_chunks(),
-            items=items["id"].combine_chunks(),
-            titles=items["title"].combine_chunks() if "title" in items.column_names else None,
-            user_vectors=vectors["user"],
-            item_vectors=vectors["item"],
-            item_bias=vectors["item_bias"],
-            seen=scipy.sparse.csr_array((ones, seen["indices"], seen["indptr"]), shape=shape),
-            columns=(manifest["user_column"], manifest["item_column"]),
-            embedding_dim=manifest["embedding_dim"],
-            manifest=manifest,
-        )
+        return {
+            "users": users["id"].combine_chunks(),
+            "items": items["id"].combine_chunks(),
+            "titles": items["title"].combine_chunks() if "title" in items.column_names else None,
+            "user_vectors": vectors["user"],
+            "item_vectors": vectors["item"],
+            "item_bias": vectors["item_bias"],
+            "seen": scipy.sparse.csr_array((ones, seen["indices"], seen["indptr"]), shape=shape),
+            "columns": (manifest["user_column"], manifest["item_column"]),
+            "embedding_dim": manifest["embedding_dim"],
+            "manifest": manifest,
+        }
 
 
-def _write_tensors(file: Path, tensors: dict[str, NDArray[Any]]) -> None:
+def write_tensors(file: Path, tensors: dict[str, NDArray[Any]]) -> None:
+    """Write arrays by name as safetensors.
+
+    Raises:
+        OSError: With the system's own number: a full disk is told apart.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 

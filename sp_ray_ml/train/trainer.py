@@ -95,6 +95,7 @@ TrainerField = Annotated[
             "torch": "sp_ray_ml.train.torch:TorchTrainer",
             "xgboost": "sp_ray_ml.train.xgboost:XGBoostTrainer",
             "rllib": "sp_ray_ml.train.rllib:RLlibTrainer",
+            "two_tower": "sp_ray_ml.train.two_tower:TwoTowerTrainer",
         },
         default="pyg",
     ),
