@@ -24,6 +24,7 @@ from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION, Split, TableSplit, check_no_leakage
 from sp_ray_ml.data.warehouse import open_warehouse
 from sp_ray_ml.errors import ConfigError, DataError, StorageError
+from sp_ray_ml.graph._node_vectors import vectors_source
 from sp_ray_ml.graph.construct import (
     USER_ITEM,
     build_graph,
@@ -644,10 +645,7 @@ def write(
         (output.embeddings.item, recommender.item_ids, recommender.item_column, recommender.item_vectors),
     ):
         if name:
-            embeddings = vectors[:, : recommender.embedding_dim]
-            lists = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), recommender.embedding_dim)
-            lists = lists.cast(pa.list_(pa.float32()))
-            tables[name] = as_source(pa.table({column: ids, "embedding": lists}))
+            tables[name] = vectors_source(ids, vectors[:, : recommender.embedding_dim], column)
     written = {}
     for table, source in tables.items():
         written[table] = warehouse.write(table, source, mode=output.mode, commit=f"{commit}:{table}")
