@@ -19,7 +19,6 @@ from sp_ray_ml.graph._layer_files import LayerFiles, Widths
 from sp_ray_ml.graph._layers import LayeredGNN, node_store
 from sp_ray_ml.graph._partition import part_folder
 from sp_ray_ml.graph._placement import Placement
-from sp_ray_ml.graph._sample_rows import Seeds
 from sp_ray_ml.graph._tensors import read_only
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.graph.sampling import NeighborSampler
@@ -124,8 +123,7 @@ class LayerWork:
         name, first, last = part
         sampler = self._nobody if self.layered and step == 0 else self._sampler
         batches = self._layers if self.layered and step else self._whole
-        [sample] = sampler.sample_together([Seeds({name: np.arange(first, last)}, None, None)])
-        batch = batches._batch(sample)
+        batch = batches._batch(sampler.sample({name: np.arange(first, last)}))
         node_store(batch, name).batch_size = last - first
         return batch.to(self._device)
 

@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch_geometric.data import HeteroData
 from torch_geometric.nn import SAGEConv
 
 from sp_ray_ml.errors import ConfigError, DataError, LockedError, ResourceError, StorageError
 from sp_ray_ml.graph import (
+    GCN,
     EdgeTable,
     Graph,
     GraphSAGE,
@@ -28,6 +30,7 @@ from sp_ray_ml.graph import layerwise as layerwise_module
 from sp_ray_ml.graph._layer_plan import cut
 from sp_ray_ml.storage import Lock
 
+from .test_models import EVERY
 from .test_sampling import random_graph, random_hetero
 from .test_sharded import our_graph, sharded
 
@@ -78,6 +81,16 @@ def test_hetero_vectors_are_those_of_the_whole_graph(tmp_path, layers):
     assert len(seen) > 10 * layers
     assert seen[-1] == (54 * (layers + 1),) * 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["vectors"]
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("data", [random_graph(), random_hetero()], ids=["one type", "several types"])
+def test_every_network_goes_layer_by_layer(tmp_path, data, settings):
+    if isinstance(settings, GCN) and isinstance(data, HeteroData):
+        return  # is for one type
+    torch.manual_seed(0)
+    module = settings.build(data, 3)
+    same(embed_nodes(module, data, tmp_path / "vectors", batch_bytes=SMALL, threads=1), whole(module, data))
 
 
 def test_homogeneous_vectors_are_those_of_the_whole_graph(tmp_path):
