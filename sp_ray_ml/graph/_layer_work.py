@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sp_ray_ml.errors import DataError, TrainingError
+from sp_ray_ml.errors import ConfigError, DataError
 from sp_ray_ml.graph._batches import Batches
 from sp_ray_ml.graph._files import open_array
 from sp_ray_ml.graph._layer_files import LayerFiles, Widths
@@ -91,13 +91,17 @@ class LayerWork:
                     else {}
                 )
                 found = self._call(step, x, batch)
-                if name in found:
-                    widths[name] = int(found[name].shape[1])
+                # Of types without nodes, too, which others' edges may come from.
+                widths |= {
+                    of: int(v.shape[1]) for of, v in found.items() if of == name or not self.num_nodes[of]
+                }
                 a_node = max([a_node, *(_row_bytes(node_store(batch, of)) for of in self.num_nodes)])
                 stores = [batch] if self._sampler.inputs.homogeneous else batch.edge_stores
                 an_edge = max([an_edge, *(_row_bytes(store, edges=True) for store in stores)])
             if not widths:
-                raise TrainingError("the module gives no vectors of any type of nodes", where=type(self._module).__name__)  # fmt: skip
+                raise ConfigError(
+                    "it gives no vectors of any type of nodes", where=type(self._module).__name__
+                )
             steps.append(widths)
             sizes.append((a_node, an_edge))
         return list(steps), sizes
@@ -131,7 +135,14 @@ class LayerWork:
         module: Any = self._module
         if not self.layered:
             found = module(batch)
-            return {next(iter(self.num_nodes)): found} if isinstance(found, torch.Tensor) else dict(found)
+            if not isinstance(found, torch.Tensor):
+                return dict(found)
+            if len(self.num_nodes) > 1:
+                raise ConfigError(
+                    f"it gives one tensor, and there are {len(self.num_nodes)} types of nodes", where=type(module).__name__,
+                    hint="Give a dict from node type to tensor",
+                )  # fmt: skip
+            return {next(iter(self.num_nodes)): found}
         if step == 0:
             return dict(module.encode(batch))
         return dict(module.layer(step - 1, {name: rows.to(self._device) for name, rows in x.items()}, batch))

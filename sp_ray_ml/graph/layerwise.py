@@ -265,8 +265,7 @@ def _finish(target: Path, files: LayerFiles, steps: Sequence[Widths], graph: Any
         for i, (name, width) in enumerate(steps[-1].items()):
             file = folder / f"vectors-{i}.npy"
             with storage_errors(file):
-                # Linked: should this end here, the layer is still there to go on from.
-                os.link(files.file(len(steps) - 1, name), file)
+                _link(files.file(len(steps) - 1, name), file)
             out.add(file)
             if name in ids:
                 import pyarrow as pa
@@ -277,3 +276,11 @@ def _finish(target: Path, files: LayerFiles, steps: Sequence[Widths], graph: Any
                 out.add(named)
             nodes.append({"type": name, "count": files.num_nodes[name], "width": width, "ids": name in ids})
         out.finish({"kind": KIND, "nodes": nodes})
+
+
+def _link(file: Path, to: Path) -> None:
+    """The same file under a second name: should this end here, the layer is still there to go on from."""
+    try:
+        os.link(file, to)
+    except OSError:  # no such links there
+        shutil.copyfile(file, to)

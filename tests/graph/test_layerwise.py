@@ -138,6 +138,24 @@ def test_any_module_goes_by_whole_neighborhoods(tmp_path):
         embed_nodes(module, data, tmp_path / "vectors")
 
 
+def test_a_type_without_nodes_has_vectors_without_rows(tmp_path):
+    data = random_hetero()
+    data["tag"].num_nodes = 0
+    module = module_of(data)
+    vectors = embed_nodes(module, data, tmp_path / "vectors")
+    assert vectors["tag"].shape == (0, 8)
+    same(vectors, whole(module, data))
+
+
+def test_one_tensor_for_several_types_is_refused(tmp_path):
+    class OfItems(torch.nn.Module):
+        def forward(self, data):
+            return data["item"].x
+
+    with pytest.raises(ConfigError, match="OfItems: it gives one tensor, and there are 3 types"):
+        embed_nodes(OfItems(), random_hetero(), tmp_path / "vectors", num_layers=1)
+
+
 def test_batches_are_cut_by_edges_and_never_across_a_node():
     degree = np.array([0, 3, 1, 500, 2, 2, 0, 0, 40])
     begin = np.concatenate([[0], np.cumsum(degree)])
