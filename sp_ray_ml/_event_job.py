@@ -23,6 +23,7 @@ from sp_ray_ml.data.splits import TableSplit
 from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.storage import read_json
 from sp_ray_ml.train.pyg import PyGTrainer
+from sp_ray_ml.train.tasks import Recommendation
 from sp_ray_ml.train.two_tower import TwoTowerTrainer
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
     graph = folder.step(
         "graph",
         lambda step: _steps.build(step, catalog, label, p.graph),
-        inputs=[p.graph],
+        inputs=[p.graph.model_copy(update={"shards": None})],  # of the training, not of the graph
         after=[split],
         code=[f"graph/{name}.py" for name in _GRAPH_CODE],
     )
@@ -87,10 +88,10 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
             events=events,
             nodes=p.nodes,
             seed=p.seed,
-            on_epoch=_on_epoch(step, tracked, trainer),
+            options=_options(step, tracked, p),
             about=about(p, folder),
         ),
-        inputs=[trainer, p.seed],
+        inputs=[trainer, p.seed, p.graph.shards],
         after=[features],
         code=["train", "graph", "metrics"],
     )
@@ -192,6 +193,18 @@ def preflight(p: Pipeline) -> None:
 
         nodes = {"user": p.nodes.user, "item": p.nodes.item}
         check_features({name: node for name, node in nodes.items() if node is not None and node.features})
+    if not isinstance(trainer, TwoTowerTrainer) and not isinstance(trainer.task, Recommendation):
+        raise ConfigError(
+            "events are learned to be recommended; classes and links are learned of a graph",
+            where="train.task",
+            hint="In Python: PyGTrainer(task=…).fit(graph, …)",
+        )
+    if p.graph.shards is not None and (isinstance(trainer, TwoTowerTrainer) or trainer.neighbors is None):
+        raise ConfigError(
+            "shards are sampled from, and this training propagates over the whole graph",
+            where="graph.shards",
+            hint="Set train.model: graphsage and train.neighbors: [15, 10], say",
+        )
     model = trainer.base.model if isinstance(trainer, TwoTowerTrainer) else trainer.model
     if isinstance(model, Custom):
         _check_model(model)
@@ -222,11 +235,11 @@ def _largest_k(p: Pipeline) -> dict[str, int]:
     return {**wanted, "predict.k": p.predict.k} if p.predict is not None else wanted
 
 
-def _on_epoch(step: StepContext, tracked: Run, trainer: Trainer) -> dict[str, Any]:
-    """Who is told of the epochs, by the names of the arguments of `fit`."""
-    if isinstance(trainer, TwoTowerTrainer):
+def _options(step: StepContext, tracked: Run, p: Pipeline) -> dict[str, Any]:
+    """Who is told of the epochs, and where the graph is sampled, by the names of the arguments of `fit`."""
+    if isinstance(p.train, TwoTowerTrainer):
         return {"on_epoch": _teller(step, tracked), "on_base_epoch": _teller(step, tracked, "base")}
-    return {"on_epoch": _teller(step, tracked)}
+    return {"on_epoch": _teller(step, tracked), "shards": p.graph.shards}
 
 
 def _teller(step: StepContext, tracked: Run, part: str = "") -> Any:

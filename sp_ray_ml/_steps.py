@@ -508,7 +508,7 @@ def train(
     events: Events,
     nodes: Nodes,
     seed: int,
-    on_epoch: Mapping[str, Any],
+    options: Mapping[str, Any],
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Train and seal the predictor. Goes on at the epoch where an earlier start ended.
@@ -524,7 +524,7 @@ def train(
         full=topology.full.with_features(matrices),
         seed=seed,
         folder=context.scratch,
-        **on_epoch,
+        **options,
     )
     ids = {name: catalog.ids[name].take(pa.array(topology.order[name])) for name in (USER, ITEM)}
     titles = None

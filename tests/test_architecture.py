@@ -78,8 +78,8 @@ PUBLIC = {
         "sync", "tracking_uri", "ui_command", "ui_environment",
     ],
     "sp_ray_ml.train": [
-        "BPR", "CrossEntropy", "Domain", "EarlyStopping", "Huber", "Learned", "LoopTraining", "Loss", "MAE", "MLP", "MSE", "ModelInputs",
-        "Network", "Optimizer", "Predictor", "PyGTrainer", "RLlibTrainer", "Recommender", "RecommenderTraining", "SampledSoftmax",
+        "BPR", "CrossEntropy", "Domain", "EarlyStopping", "GNNTraining", "Huber", "Learned", "LinkPrediction", "LoopTraining", "Loss", "MAE", "MLP", "MSE", "ModelInputs",
+        "Network", "NodeClassification", "Optimizer", "Predictor", "PyGTrainer", "RLlibTrainer", "Recommendation", "Recommender", "RecommenderTraining", "SampledSoftmax",
         "Scaling", "Schedule", "Supervision", "TableModel", "TablePredictor", "TableTrainer", "TensorFlowTrainer", "TorchTrainer",
         "TrainContext", "TrainResult", "Trainer", "Trial", "Tune", "TuneResult", "TwoTowerRecommender", "TwoTowerTrainer",
         "TwoTowerTraining", "XGBoostTrainer", "run_loop",

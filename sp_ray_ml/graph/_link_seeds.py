@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.graph.sampling import NeighborSampler
 
-__all__ = ["LinkSeeds", "link_seeds"]
+__all__ = ["LinkSeeds", "link_seeds", "seeds_of_ends"]
 
 Ids = NDArray[np.int64]
 
@@ -150,6 +150,12 @@ def _seeds(
         return seeds, (np.arange(len(ends[0])), np.arange(len(ends[1]))), np.concatenate(links)
     (first, at_first), (second, at_second) = (np.unique(end, return_inverse=True) for end in ends)
     return {kind[0]: first, kind[2]: second}, (at_first, at_second), None
+
+
+def seeds_of_ends(kind: Any, ends: tuple[Ids, Ids]) -> tuple[dict[str, Ids], tuple[Ids, Ids]]:
+    """The nodes that pairs have as ends, each once, by type; and the places of the ends among those of their type."""
+    nodes, places, _ = _seeds(False, kind, ends, (ends[0], ends[1]))
+    return nodes, places
 
 
 def _ids(places: Ids) -> torch.Tensor:

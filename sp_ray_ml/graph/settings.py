@@ -37,6 +37,9 @@ class GraphSettings(Settings):
     """Items with fewer distinct users have no edges. Nodes without edges stay, through their features."""
     co_occurrence: CoOccurrence | None = None
     """Item-item edges; none by default."""
+    shards: int | None = pydantic.Field(default=None, ge=1)
+    """Train on a `ShardedGraph`, in so many actors of Ray, instead of on the graph in this process. Needs
+    `train.neighbors`; the samples are the same, and so are the metrics."""
 
 
 class EdgeTable(Settings):

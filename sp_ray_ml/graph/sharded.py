@@ -99,6 +99,18 @@ class ShardedGraph:
         self._rows: dict[tuple[str | None, str | None], RemoteRows] = {}
         self.parts.greet()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What a worker gets calls the same actors, which are not its own to end, and has a cache of its own.
+        return {
+            "folder": self.folder,
+            "transports": [link.transport for link in self.parts.links],
+            "cache": self._cache,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.folder, self._shards = state["folder"], []
+        self._open(state["transports"], state["cache"])
+
     @property
     def num_nodes(self) -> Mapping[str, int]:
         """Nodes of each type; of the type `""` where there is one without a name."""

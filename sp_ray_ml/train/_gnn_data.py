@@ -43,6 +43,8 @@ class Epoch:
     Attributes:
         data: What is left of the graph, as `HeteroData`; None where it was not asked for.
         known: By node type, the nodes that are not treated as new.
+        hidden: bool [edges], in the order of the graph's edges, those that are taken out of it.
+        activity: float32 [users], of what is left.
         users: Those with something to be predicted, in the order in which they come.
         target_indptr, target_items, target_weight: What is predicted.
         history_indptr, history_items: What is left, each user's in order of time.
@@ -50,6 +52,8 @@ class Epoch:
 
     data: Any
     known: dict[str, NDArray[np.bool_]]
+    hidden: NDArray[np.bool_]
+    activity: NDArray[np.float32]
     users: NDArray[np.int64]
     target_indptr: NDArray[np.int64]
     target_items: NDArray[np.int64]
@@ -128,9 +132,13 @@ class TrainingEdges:
         else:
             data = self.whole()
         users = np.unique(self.user[target])
+        in_graph = np.empty(len(hidden), dtype=bool)
+        in_graph[self.order] = hidden
         return Epoch(
             data,
             known,
+            in_graph,
+            self._activity(length),
             random.permutation(users),
             *_rows(self.user[target], self.item[target], len(self.count)),
             self._normalized(target),

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from sp_ray_ml.config import Custom
-from sp_ray_ml.errors import ConfigError, SpRayError, TrainingError
+from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.graph.graph import Graph
+from sp_ray_ml.graph.sharded import ShardedGraph
 from sp_ray_ml.metrics.ranking import RankingMetrics
 from sp_ray_ml.metrics.topk import top_k
 from sp_ray_ml.train._gnn_data import TrainingEdges
+from sp_ray_ml.train._gnn_epochs import Epochs, load_weights, threads_for
+from sp_ray_ml.train._gnn_graph import TrainingGraph
+from sp_ray_ml.train._gnn_model import build_model
+from sp_ray_ml.train._gnn_sampled import sampled_batches
 from sp_ray_ml.train._losses import Scores, loss_of
-from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._torch_random import random_state, restore_random
-from sp_ray_ml.train.context import TrainContext, read_state, run_loop
+from sp_ray_ml.train.context import TrainContext, ray_running, read_state, run_loop
 from sp_ray_ml.train.pyg import PyGTrainer, RecommenderTraining
 
 if TYPE_CHECKING:
@@ -37,10 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 SELECT, REFIT = 0, 1
-_LOOK_EVERY = 64  # steps between two looks at their losses, for which a GPU is waited for
-_SAVE_AFTER_S = 30.0
 _CALIBRATION_USERS = 2_000
-_SMALL = 4_000_000  # numbers that a step works on
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class _Job:
     validation: scipy.sparse.csr_array | None
     seed: int
     new_share: float | None
+    shards: tuple[ShardedGraph, ShardedGraph] | None = None
 
     def graph(self, phase: int) -> Graph:
         graph = self.graphs[phase]
@@ -69,7 +67,7 @@ class _Ranker(torch.nn.Module):
     def __init__(self, trainer: PyGTrainer, data: Any) -> None:
         super().__init__()
         self.trainer = trainer
-        self.network = _build(trainer, data)
+        self.network = build_model(trainer.model, data)
         count = data["item"].num_nodes
         if trainer.item_bias:
             self.bias = torch.nn.Parameter(torch.zeros(count))
@@ -84,47 +82,14 @@ class _Ranker(torch.nn.Module):
         if self.trainer.similarity == "cosine":
             user, item = F.normalize(user, dim=-1), F.normalize(item, dim=-1)
         user = user / self.trainer.temperature
-        known = data["item"].known
+        known, here = data["item"].known, data["item"].get("n_id")
         if self.trainer.activity:
             user = torch.cat([user, data["user"].activity.unsqueeze(1)], dim=1)
-            item = torch.cat([item, (self.slope * known).unsqueeze(1)], dim=1)
+            slope = self.slope if here is None else self.slope[here]
+            item = torch.cat([item, (slope * known).unsqueeze(1)], dim=1)
         if not self.trainer.item_bias:
             return user, item, torch.zeros(len(item), device=item.device)
-        return user, item, torch.where(known, self.bias, self.new_bias)
-
-
-def _build(trainer: PyGTrainer, data: Any) -> torch.nn.Module:
-    settings = trainer.model
-    where = "train.model"
-    if not isinstance(settings, Custom):
-        return settings.build(data)
-    factory = settings.load()
-    try:
-        network = factory(data, **settings.arguments)
-    except TypeError as error:
-        raise ConfigError(
-            f"{settings.path} cannot be called with the graph and its settings: {error}", where=where
-        ) from error
-    except SpRayError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"{settings.path} cannot make a model: {type(error).__name__}: {error}",
-            where=where,
-            hint="It is called as factory(data, **arguments); the trainer moves the model to its device",
-        ) from error
-    if not isinstance(network, torch.nn.Module):
-        kind = "nothing" if network is None else f"a {type(network).__name__}"
-        raise ConfigError(
-            f"{settings.path} is not a model: it gives {kind}, not a torch.nn.Module", where=where
-        )
-    if any(weight.is_meta for weight in network.parameters()):
-        raise ConfigError(
-            f"{settings.path} gives a model without weights: they are on the device 'meta'",
-            where=where,
-            hint="Make it on the CPU; the trainer moves it",
-        )
-    return network
+        return user, item, torch.where(known, self.bias if here is None else self.bias[here], self.new_bias)
 
 
 def _check_vectors(trainer: PyGTrainer, vectors: Any, data: Any) -> None:
@@ -157,217 +122,92 @@ def _loop(context: TrainContext, job: _Job) -> None:
             continue
         if phase > state["phase"]:
             state, checkpoint = {**state, "phase": phase, "epoch": 0, "step": 0, "loss": 0.0}, None
-        with _threads(job, phase):
-            state = _Phase(context, job, phase, state, checkpoint).run()
+        graph, width = job.graph(phase), getattr(job.trainer.model, "dim", 64)
+        size = sum(graph.num_nodes.values()) * width + job.trainer.batch_size * graph.num_nodes["item"]
+        with threads_for(size):
+            kind = _Phase if job.trainer.neighbors is None else _SampledPhase
+            state = kind(context, job, phase, state, checkpoint).run()
 
 
-@contextlib.contextmanager
-def _threads(job: _Job, phase: int) -> Iterator[None]:
-    """One thread for a small graph: its operations are so short that threads mostly wait for one another.
-
-    Three times faster than two threads on a machine that does anything else, and never much slower.
-    """
-    graph, before = job.graph(phase), torch.get_num_threads()
-    width = getattr(job.trainer.model, "dim", 64)
-    nodes = sum(graph.num_nodes.values()) * width + job.trainer.batch_size * graph.num_nodes["item"]
-    if nodes < _SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Phase:
-    """Training from the first epoch to the last on one graph; `state` is all that is kept beside the tensors."""
+class _Phase(Epochs):
+    """Training from the first epoch to the last on one graph."""
 
     def __init__(
         self, context: TrainContext, job: _Job, phase: int, state: dict[str, Any], checkpoint: Path | None
     ) -> None:
-        self.context, self.job, self.phase = context, job, phase
-        self.state = {"step": 0, "loss": 0.0, **state}
-        self.trainer = job.trainer
-        self.edges = TrainingEdges(job.graph(phase), self.trainer, job.seed, context.device)
-        torch.manual_seed(hash_seed(job.seed, phase))
-        self.ranker = _Ranker(self.trainer, self.edges.whole())
-        if checkpoint:
-            self.ranker.load_state_dict(_load_weights(checkpoint))
-        self.model = context.prepare(self.ranker)
-        self.optimizer = torch.optim.AdamW(
-            self.ranker.parameters(), lr=self.trainer.learning_rate, weight_decay=self.trainer.weight_decay
-        )
-        if checkpoint:
-            saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(saved["optimizer"])
-        self.random: list[dict[str, torch.Tensor]] = saved["random"] if checkpoint else []
-        self.pending: list[torch.Tensor] = []
-        self.saved_at = time.monotonic()
+        self.job = job
+        self.edges = TrainingEdges(job.graph(phase), job.trainer, job.seed, context.device)
+        super().__init__(context, job.trainer, job.seed, phase, state, checkpoint, choosing=phase == SELECT)
+
+    def build(self) -> torch.nn.Module:
+        return _Ranker(self.trainer, self.edges.whole())
+
+    def prepare(self) -> torch.nn.Module:
+        return self.context.prepare(self.network)
+
+    def average_gradients(self) -> None:
+        """What `prepare` has wrapped the network in does so."""
 
     @property
     def epochs(self) -> int:
         """How many: in the refit as many as were best."""
-        return (
-            int(self.state["best_epoch"])
-            if self.phase == REFIT and "best_epoch" in self.state
-            else self.trainer.epochs
-        )
+        again = self.phase == REFIT and "best_epoch" in self.state
+        return int(self.state["best_epoch"]) if again else self.trainer.epochs
 
-    def run(self) -> dict[str, Any]:
-        while self.state["epoch"] < self.epochs and not self._stopped():
-            began = time.perf_counter()
-            number = self.state["epoch"] + 1
-            self._seed(number)
-            loss = self._train(number)
-            metrics: dict[str, Any] = {"loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"]}
-            metrics |= self._validate()
-            metrics |= {"epoch": number, "phase": self.phase, "seconds": time.perf_counter() - began}
-            self._remember(number, metrics)
-            # In the refit there is nothing to compare by: the last is the best.
-            score = (
-                self.state["score"]
-                if self.phase == SELECT
-                else math.inf
-                if number == self.epochs
-                else 1e9 + number
-            )
-            self.saved_at = time.monotonic()
-            self.context.report({**metrics, "epochs": self.epochs}, self._files(), score=score)
-        return self.state
+    def steps(self, number: int) -> int:
+        self.epoch = self.edges.epoch(number, self.phase)
+        return math.ceil(len(self.epoch.users) / self.trainer.batch_size)
 
-    def _seed(self, number: int) -> None:
-        """What is drawn in an epoch comes from its number; in the midst of one, from where the generators were."""
-        if self.state["step"] and len(self.random) == self.context.world_size:
-            restore_random(self.random[self.context.rank], self.context.device)
-        else:
-            # In the midst of an epoch only where there are other workers now than there were.
-            amid = [self.state["step"]] if self.state["step"] else []
-            torch.manual_seed(hash_seed(self.job.seed, self.phase, number, *amid))
-        self.random = []
+    def losses(self, number: int, first: int) -> Iterator[torch.Tensor]:
+        for batch in self.edges.batches(self.epoch, number, self.phase, self.context, first=first):
+            yield loss_of(self.trainer.loss, Scores(*self.model(self.epoch.data)), batch)  # type: ignore[arg-type]
 
-    def _train(self, number: int) -> float:
-        self.model.train()
-        epoch, state = self.edges.epoch(number, self.phase), self.state
-        steps = math.ceil(len(epoch.users) / self.trainer.batch_size)
-        for batch in self.edges.batches(epoch, number, self.phase, self.context, first=state["step"]):
-            progress = (number - 1 + state["step"] / steps) / self.trainer.epochs
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.trainer.learning_rate * self.trainer.schedule.factor(progress)
-            loss = loss_of(self.trainer.loss, Scores(*self.model(epoch.data)), batch)  # type: ignore[arg-type]
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            self.pending.append(loss.detach())
-            state["step"] += 1
-            if state["step"] < steps and self._due(epoch.users, number, steps):
-                self.saved_at = time.monotonic()
-                self.context.save(self._files())
-        if self.pending:
-            self._look(epoch.users, number, math.inf)
-        mean = float(state["loss"]) / max(1, steps)
-        state["step"], state["loss"] = 0, 0.0
-        return mean
-
-    def _due(self, users: NDArray[np.int64], number: int, steps: int) -> bool:
-        """Whether a checkpoint is due after a step amid an epoch; the losses were looked at then."""
-        every = self.trainer.checkpoint_steps
-        if every is None:
-            return len(self.pending) == _LOOK_EVERY and self._look(users, number, _SAVE_AFTER_S)
-        due: bool = ((number - 1) * steps + self.state["step"]) % every == 0
-        if due or len(self.pending) == _LOOK_EVERY:
-            self._look(users, number, math.inf)
-        return due
-
-    def _look(self, users: NDArray[np.int64], number: int, after: float) -> bool:
-        """Wait for the steps that were begun and look at their losses, all workers at what all of them add up to.
-
-        Returns:
-            Whether by the clock of rank 0 the last checkpoint is older than `after` seconds.
-        """
-        due = self.context.rank == 0 and time.monotonic() - self.saved_at > after
-        seen = torch.stack([*self.pending, self.pending[0].new_tensor(float(due))]).double()
-        *losses, due_somewhere = self.context.average(seen).tolist()
-        for place, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                self._broken(users, number, self.state["step"] - len(losses) + place, loss)
-            self.state["loss"] += loss
-        self.pending.clear()
-        return bool(due_somewhere)
-
-    def _broken(self, users: NDArray[np.int64], number: int, step: int, loss: float) -> NoReturn:
+    def fingerprint(self, number: int, step: int) -> str:  # noqa: ARG002
         size = self.trainer.batch_size
-        batch = hashlib.sha256(users[step * size : (step + 1) * size].tobytes()).hexdigest()[:16]
-        last = self.context.last_checkpoint
-        raise TrainingError(
-            f"the loss is {loss} in step {step + 1} of epoch {number} (batch {batch}); "
-            + (f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"),
-            where="train",
-            hint=f"Lower train.learning_rate (it is {self.trainer.learning_rate:g})",
-        )
+        return hashlib.sha256(self.epoch.users[step * size : (step + 1) * size].tobytes()).hexdigest()[:16]
 
-    def _validate(self) -> dict[str, float]:
+    def validated(self) -> dict[str, float]:
         if self.phase == REFIT or self.job.validation is None:
             return {}
         seen = _binary(self.edges.graph)
-        vectors = final_vectors(self.ranker, self.edges, self.job.new_share)
-        k = sorted({20, int(self._watched.rsplit("@", 1)[1])})
+        vectors = final_vectors(self.network, self.edges, self.job.new_share)
+        k = sorted({20, int(self.watched.rsplit("@", 1)[1])})
         return validation_metrics(vectors, seen, self.job.validation, k)
 
     @property
-    def _watched(self) -> str:
+    def watched(self) -> str:
         stopping = self.trainer.early_stopping
         return stopping.metric if stopping and stopping.metric else "ndcg@20"
 
-    def _remember(self, number: int, metrics: dict[str, Any]) -> None:
-        history = [*self.state["history"], metrics]
-        self.state = {**self.state, "epoch": number, "history": history}
-        if self.phase == SELECT:
-            if self._watched not in metrics:
-                known = ", ".join(name for name in metrics if "@" in name)
-                raise ConfigError(
-                    f"unknown metric {self._watched!r} (known: {known})", where="train.early_stopping.metric"
-                )
-            score = metrics[self._watched]
-            if score > self.state.get("best_score", -math.inf):
-                self.state |= {"best_score": score, "best_epoch": number}
-            self.state["score"] = score
 
-    def _stopped(self) -> bool:
-        stopping = self.trainer.early_stopping
-        if self.phase == REFIT or stopping is None or "best_epoch" not in self.state:
-            return False
-        return bool(self.state["epoch"] - self.state["best_epoch"] >= stopping.patience)
+class _SampledPhase(_Phase):
+    """The same where each step propagates over sampled neighbors only."""
 
-    def _files(self) -> Callable[[], dict[str, bytes]]:
-        """What a checkpoint of now holds; called by every worker."""
-        from safetensors.torch import save
+    def __init__(self, context: TrainContext, job: _Job, phase: int, *where: Any) -> None:
+        source = job.graphs[phase] if job.shards is None else job.shards[phase]
+        self.graph = TrainingGraph(source, job.trainer.neighbors, job.seed, context.device)
+        super().__init__(context, job, phase, *where)
 
-        if not all(bool(torch.isfinite(weight).all()) for weight in self.ranker.parameters()):
-            last = self.context.last_checkpoint
-            raise TrainingError(
-                f"the weights are not finite after step {self.state['step']} of epoch {self.state['epoch'] + 1}; "
-                + (f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"),
-                where="train",
-                hint=f"Lower train.learning_rate (it is {self.trainer.learning_rate:g})",
-            )
-        everyones = self.context.gather(random_state(self.context.device))
+    def prepare(self) -> torch.nn.Module:
+        return Epochs.prepare(self)
 
-        def files() -> dict[str, bytes]:
-            tensors = io.BytesIO()
-            torch.save({"optimizer": self.optimizer.state_dict(), "random": everyones}, tensors)
-            return {
-                "model.safetensors": save({k: v.contiguous() for k, v in self.ranker.state_dict().items()}),
-                "optimizer.pt": tensors.getvalue(),
-                "state.json": json.dumps(self.state).encode(),
-            }
+    def average_gradients(self) -> None:
+        Epochs.average_gradients(self)
 
-        return files
+    def steps(self, number: int) -> int:
+        self.epoch = self.edges.epoch(number, self.phase, graph=False)
+        return math.ceil(len(self.epoch.users) / self.trainer.batch_size)
 
-
-def _load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    weights: dict[str, torch.Tensor] = load_file(checkpoint / "model.safetensors")
-    return weights
+    def losses(self, number: int, first: int) -> Iterator[torch.Tensor]:
+        batches = self.edges.batches(self.epoch, number, self.phase, self.context, first=first)
+        for batch, data in sampled_batches(self.trainer, self.graph, self.epoch, batches, number):
+            if data is None:
+                yield torch.zeros((), device=self.context.device)
+                continue
+            user, item, bias = self.model(data)
+            items = len(batch.frequency)
+            scores = Scores(user[: len(batch.users)], item[:items], bias[:items])
+            yield loss_of(self.trainer.loss, scores, batch)  # type: ignore[arg-type]
 
 
 def _binary(graph: Graph) -> scipy.sparse.csr_array:
@@ -378,7 +218,7 @@ def _binary(graph: Graph) -> scipy.sparse.csr_array:
 
 @torch.no_grad()
 def final_vectors(
-    ranker: _Ranker, edges: TrainingEdges, new_share: float | None
+    ranker: torch.nn.Module, edges: TrainingEdges, new_share: float | None
 ) -> tuple[NDArray[np.float32], ...]:
     """Users' and items' vectors and the items' bias, propagated over the whole graph, on the CPU."""
     ranker.eval()
@@ -475,24 +315,30 @@ def fit(
     seed: int,
     folder: Path,
     on_epoch: Callable[[Mapping[str, float]], None],
+    shards: int | None = None,
 ) -> RecommenderTraining:
     """See `PyGTrainer.fit`."""
     if validation is not None and not validation.nnz:
         validation = None
     graphs: tuple[Graph | str, Graph | str] = (train, full)
-    if trainer.scaling.workers:
+    if trainer.scaling.workers or shards is not None:
         paths = (folder / "graph-select", folder / "graph-refit")
         for graph, path in zip((train, full), paths, strict=True):
             graph.save(path)
         graphs = (os.fspath(paths[0].resolve()), os.fspath(paths[1].resolve()))
     new_share = trainer.new_items or share_of_new(validation, train)
     job = _Job(trainer, graphs, validation, seed, new_share)
-    with torch.random.fork_rng():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())
+        if shards is not None:
+            stack.enter_context(ray_running())
+            opened = [stack.enter_context(ShardedGraph(path, shards)) for path in graphs]
+            job = replace(job, shards=(opened[0], opened[1]))
         kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch)
         state, chosen = read_state(kept.last), kept.best
         edges = TrainingEdges(full, trainer, seed, torch.device("cpu"))
         ranker = _Ranker(trainer, edges.whole())
-    weights = _load_weights(chosen)
+    weights = load_weights(chosen)
     ranker.load_state_dict(weights)
     user, item, bias = final_vectors(ranker, edges, job.new_share)
     history = state["history"]

@@ -26,6 +26,7 @@ class Batch:
         target_weight: float32 [targets], sums to 1 over all workers' batches.
         history_row, history_item: int64 [history], what may not serve as a negative, for a target neither.
         known_items: int64, the items that negatives are drawn from.
+        share: Of all items that they could be drawn from, the share that these are, themselves drawn.
         frequency: float32 [items], each item's share of all targets.
         generator: Draws the negatives; the same on all workers.
     """
@@ -39,6 +40,7 @@ class Batch:
     known_items: torch.Tensor
     frequency: torch.Tensor
     generator: torch.Generator
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def loss_of(settings: SampledSoftmax | BPR, scores: Scores, batch: Batch) -> tor
     from sp_ray_ml.train.losses import SampledSoftmax
 
     if isinstance(settings, SampledSoftmax):
-        everything = settings.source == "uniform" and settings.negatives >= len(batch.known_items)
+        everything = settings.source == "uniform" and settings.negatives >= len(batch.known_items) / batch.share
         each = _full_softmax(scores, batch) if everything else _sampled_softmax(settings, scores, batch)
     else:
         each = _bpr(settings, scores, batch)
@@ -95,7 +97,7 @@ def _sampled_softmax(settings: SampledSoftmax, scores: Scores, batch: Batch) -> 
         pool = batch.known_items
         chosen = torch.randperm(len(pool), generator=batch.generator, device="cpu")[: settings.negatives]
         sample = pool[chosen.to(pool.device)]
-        inclusion = torch.full((len(sample),), len(sample) / len(pool), device=pool.device)
+        inclusion = torch.full((len(sample),), len(sample) / len(pool) * batch.share, device=pool.device)
     user = scores.user.index_select(0, batch.users)
     logits = (
         user @ scores.item.index_select(0, sample).T + scores.bias[sample] - inclusion.clamp(min=1e-9).log()
