@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional as F
 from torch_geometric.nn import GCNConv
 
+from benchmarks import cora
 from sp_ray_ml.graph import load_planetoid
 
 NODES, TRAIN, KNOWN = 900, 40, 700
@@ -89,3 +90,20 @@ def test_a_gcn_comes_to_the_optimum_of_a_planted_partition_and_features_alone_do
     assert alone < limit + 3 * spread
     assert min(found) > alone + 0.1
     assert limit == pytest.approx(0.69, abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_script_for_cora_comes_to_that_optimum(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert min(cora.accuracies(tmp_path, "planted", seeds=2)) >= 97
+
+
+def test_the_script_for_cora_says_what_files_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CORA", raising=False)
+    with pytest.raises(SystemExit, match="export CORA="):
+        cora.main(quick=True)
+    monkeypatch.setenv("CORA", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"lacks ind\.cora\.x, ind\.cora\.y, .*ind\.cora\.test\.index"):
+        cora.main(quick=True)

@@ -39,17 +39,22 @@ def trainer(**settings: Any) -> PyGTrainer:
 
 # As in test_pyg: a perfect list of 5 finds 5/8, one at random 0.09.
 @pytest.mark.parametrize(
-    ("model", "loss"),
+    ("model", "loss", "settings"),
     [
-        (GraphSAGE(dim=16), SampledSoftmax()),
-        (RGCN(dim=16), SampledSoftmax(negatives=16)),
-        (GAT(dim=16), SampledSoftmax(source="in_batch")),
-        pytest.param(GraphSAGE(dim=16), BPR(), marks=pytest.mark.slow),
-        pytest.param(HGT(dim=16, init=1.0), SampledSoftmax(negatives=16), marks=pytest.mark.slow),
+        (GraphSAGE(dim=16), SampledSoftmax(), {}),
+        (RGCN(dim=16), SampledSoftmax(negatives=16), {}),
+        (GAT(dim=16), SampledSoftmax(source="in_batch"), {}),
+        pytest.param(GraphSAGE(dim=16), BPR(), {}, marks=pytest.mark.slow),
+        pytest.param(
+            HGT(dim=16, init=1.0),
+            SampledSoftmax(negatives=16),
+            {"epochs": 30, "learning_rate": 0.01, "early_stopping": None},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_recommending_is_learned_from_samples(world: World, model: Any, loss: Any) -> None:
-    result = trainer(model=model, loss=loss).fit(world.train, world.validation, full=world.full)
+def test_recommending_is_learned_from_samples(world: World, model: Any, loss: Any, settings: Any) -> None:
+    result = trainer(model=model, loss=loss, **settings).fit(world.train, world.validation, full=world.full)
     assert recall(result, world) > 0.4
 
 
