@@ -96,6 +96,10 @@ class TrainingEdges:
             self._whole = to_data(self.graph, self.known, self._activity(self.count), self.device)
         return self._whole
 
+    def whole_activity(self) -> NDArray[np.float32]:
+        """Of each user's whole history, float32 [users]."""
+        return self._activity(self.count)
+
     def _activity(self, count: NDArray[np.int64]) -> NDArray[np.float32]:
         return (np.log1p(count) - self.middle).astype(np.float32)
 

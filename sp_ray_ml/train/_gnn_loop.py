@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from sp_ray_ml.config import Custom
 from sp_ray_ml.errors import ConfigError
+from sp_ray_ml.graph._layers import LayeredGNN
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.graph.sharded import ShardedGraph
 from sp_ray_ml.metrics.ranking import RankingMetrics
@@ -25,7 +26,7 @@ from sp_ray_ml.train._gnn_data import TrainingEdges
 from sp_ray_ml.train._gnn_epochs import Epochs, load_weights, threads_for
 from sp_ray_ml.train._gnn_graph import TrainingGraph
 from sp_ray_ml.train._gnn_model import build_model
-from sp_ray_ml.train._gnn_sampled import sampled_batches
+from sp_ray_ml.train._gnn_sampled import layered_vectors, sampled_batches
 from sp_ray_ml.train._losses import Scores, loss_of
 from sp_ray_ml.train.context import TrainContext, ray_running, read_state, run_loop
 from sp_ray_ml.train.pyg import PyGTrainer, RecommenderTraining
@@ -53,6 +54,10 @@ class _Job:
         graph = self.graphs[phase]
         return graph if isinstance(graph, Graph) else Graph.load(graph)
 
+    def source(self, phase: int) -> Any:
+        """What neighbors are sampled of."""
+        return self.graph(phase) if self.shards is None else self.shards[phase]
+
     @property
     def phases(self) -> list[int]:
         """Without a validation slice there is nothing to choose: the one training is that on all of the history."""
@@ -78,18 +83,35 @@ class _Ranker(torch.nn.Module):
     def forward(self, data: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         vectors: Any = self.network(data)
         _check_vectors(self.trainer, vectors, data)
+        return self.scored(vectors, data["item"].known, data["user"].activity, data["item"].get("n_id"))
+
+    def scored(
+        self,
+        vectors: Mapping[str, torch.Tensor],
+        known: torch.Tensor,
+        activity: torch.Tensor,
+        items: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What scores are made of, of the network's vectors.
+
+        Args:
+            vectors: Of users and items.
+            known: bool [items].
+            activity: float32 [users].
+            items: Which items they are; all of them without.
+        """
         user, item = vectors["user"], vectors["item"]
         if self.trainer.similarity == "cosine":
             user, item = F.normalize(user, dim=-1), F.normalize(item, dim=-1)
         user = user / self.trainer.temperature
-        known, here = data["item"].known, data["item"].get("n_id")
         if self.trainer.activity:
-            user = torch.cat([user, data["user"].activity.unsqueeze(1)], dim=1)
-            slope = self.slope if here is None else self.slope[here]
+            user = torch.cat([user, activity.unsqueeze(1)], dim=1)
+            slope = self.slope if items is None else self.slope[items]
             item = torch.cat([item, (slope * known).unsqueeze(1)], dim=1)
         if not self.trainer.item_bias:
             return user, item, torch.zeros(len(item), device=item.device)
-        return user, item, torch.where(known, self.bias if here is None else self.bias[here], self.new_bias)
+        bias = self.bias if items is None else self.bias[items]
+        return user, item, torch.where(known, bias, self.new_bias)
 
 
 def _check_vectors(trainer: PyGTrainer, vectors: Any, data: Any) -> None:
@@ -140,7 +162,17 @@ class _Phase(Epochs):
         super().__init__(context, job.trainer, job.seed, phase, state, checkpoint, choosing=phase == SELECT)
 
     def build(self) -> torch.nn.Module:
-        return _Ranker(self.trainer, self.edges.whole())
+        self.ranker = _Ranker(self.trainer, self.pattern())
+        return self.ranker
+
+    def pattern(self) -> Any:
+        """What the network is made for."""
+        return self.edges.whole()
+
+    @property
+    def source(self) -> Any:
+        """What vectors are computed of layer by layer; None where it is propagated over the whole graph."""
+        return None
 
     def prepare(self) -> torch.nn.Module:
         return self.context.prepare(self.network)
@@ -170,7 +202,7 @@ class _Phase(Epochs):
         if self.phase == REFIT or self.job.validation is None:
             return {}
         seen = _binary(self.edges.graph)
-        vectors = final_vectors(self.network, self.edges, self.job.new_share)
+        vectors = final_vectors(self.ranker, self.edges, self.job.new_share, self.source)
         k = sorted({20, int(self.watched.rsplit("@", 1)[1])})
         return validation_metrics(vectors, seen, self.job.validation, k)
 
@@ -184,9 +216,15 @@ class _SampledPhase(_Phase):
     """The same where each step propagates over sampled neighbors only."""
 
     def __init__(self, context: TrainContext, job: _Job, phase: int, *where: Any) -> None:
-        source = job.graphs[phase] if job.shards is None else job.shards[phase]
-        self.graph = TrainingGraph(source, job.trainer.neighbors, job.seed, context.device)
+        self.graph = TrainingGraph(job.source(phase), job.trainer.neighbors, job.seed, context.device)
         super().__init__(context, job, phase, *where)
+
+    def pattern(self) -> Any:
+        return self.graph.pattern(degrees=False)
+
+    @property
+    def source(self) -> Any:
+        return self.graph.graph
 
     def prepare(self) -> torch.nn.Module:
         return Epochs.prepare(self)
@@ -218,11 +256,22 @@ def _binary(graph: Graph) -> scipy.sparse.csr_array:
 
 @torch.no_grad()
 def final_vectors(
-    ranker: torch.nn.Module, edges: TrainingEdges, new_share: float | None
+    ranker: _Ranker, edges: TrainingEdges, new_share: float | None, graph: Any = None
 ) -> tuple[NDArray[np.float32], ...]:
-    """Users' and items' vectors and the items' bias, propagated over the whole graph, on the CPU."""
+    """Users' and items' vectors and the items' bias, propagated over the whole graph, on the CPU.
+
+    Args:
+        ranker: The model.
+        edges: The graph, and who is known.
+        new_share: See `calibrated`.
+        graph: Where they are to be computed layer by layer, of this graph, which may be in shards.
+    """
     ranker.eval()
-    user, item, bias = (part.float().cpu().numpy() for part in ranker(edges.whole()))
+    if graph is not None and isinstance(ranker.network, LayeredGNN):
+        parts = ranker.scored(*layered_vectors(ranker.network, edges, graph))
+    else:
+        parts = ranker(edges.whole())
+    user, item, bias = (part.float().cpu().numpy() for part in parts)
     ranker.train()
     if new_share is not None:
         bias = calibrated(user, item, bias, edges.known, new_share, _binary(edges.graph))
@@ -336,11 +385,17 @@ def fit(
             job = replace(job, shards=(opened[0], opened[1]))
         kept = run_loop(_loop, job, trainer.scaling, folder / "checkpoints", on_epoch)
         state, chosen = read_state(kept.last), kept.best
-        edges = TrainingEdges(full, trainer, seed, torch.device("cpu"))
-        ranker = _Ranker(trainer, edges.whole())
-    weights = load_weights(chosen)
-    ranker.load_state_dict(weights)
-    user, item, bias = final_vectors(ranker, edges, job.new_share)
+        cpu = torch.device("cpu")
+        edges = TrainingEdges(full, trainer, seed, cpu)
+        if trainer.neighbors is None:
+            whole, pattern = None, edges.whole()
+        else:
+            whole = job.source(REFIT)
+            pattern = TrainingGraph(whole, trainer.neighbors, seed, cpu).pattern(degrees=False)
+        ranker = _Ranker(trainer, pattern)
+        weights = load_weights(chosen)
+        ranker.load_state_dict(weights)
+        user, item, bias = final_vectors(ranker, edges, job.new_share, whole)
     history = state["history"]
     best = next(
         (h for h in history if h["phase"] == SELECT and h["epoch"] == state.get("best_epoch")), history[-1]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from sp_ray_ml.graph._layers import LayeredGNN
 from sp_ray_ml.graph._sample_rows import Seeds, batch_key
 from sp_ray_ml.graph.construct import USER_ITEM
-from sp_ray_ml.train._gnn_data import ITEM, USER, Epoch
+from sp_ray_ml.graph.layerwise import embed_nodes
+from sp_ray_ml.train._gnn_data import ITEM, USER, Epoch, TrainingEdges
 from sp_ray_ml.train._losses import Batch
 from sp_ray_ml.train.losses import SampledSoftmax
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.train._gnn_graph import TrainingGraph
     from sp_ray_ml.train.pyg import PyGTrainer
 
-__all__ = ["sampled_batches"]
+__all__ = ["layered_vectors", "of_few_items", "sampled_batches"]
 
 _REVERSE = (ITEM, f"rev_{USER_ITEM[1]}", USER)
 
@@ -46,7 +49,8 @@ def sampled_batches(
 
     def seeds() -> Iterator[tuple[Batch, Seeds]]:
         for batch in batches:
-            small, nodes = _numbered(trainer, batch)
+            small, items = of_few_items(trainer, batch)
+            nodes = {USER: batch.users.cpu().numpy(), ITEM: items.cpu().numpy()}
             yield small, Seeds(nodes, None, batch_key(graph.sampler.seed, number, nodes, None))
 
     for batch, sample in graph.batches.of(seeds(), lambda tag, data: (tag, data)):
@@ -66,8 +70,8 @@ def sampled_batches(
         yield batch, data
 
 
-def _numbered(trainer: PyGTrainer, batch: Batch) -> tuple[Batch, dict[str, NDArray[np.int64]]]:
-    """The batch with its users and items numbered as seeds, and the seeds."""
+def of_few_items(trainer: PyGTrainer, batch: Batch) -> tuple[Batch, torch.Tensor]:
+    """The batch over those items only that its loss looks at, users and items numbered anew, and which items they are."""
     pool = batch.known_items
     loss = trainer.loss
     if loss.source == "uniform":
@@ -90,4 +94,32 @@ def _numbered(trainer: PyGTrainer, batch: Batch) -> tuple[Batch, dict[str, NDArr
         frequency=batch.frequency[items],
         share=len(pool) / max(1, len(batch.known_items)) if len(pool) else 1.0,
     )
-    return small, {USER: batch.users.cpu().numpy(), ITEM: items.cpu().numpy()}
+    return small, items
+
+
+class _Knowing(LayeredGNN):
+    """A network whose nodes know whether training knows them, in graphs that do not say so."""
+
+    def __init__(self, network: LayeredGNN, known: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.network, self.num_layers, self.known = network, network.num_layers, known
+
+    def encode(self, data: Any) -> dict[str, torch.Tensor]:
+        for name, mask in self.known.items():
+            data[name].known = mask[data[name].n_id]
+        return self.network.encode(data)
+
+    def layer(self, k: int, x: dict[str, torch.Tensor], data: Any) -> dict[str, torch.Tensor]:
+        return self.network.layer(k, x, data)
+
+
+def layered_vectors(
+    network: LayeredGNN, edges: TrainingEdges, graph: Any
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Users' and items' vectors over all neighbors, layer by layer; which items are known; the users' activity."""
+    device = edges.device
+    known = {name: torch.from_numpy(mask).to(device) for name, mask in edges.known.items()}
+    with tempfile.TemporaryDirectory(prefix="sp_ray_ml-") as folder:
+        found = embed_nodes(_Knowing(network, known).eval(), graph, Path(folder) / "vectors")
+        vectors = {name: torch.from_numpy(np.array(found[name])).to(device) for name in (USER, ITEM)}
+    return vectors, known[ITEM], torch.from_numpy(edges.whole_activity()).to(device)

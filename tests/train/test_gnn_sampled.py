@@ -42,8 +42,8 @@ def trainer(**settings: Any) -> PyGTrainer:
     ("model", "loss", "settings"),
     [
         (GraphSAGE(dim=16), SampledSoftmax(), {}),
-        (RGCN(dim=16), SampledSoftmax(negatives=16), {}),
-        (GAT(dim=16), SampledSoftmax(source="in_batch"), {}),
+        pytest.param(RGCN(dim=16), SampledSoftmax(negatives=16), {}, marks=pytest.mark.slow),
+        pytest.param(GAT(dim=16), SampledSoftmax(source="in_batch"), {}, marks=pytest.mark.slow),
         pytest.param(GraphSAGE(dim=16), BPR(), {}, marks=pytest.mark.slow),
         pytest.param(
             HGT(dim=16, init=1.0),
@@ -95,7 +95,7 @@ def test_with_all_neighbors_a_batch_has_the_loss_of_the_whole_graph(world: World
 
 
 def test_the_same_seed_gives_the_same_bits(world: World) -> None:
-    chosen = trainer(epochs=3, model=GraphSAGE(dim=8, dropout=0.2), cold_start=0.2)
+    chosen = trainer(epochs=1, refit=False, model=GraphSAGE(dim=8, dropout=0.2), cold_start=0.2)
     one, two, other = (chosen.fit(world.train, world.validation, seed=seed) for seed in (1, 1, 2))
     assert same(one, two)
     assert not same(one, other)
