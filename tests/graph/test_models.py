@@ -82,12 +82,12 @@ def test_gcn_is_that_of_pyg_and_a_sample_has_the_mean_of_the_whole_sum() -> None
         peer.load_state_dict(model.convolutions[0].state_dict())
         assert torch.allclose(model(data)[""], peer(data.x, data.edge_index), atol=1e-5)
         draws = torch.zeros(40, 4)
-        count = 400
+        count = 150
         for seed in range(count):
             [batch] = NeighborLoader(data, [2], batch_size=40, seed=seed)
             draws += model(batch)[""] / count
         far = (draws - model(data)[""]).abs().max()
-        assert far < 0.15
+        assert far < 0.25
         assert (model(batch)[""] - model(data)[""]).abs().max() > 2 * far
 
 

@@ -61,7 +61,7 @@ def test_every_model_comes_near_the_optimum_of_a_planted_partition(model: Any, n
     assert result.metrics["accuracy"] >= 0.9
 
 
-@pytest.mark.parametrize("model", [GraphSAGE(dim=16), GAT(dim=16), RGCN(dim=16, bases=2), HGT(dim=16)], ids=lambda one: type(one).__name__)  # fmt: skip
+@pytest.mark.parametrize("model", [RGCN(dim=16, bases=2), *(pytest.param(model, marks=pytest.mark.slow) for model in (GraphSAGE(dim=16), GAT(dim=16), HGT(dim=16)))], ids=lambda one: type(one).__name__)  # fmt: skip
 def test_nodes_and_edges_of_several_types_are_learned_from(model: Any) -> None:
     data = planted_types()
     task = NodeClassification(node_type="paper")
