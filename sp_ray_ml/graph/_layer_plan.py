@@ -38,9 +38,10 @@ def ranges(
     for name in steps[step]:
         count = work.num_nodes[name]
         begins = work.in_edges(name) if step or not work.layered else []
-        # A source's vector is gathered and sent along the edge; a node's own is, too, and its new one is computed.
-        per_node = a_node + before + 4 * after
-        per_edge = an_edge + a_node + 2 * max(before, after)
+        # A vector is gathered, and a new one computed, of which there are up to three at a time: also of each source,
+        # and an edge may bring one more. Along the edge, the source's is sent.
+        a_vector = a_node + before + 3 * after
+        per_node, per_edge = a_vector, an_edge + max(before, after) + a_vector
         if not work.layered and hops > 1:
             # A guess: every hop has as many edges a node as the first, and they meet nobody twice.
             degree = sum(int(begin[-1]) for begin in begins) / max(1, count)

@@ -30,10 +30,10 @@ METRICS = ("cosine", "dot", "l2")
 
 # A product always has one shape, the rest of it zeros: so each of its entries is summed in the same order, whatever is
 # asked for beside it. BLAS adds otherwise at a shape's edges; this many rows, and multiples of as many columns, have none.
-_ROWS = 64
-_COLUMNS = 8_192
+_ROWS = 128
+_COLUMNS = 2_048  # with as many scores as one thread looks through as fast as two
 _BLOCK_BYTES = 16 << 20
-_WINDOW = 64  # products that one block of vectors is read for
+_WINDOW = 32  # products that one block of vectors is read for
 
 
 def nearest(
@@ -110,7 +110,8 @@ def check_k(k: int, count: int) -> None:
 def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
     """Vectors of length 1, float32; zeros stay."""
     length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    scaled: NDArray[np.float32] = (vectors / np.maximum(length, np.finfo(np.float64).tiny)[:, None]).astype(np.float32)  # fmt: skip
+    scale = (1 / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
+    scaled: NDArray[np.float32] = vectors * scale[:, None]
     return scaled
 
 
@@ -125,7 +126,7 @@ def _exact(
     kind = np.float64 if metric == "l2" else np.float32
     best = np.full((asked, k), -1, node_type(count))
     scores = np.full((asked, k), -np.inf, np.float32)
-    block, product = np.zeros((columns, width), kind), np.empty((_ROWS, columns), kind)
+    block = np.zeros((columns, width), kind)
     scored = np.empty((_ROWS, k + columns), np.float32)
     for first in range(0, asked, _ROWS * _WINDOW):
         window = read_vectors(queries, first, first + _ROWS * _WINDOW, metric, "query")
@@ -137,10 +138,10 @@ def _exact(
             part = read_vectors(vectors, begin, begin + columns, metric, "vector")
             block[: len(part)], block[len(part) :] = part, 0
             for group, out in zip(groups, outs, strict=True):
-                np.matmul(padded[group], block.T, out=product)
                 if metric == "l2":
-                    _to_squares(product, padded[group], block)
-                scored[:, k:] = product
+                    scored[:, k:] = _negative_squares(padded[group], block)
+                else:
+                    np.matmul(padded[group], block.T, out=scored[:, k:])
                 scored[:, k + len(part) :] = -np.inf
                 if out is not None:
                     out.apply(scored[:, k:], begin)
@@ -167,12 +168,13 @@ def read_vectors(
     return _unit(some) if metric == "cosine" else some
 
 
-def _to_squares(product: NDArray[Any], queries: NDArray[Any], vectors: NDArray[Any]) -> None:
-    """-|q - v|² of q·v, in place."""
+def _negative_squares(queries: NDArray[Any], vectors: NDArray[Any]) -> NDArray[Any]:
+    """-|q - v|² of each query and vector."""
+    product: NDArray[Any] = queries @ vectors.T
     product *= 2
     product -= np.einsum("ij,ij->i", queries, queries)[:, None]
     product -= np.einsum("ij,ij->i", vectors, vectors)
-    np.minimum(product, 0, out=product)
+    return np.minimum(product, 0, out=product)
 
 
 class _Excluded:
