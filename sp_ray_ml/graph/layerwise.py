@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from sp_ray_ml.errors import ConfigError, ResourceError, StorageError
+from sp_ray_ml.errors import ConfigError, ResourceError
 from sp_ray_ml.graph._files import GraphFiles
+from sp_ray_ml.graph._layer_begun import begun_by, fingerprint, write_begun
 from sp_ray_ml.graph._layer_files import LayerFiles, Widths
 from sp_ray_ml.graph._layer_plan import ranges
 from sp_ray_ml.graph._layer_ray import Workers, check_workers
@@ -24,7 +23,7 @@ from sp_ray_ml.graph._layers import LayeredGNN
 from sp_ray_ml.graph._node_vectors import KIND, NodeVectors
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.graph.sharded import ShardedGraph
-from sp_ray_ml.storage import Lock, new_folder, read_json, remove, storage_errors, write_json
+from sp_ray_ml.storage import Lock, new_folder, remove, storage_errors
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
@@ -102,7 +101,7 @@ def embed_nodes(
             scratch.mkdir(parents=True, exist_ok=True)
         with Lock(scratch / "lock", "the scratch folder of layer-wise inference"):
             files = LayerFiles(scratch, work.num_nodes)
-            begun = _begun(scratch, _fingerprint(given, module, plan))
+            begun = begun_by(scratch, fingerprint(given, module, plan))
             with _runner(workers, threads, given, module, hops, work, files) as run:
                 _run_steps(run, files, steps, plan, begun, progress)
             _finish(target, files, steps, given)
@@ -129,13 +128,14 @@ def _hops(module: torch.nn.Module, num_layers: int | None) -> int:
 
 @contextmanager
 def _computing(module: torch.nn.Module) -> Iterator[None]:
-    mode = module.training
+    modes = [(part, part.training) for part in module.modules()]
     try:
         module.eval()
         with torch.inference_mode():
             yield
     finally:
-        module.train(mode)
+        for part, mode in modes:
+            part.training = mode
 
 
 def _check_disk(target: Path, num_nodes: Mapping[str, int], steps: Sequence[Widths]) -> None:
@@ -217,40 +217,9 @@ def _run_steps(
     for step in range(begun["steps"], len(steps)):
         files.begin(step, steps[step])
         run(step, plan[step], steps[step - 1] if step else {}, done)
-        write_json(files.folder / "begun.json", {**begun, "steps": step + 1})
+        write_begun(files.folder, {**begun, "steps": step + 1})
         if step:
             files.remove(step - 1)
-
-
-def _begun(scratch: Path, fingerprint: str | None) -> dict[str, Any]:
-    """What an earlier run has finished; without one of the same graph and module, nothing, in an empty folder."""
-    file = scratch / "begun.json"
-    if fingerprint is not None and file.exists():
-        try:
-            found = read_json(file)
-        except StorageError:  # nothing to go on from
-            found = {}
-        if found.get("fingerprint") == fingerprint:
-            return dict(found)
-    for old in scratch.iterdir():
-        if old.name != "lock":
-            remove(old)
-    return {"fingerprint": fingerprint, "steps": 0}
-
-
-def _fingerprint(graph: Any, module: torch.nn.Module, plan: Sequence[Sequence[Range]]) -> str | None:
-    """Of what the vectors depend on; None where that is in memory only, and may be another the next time."""
-    folder = graph.folder if isinstance(graph, ShardedGraph) else graph
-    if not isinstance(folder, str | Path):
-        return None
-    state = hashlib.blake2b(digest_size=16)
-    state.update((Path(folder) / "graph.json").read_bytes())
-    state.update(f"{type(module).__module__}.{type(module).__qualname__} {module!r} {plan!r}".encode())
-    for name, value in module.state_dict().items():
-        state.update(name.encode())
-        array = np.ascontiguousarray(value.cpu().numpy()) if isinstance(value, torch.Tensor) else np.empty(0)
-        state.update(array.reshape(-1).view(np.uint8).data)
-    return state.hexdigest()
 
 
 def _finish(target: Path, files: LayerFiles, steps: Sequence[Widths], graph: Any) -> None:
