@@ -140,6 +140,8 @@ def _child(way: str, folder: Path, nodes: int, edges: int) -> dict[str, Any]:
         return {}
     if way == "compared":
         one, other = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("layers", "whole"))
+        assert one.shape == other.shape == (nodes, WIDTH)
+        assert np.abs(other[:1_000]).mean() > 0.01
         return {
             "differ": float(
                 max(
