@@ -130,7 +130,7 @@ def test_all_mistakes_are_named_at_once_in_the_order_of_the_file(config):
         "config.yaml:4: events.usr: unknown; did you mean user?",
         "config.yaml:5: split.kind: unknown kind 'per_usr'; did you mean per_user? (known: time, per_user, last_n, "
         "random, table; or 'package.module:Name')",
-        "config.yaml:8: train.num_nieghbors: unknown",
+        "config.yaml:8: train.num_nieghbors: unknown; did you mean neighbors?",
         "config.yaml:9: train.epochz: unknown; did you mean epochs?",
         "config.yaml:10: train.epochs: expected a whole number, got 'many'",
         "config.yaml:11: train.model.layers: expected a whole number, got 1.5",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from sp_ray_ml.graph.graph import ALONE, EdgeType
 
-__all__ = ["LayeredGNN", "edge_indices", "edge_types", "node_store", "node_types"]
+__all__ = ["LayeredGNN", "edge_indices", "edge_types", "keep_edges", "node_store", "node_types"]
 
 
 class LayeredGNN(torch.nn.Module):
@@ -45,11 +46,18 @@ class LayeredGNN(torch.nn.Module):
         """
 
     def forward(self, data: Any) -> dict[str, torch.Tensor]:
-        """Vectors of the nodes in `data`, float32 [nodes, width] by node type."""
+        """Vectors of the nodes in `data`, float32 [nodes, width] by node type; of a batch those of its seeds alone.
+
+        Each layer works on what it needs: of a batch with two hops, the second has but the seeds and their neighbours.
+        """
         x = self.encode(data)
+        hops = _Hops.of(data)
         for k in range(self.num_layers):
+            left = self.num_layers - k
+            if hops is not None:
+                x, data = hops.nodes(x, left), hops.edges(data, left)
             x = self.layer(k, x, data)
-        return x
+        return x if hops is None else hops.nodes(x, 0)
 
 
 def node_types(data: Any) -> list[str]:
@@ -72,3 +80,65 @@ def edge_indices(data: Any) -> dict[EdgeType, torch.Tensor]:
     if hasattr(data, "edge_types"):
         return {kind: data[kind].edge_index for kind in data.edge_types}
     return {(ALONE, ALONE, ALONE): data.edge_index}
+
+
+def keep_edges(data: Any, kind: EdgeType, kept: torch.Tensor) -> None:
+    """Leave the other edges of a type out of `data`, which is changed.
+
+    Args:
+        data: A whole graph or a batch, its stores not shared with others.
+        kind: Which edges.
+        kept: bool [edges].
+    """
+    store = data if not hasattr(data, "edge_types") else data[kind]
+    names = [name for name in store.keys() if store.is_edge_attr(name)]  # noqa: SIM118
+    count = kept.numel()
+    for name in names:
+        value = store[name]
+        if isinstance(value, torch.Tensor):
+            store[name] = value[:, kept] if name == "edge_index" else value[kept]
+    hops = _list(store, "num_sampled_edges")
+    if hops and sum(hops) == count:
+        store.num_sampled_edges = [int(part.sum()) for part in kept.cpu().split(hops)]
+
+
+class _Hops:
+    """How many nodes and edges of a batch are within each hop; nodes and edges come by hop."""
+
+    def __init__(self, nodes: dict[str, list[int]], edges: dict[EdgeType, list[int]]) -> None:
+        self._nodes, self._edges = nodes, edges
+
+    @classmethod
+    def of(cls, data: Any) -> _Hops | None:
+        """Those of a batch whose edges are as they were walked; None of all else."""
+        indices = edge_indices(data)
+        nodes = {name: _list(node_store(data, name), "num_sampled_nodes") for name in node_types(data)}
+        edges = {
+            kind: _list(data if not hasattr(data, "edge_types") else data[kind], "num_sampled_edges")
+            for kind in indices
+        }
+        if any(not counts for counts in nodes.values()):
+            return None
+        if any(not counts or sum(counts) != indices[kind].shape[1] for kind, counts in edges.items()):
+            return None
+        return cls(nodes, edges)
+
+    def nodes(self, x: dict[str, torch.Tensor], hops: int) -> dict[str, torch.Tensor]:
+        """The vectors of nodes that are so many hops from the seeds, at most."""
+        return {name: vectors[: sum(self._nodes[name][: hops + 1])] for name, vectors in x.items()}
+
+    def edges(self, data: Any, hops: int) -> Any:
+        """The batch with the edges of so many hops, and their nodes."""
+        result = copy.copy(data)
+        for kind, index in edge_indices(data).items():
+            store = result if not hasattr(result, "edge_types") else result[kind]
+            store.edge_index = index[:, : sum(self._edges[kind][:hops])]
+        for name, counts in self._nodes.items():
+            store = node_store(result, name)
+            if "n_id" in store:
+                store.n_id = store.n_id[: sum(counts[: hops + 1])]
+        return result
+
+
+def _list(store: Any, name: str) -> list[int]:
+    return list(store[name] or ()) if name in store else []

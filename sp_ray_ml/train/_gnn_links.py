@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from sp_ray_ml.errors import ConfigError, DataError
-from sp_ray_ml.graph._layers import edge_indices, node_store
+from sp_ray_ml.graph._layers import edge_indices, keep_edges, node_store
 from sp_ray_ml.graph._link_seeds import link_seeds, seeds_of_ends
 from sp_ray_ml.graph._sample_rows import Seeds
 from sp_ray_ml.graph.graph import EdgeType
@@ -201,10 +202,13 @@ class _LinkEpochs(TaskEpochs):
             yield self._product(data, *places)
 
     def _product(self, data: Any, source: Ids, destination: Ids) -> torch.Tensor:
-        found, vectors = self.model(data), []
-        for name, ids in ((self.question.kind[0], source), (self.question.kind[2], destination)):
-            count = int(node_store(data, name).num_nodes)
-            every = outputs_of(found, name, count, count, self.network)
+        kind, found, vectors = self.question.kind, self.model(data), []
+        for name, ids in ((kind[0], source), (kind[2], destination)):
+            # Seeds come first: all that are named are among them.
+            seeds = 1 + max(
+                int(part.max()) for end, part in ((kind[0], source), (kind[2], destination)) if end == name
+            )
+            every = outputs_of(found, name, int(node_store(data, name).num_nodes), seeds, self.network)
             vectors.append(every[torch.from_numpy(ids).to(every.device)])
         return (vectors[0] * vectors[1]).sum(1)
 
@@ -223,7 +227,7 @@ def hide(data: Any, kind: EdgeType, reverse: EdgeType | None, links: Ids, num_no
         num_nodes: Of the graph, by type.
     """
     wide = num_nodes[kind[2]]
-    result = data.__copy__() if hasattr(data, "__copy__") else data
+    result = copy.copy(data)
     turned = {kind: kind[0] == kind[2]} | ({} if reverse is None else {reverse: True})
     for one, backward in turned.items():
         index = edge_indices(data)[one]
@@ -234,13 +238,7 @@ def hide(data: Any, kind: EdgeType, reverse: EdgeType | None, links: Ids, num_no
             apart &= ~torch.isin(ends[0] * wide + ends[1], wanted)
         if backward:
             apart &= ~torch.isin(ends[1] * wide + ends[0], wanted)
-        store = result if not hasattr(result, "edge_types") else result[one]
-        attributes = data if not hasattr(data, "edge_types") else data[one]
-        names = [name for name in attributes.keys() if attributes.is_edge_attr(name)]  # noqa: SIM118
-        for name in names:
-            value = attributes[name]
-            if isinstance(value, torch.Tensor):
-                store[name] = value[:, apart] if name == "edge_index" else value[apart]
+        keep_edges(result, one, apart)
     return result
 
 

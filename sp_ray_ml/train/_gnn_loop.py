@@ -83,7 +83,9 @@ class _Ranker(torch.nn.Module):
     def forward(self, data: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         vectors: Any = self.network(data)
         _check_vectors(self.trainer, vectors, data)
-        return self.scored(vectors, data["item"].known, data["user"].activity, data["item"].get("n_id"))
+        users, items, here = len(vectors["user"]), len(vectors["item"]), data["item"].get("n_id")
+        here = None if here is None else here[:items]
+        return self.scored(vectors, data["item"].known[:items], data["user"].activity[:users], here)
 
     def scored(
         self,
@@ -117,7 +119,9 @@ class _Ranker(torch.nn.Module):
 def _check_vectors(trainer: PyGTrainer, vectors: Any, data: Any) -> None:
     for name in ("user", "item"):
         found = vectors.get(name) if isinstance(vectors, Mapping) else None
-        if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != data[name].num_nodes:
+        # Of a batch, the vectors of its seeds are enough.
+        counts = {data[name].num_nodes, *list(data[name].get("num_sampled_nodes") or ())[:1]}
+        if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) not in counts:
             shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(vectors).__name__
             model = trainer.model.path if isinstance(trainer.model, Custom) else type(trainer.model).__name__
             raise ConfigError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sp_ray_ml.graph._layers import LayeredGNN
+from sp_ray_ml.graph._layers import LayeredGNN, keep_edges
 from sp_ray_ml.graph._sample_rows import Seeds, batch_key
 from sp_ray_ml.graph.construct import USER_ITEM
 from sp_ray_ml.graph.layerwise import embed_nodes
@@ -59,11 +59,7 @@ def sampled_batches(
             continue
         data = sample.to(graph.device, non_blocking=True)
         for kind in (USER_ITEM, _REVERSE):
-            store = data[kind]
-            left = ~hidden[store.e_id]
-            store.edge_index, store.e_id = store.edge_index[:, left], store.e_id[left]
-            if "edge_weight" in store:
-                store.edge_weight = store.edge_weight[left]
+            keep_edges(data, kind, ~hidden[data[kind].e_id])
         for name, mask in known.items():
             data[name].known = mask[data[name].n_id]
         data[USER].activity = activity[data[USER].n_id]
