@@ -187,6 +187,8 @@ class Graph:
 
         folder = Path(path)
         manifest = read_manifest(folder)
+        if "kind" in manifest:
+            raise DataError(f"holds {manifest['kind']}, no graph", where=str(folder))
         if verify:
             verify_files(folder, manifest)
 

@@ -202,6 +202,8 @@ def test_a_run_that_was_broken_off_goes_on_at_its_layer(tmp_path, monkeypatch):
 def test_damaged_and_foreign_folders_are_refused(tmp_path):
     data = random_graph()
     embed_nodes(module_of(data), data, tmp_path / "vectors")
+    with pytest.raises(DataError, match="holds node vectors, no graph"):
+        Graph.load(tmp_path / "vectors")
     file = tmp_path / "vectors" / "vectors-0.npy"
     whole_file = file.read_bytes()
     file.write_bytes(whole_file[:-4] + b"\x01\x02\x03\x04")
