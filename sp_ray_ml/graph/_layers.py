@@ -99,7 +99,7 @@ def keep_edges(data: Any, kind: EdgeType, kept: torch.Tensor) -> None:
             store[name] = value[:, kept] if name == "edge_index" else value[kept]
     hops = _list(store, "num_sampled_edges")
     if hops and sum(hops) == count:
-        store.num_sampled_edges = [int(part.sum()) for part in kept.cpu().split(hops)]
+        store.num_sampled_edges = [int(part.sum()) for part in torch.split(kept.cpu(), hops)]
 
 
 class _Hops:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from sp_ray_ml.config import Custom
 from sp_ray_ml.errors import ConfigError, SpRayError
 from sp_ray_ml.graph._layers import node_types
 from sp_ray_ml.graph.graph import Graph
+from sp_ray_ml.graph.layerwise import embed_nodes
+from sp_ray_ml.graph.sharded import ShardedGraph
 
 if TYPE_CHECKING:
     from sp_ray_ml.graph.models import GNN
@@ -95,7 +99,11 @@ def outputs_of(found: Any, name: str, count: int, seeds: int, model: torch.nn.Mo
 
 @torch.no_grad()
 def whole_outputs(model: torch.nn.Module, graph: Any) -> dict[str, NDArray[np.float32]]:
-    """What a model says of all nodes of a graph in one piece, by node type."""
+    """What a model says of all nodes of a graph, by node type; layer by layer where the graph is in shards."""
+    if isinstance(graph, ShardedGraph):
+        with tempfile.TemporaryDirectory(prefix="sp_ray_ml-") as folder:
+            vectors = embed_nodes(model, graph, Path(folder) / "vectors")
+            return {name: np.array(vectors[name]) for name in graph.num_nodes}
     data = graph.to_pyg() if isinstance(graph, Graph) else graph
     found = model.eval()(data)
     by_type = found if isinstance(found, Mapping) else {node_types(data)[0]: found}

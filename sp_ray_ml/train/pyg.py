@@ -369,8 +369,8 @@ class GNNTraining:
         """Logits of all nodes, or their vectors, float32 [nodes, width] by node type; over all their neighbors.
 
         Args:
-            graph: That of the training, in one piece: a `Graph`, PyG's `Data` or `HeteroData`. For a `ShardedGraph` and
-                for graphs that do not fit, compute `model` layer by layer.
+            graph: That of the training. In one piece it is gone over as a whole: where it does not fit, `embed_nodes` goes
+                layer by layer, as here for a `ShardedGraph`.
         """
         from sp_ray_ml.train._gnn_model import whole_outputs
 

@@ -272,7 +272,11 @@ def test_two_workers_learn_what_one_learns_and_a_sharded_graph_is_one_line(tmp_p
         shared = two.fit(data, folder=tmp_path / "two")
         with ShardedGraph(data, 2, folder=tmp_path / "parts") as shards:
             sampled = trainer(task=task, neighbors=(5, 5), epochs=3)
-            assert same(sampled.fit(data), sampled.fit(shards))
+            apart = sampled.fit(shards)
+            assert same(sampled.fit(data), apart)
+            outputs = apart.outputs(shards)
+            assert outputs.keys() == {"paper", "venue"}
+            assert np.allclose(outputs["paper"], apart.outputs(data)["paper"], atol=1e-5)
             remote = two.fit(shards, folder=tmp_path / "remote")
     finally:
         ray.shutdown()

@@ -10,7 +10,7 @@ import torch
 from torch_geometric.data import Data, HeteroData
 
 from sp_ray_ml.errors import ConfigError, DataError
-from sp_ray_ml.graph import GCN, HGT, RGCN, GraphSAGE, NeighborLoader
+from sp_ray_ml.graph import GCN, HGT, RGCN, Edges, Graph, GraphSAGE, NeighborLoader
 from sp_ray_ml.train import LinkPrediction, PyGTrainer
 from sp_ray_ml.train._gnn_links import hide
 
@@ -56,6 +56,22 @@ def two_types() -> tuple[HeteroData, np.ndarray]:
     data[KIND].edge_index = torch.from_numpy(pairs[:, ~held_out])
     data[REVERSE].edge_index = data[KIND].edge_index.flip(0)
     return data, pairs[:, held_out]
+
+
+def as_graph(data: HeteroData) -> Graph:
+    """The same as a `Graph`, which has the reverse edges by itself."""
+    user, item = data[KIND].edge_index.numpy()
+    order = np.lexsort((item, user))
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=200))])
+    return Graph({"user": 200, "item": 100}, {KIND: Edges(indptr, item[order].astype(np.int32))})
+
+
+def test_links_of_a_graph_of_ours_need_no_name_where_there_is_one_type() -> None:
+    data, held_out = two_types()
+    result = trainer(model=GraphSAGE(dim=16), neighbors=(8, 8), epochs=8, learning_rate=0.03).fit(
+        as_graph(data), held_out
+    )
+    assert result.metrics["auc"] > 0.6
 
 
 # Within a group is 10/11 of the links, and half of random pairs: who knows the groups has an AUC of 0.5 + 0.41 / 2.

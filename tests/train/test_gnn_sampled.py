@@ -58,7 +58,9 @@ def test_recommending_is_learned_from_samples(world: World, model: Any, loss: An
     assert recall(result, world) > 0.4
 
 
-@pytest.mark.parametrize("loss", [SampledSoftmax(), SampledSoftmax(source="in_batch")])
+@pytest.mark.parametrize(
+    "loss", [SampledSoftmax(), SampledSoftmax(negatives=16), SampledSoftmax(source="in_batch")]
+)
 def test_with_all_neighbors_a_batch_has_the_loss_of_the_whole_graph(world: World, loss: Any) -> None:
     from sp_ray_ml.train._gnn_loop import _Ranker
 
@@ -99,6 +101,44 @@ def test_the_same_seed_gives_the_same_bits(world: World) -> None:
     one, two, other = (chosen.fit(world.train, world.validation, seed=seed) for seed in (1, 1, 2))
     assert same(one, two)
     assert not same(one, other)
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_a_training_broken_amid_an_epoch_ends_with_the_same_bits(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sp_ray_ml.train import _gnn_loop
+
+    chosen = trainer(
+        epochs=2,
+        batch_size=16,
+        checkpoint_steps=2,
+        early_stopping=None,
+        model=GraphSAGE(dim=8, dropout=0.2),
+        cold_start=0.2,
+    )
+    whole = chosen.fit(world.train, world.validation, full=world.full)
+    steps = 0
+
+    def killed(*arguments: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 9:  # the fourth of the second epoch's five
+            raise _KilledError
+        return loss_of(*arguments)
+
+    monkeypatch.setattr(_gnn_loop, "loss_of", killed)
+    with pytest.raises(_KilledError):
+        chosen.fit(world.train, world.validation, full=world.full, folder=tmp_path)
+    resumed = chosen.fit(world.train, world.validation, full=world.full, folder=tmp_path)
+    # Not gone through again: the first eight.
+    assert steps == 9 + 2 + 5 * resumed.epochs
+    assert same(whole, resumed)
+    assert [h["loss"] for h in resumed.history] == [h["loss"] for h in whole.history]
 
 
 def test_shards_without_neighbors_are_refused(world: World) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sp_ray_ml.errors import ConfigError, DataError, ResourceError, TrainingError
-from sp_ray_ml.graph import GraphSAGE, LightGCN
+from sp_ray_ml.graph import GAT, HGT, RGCN, GraphSAGE, LightGCN
 from sp_ray_ml.inference.evaluate import evaluate
 from sp_ray_ml.train import (
     BPR,
@@ -64,6 +64,13 @@ def same(one: RecommenderTraining, other: RecommenderTraining) -> bool:
 def test_every_model_learns_under_every_loss(world: World, model: Any, loss: Any) -> None:
     result = trainer(model=model, loss=loss).fit(world.train, world.validation, full=world.full)
     assert recall(result, world) > 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [GAT(dim=16, init=1.0), RGCN(dim=16), HGT(dim=16, init=1.0)])
+def test_every_model_of_layers_recommends_on_the_whole_graph(world: World, model: Any) -> None:
+    chosen = trainer(model=model, learning_rate=0.01, epochs=30, early_stopping=None)
+    assert recall(chosen.fit(world.train, world.validation, full=world.full), world) > 0.4
 
 
 @pytest.mark.parametrize("kind", ["future", "random", "all"])
