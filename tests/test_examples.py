@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import sp_ray_ml
+from sp_ray_ml.data import open_warehouse
 from sp_ray_ml.demo import write_demo
 from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.pipeline import load_config
@@ -75,6 +77,21 @@ def test_the_demo_finds_more_than_its_baselines_and_ranks_new_shows(tmp_path: Pa
     assert result.baselines["ease"]["recall@20/cold_items"] < 0.01
     assert result.mlflow_run_id is not None
     assert (tmp_path / "demo" / "recommendations.duckdb").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_with_two_towers_scores_a_listener_and_a_show_that_came_later() -> None:
+    write_demo("demo/warehouse")
+    short = ["train.epochs=6", "train.base.epochs=6", "tracking.enabled=false"]
+    result = sp_ray_ml.run(EXAMPLES / "shows_two_towers.yaml", overrides=short)
+    assert result.metrics["recall@20"] > result.baselines["popularity"]["recall@20"]
+    assert result.metrics["recall@20/cold_items"] > result.baselines["ease"]["recall@20/cold_items"]
+    predictor: Any = sp_ray_ml.Predictor.load(result.checkpoint_path)
+    columns = [predictor.user_column, *predictor.features["user"].columns]
+    rows = open_warehouse("demo/warehouse").source("users", columns=columns).to_arrow().slice(0, 2)
+    new = rows.set_column(0, predictor.user_column, pa.array(["new 1", "new 2"]))
+    assert len(predictor.predict(new, k=5)) == 10
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from sp_ray_ml.train.losses import LossField, SampledSoftmax
 from sp_ray_ml.train.pyg import PyGTrainer, RecommenderTraining
 from sp_ray_ml.train.settings import EarlyStopping, Scaling, Schedule
 from sp_ray_ml.train.table import OnEpoch, TrainResult, new_training_folder
+from sp_ray_ml.train.tasks import Recommendation
 from sp_ray_ml.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class TwoTowerTrainer(Trainer):
     cold_items: float = pydantic.Field(default=0.1, ge=0, lt=1)
     """Share of the items that each epoch treats as without events; of no effect without features of items."""
     loss: LossField = SampledSoftmax()
-    """The loss. `source: in_batch` computes the vectors of a batch's items only, `uniform` those of all."""
+    """The loss. Only the items that a step compares go through their tower."""
     temperature: float = pydantic.Field(default=0.2, gt=0)
     """What the cosine of two vectors is divided by to make a score."""
     new_items: float | None = pydantic.Field(default=None, gt=0, lt=1)
@@ -78,6 +79,8 @@ class TwoTowerTrainer(Trainer):
     """Passes over the users, at most."""
     batch_size: int = pydantic.Field(default=256, ge=1)
     """Users a step, over all workers."""
+    checkpoint_steps: int | None = pydantic.Field(default=None, ge=1)
+    """Steps between two checkpoints; without, one after about half a minute. There is one after each epoch, too."""
     learning_rate: float = pydantic.Field(default=0.003, gt=0)
     """Of AdamW."""
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
@@ -94,7 +97,11 @@ class TwoTowerTrainer(Trainer):
 
     @pydantic.field_validator("base")
     @classmethod
-    def _runs_where_the_towers_do(cls, base: PyGTrainer) -> PyGTrainer:
+    def _gives_vectors_of_items(cls, base: PyGTrainer) -> PyGTrainer:
+        if not isinstance(base.task, Recommendation):
+            raise ValueError(  # noqa: TRY004 - Pydantic's
+                f"the GNN must recommend, its task is {type(base.task).__name__}: leave `task` out"
+            )
         if base.scaling != Scaling():
             raise ValueError("the GNN trains where the towers do: set `scaling` beside `base`, not in it")
         return base
@@ -220,7 +227,7 @@ def _ignore(metrics: Mapping[str, float]) -> None:
     """Nobody asked to hear of the epochs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TwoTowerTraining(RecommenderTraining):
     """What training two towers gives: as `RecommenderTraining`, and the towers for who and what comes later.
 

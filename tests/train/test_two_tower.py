@@ -383,7 +383,7 @@ def test_two_workers_of_ray_train_it_and_it_is_tuned_like_the_others(
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         epochs: list[int] = []
-        chosen = trainer(scaling=Scaling(workers=2), loss=SampledSoftmax(source="in_batch"))
+        chosen = trainer(scaling=Scaling(workers=2), loss=SampledSoftmax(source="in_batch"), refit=False)
         result = chosen.fit(
             world.train,
             world.validation,
@@ -397,8 +397,8 @@ def test_two_workers_of_ray_train_it_and_it_is_tuned_like_the_others(
         )
     finally:
         ray.shutdown()
-    assert epochs[:3] == [1, 2, 3]
-    assert {entry["phase"] for entry in result.history} == {0, 1}
+    assert epochs == [1, 2, 3]
+    assert [entry["epoch"] for entry in result.history] == [1, 2, 3]
     assert len(opened(result.path).predict(world.new_users, k=5)) == 5 * world.cold_users
     assert [trial.status for trial in tuned.trials] == ["finished", "finished"]
     assert tuned.metrics["ndcg@20"] == max(trial.metrics["ndcg@20"] for trial in tuned.trials)
