@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,8 +121,8 @@ class _LinkEpochs(TaskEpochs):
 
     def summed(self, batches: list[Ids], number: int) -> Iterator[tuple[int, torch.Tensor | None]]:
         self.graph.sampler.epoch = number
-        pairs = [self._pairs(self.question.train[:, batch], self.own(len(batch))) for batch in batches]
-        for batch, one, scores in zip(batches, pairs, self._scores(pairs), strict=True):
+        pairs = (self._pairs(self.question.train[:, batch], self.own(len(batch))) for batch in batches)
+        for batch, (one, scores) in zip(batches, self._scores(pairs), strict=True):
             if scores is None:
                 yield len(batch), None
                 continue
@@ -137,8 +137,8 @@ class _LinkEpochs(TaskEpochs):
         metrics = ClassificationMetrics(2)
         assert self.question.validation is not None
         self.graph.sampler.epoch = 0
-        pairs = [self._pairs(self.question.validation[:, batch], slice(None)) for batch in batches]
-        for one, scores in zip(pairs, self._scores(pairs), strict=True):
+        links = self.question.validation
+        for one, scores in self._scores(self._pairs(links[:, batch], slice(None)) for batch in batches):
             assert scores is not None
             chance = scores.double().sigmoid().cpu().numpy()
             metrics.update(
@@ -178,15 +178,13 @@ class _LinkEpochs(TaskEpochs):
             seeds.key,
         )
 
-    def _scores(self, batches: list[_Pairs]) -> Iterator[torch.Tensor | None]:
+    def _scores(self, batches: Iterable[_Pairs]) -> Iterator[tuple[_Pairs, torch.Tensor | None]]:
+        """Of each pair; None of a batch without any."""
         kind, graph = self.question.kind, self.graph
         if graph.neighbors is None:
             for one in batches:
-                yield (
-                    self._product(self._hidden(graph.whole(), one.hidden), one.source, one.destination)
-                    if one.links
-                    else None
-                )
+                data = self._hidden(graph.whole(), one.hidden) if one.links else None
+                yield one, None if data is None else self._product(data, one.source, one.destination)
             return
 
         def seeds() -> Iterator[tuple[tuple[_Pairs, tuple[Ids, Ids]], Seeds]]:
@@ -196,10 +194,10 @@ class _LinkEpochs(TaskEpochs):
 
         for (one, places), batch in graph.batches.of(seeds(), lambda tag, batch: (tag, batch)):
             if not one.links:
-                yield None
+                yield one, None
                 continue
             data = self._hidden(batch, one.hidden).to(self.context.device, non_blocking=True)
-            yield self._product(data, *places)
+            yield one, self._product(data, *places)
 
     def _product(self, data: Any, source: Ids, destination: Ids) -> torch.Tensor:
         kind, found, vectors = self.question.kind, self.model(data), []
