@@ -122,20 +122,27 @@ def _child(way: str, folder: Path, nodes: int, edges: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from sp_ray_ml.graph import Edges, Graph, NeighborLoader, NodeVectors, embed_nodes
+    from sp_ray_ml.graph import EdgeTable, Graph, NeighborLoader, NodeTable, construct_graph, embed_nodes
 
     if way == "made":
+        import pyarrow as pa
+
         from benchmarks._sampling_graph import made
 
         indptr, source, _ = made(nodes, edges)
-        by_source = np.argsort(source, kind="stable")
-        destination = np.repeat(np.arange(nodes, dtype=np.int32), np.diff(indptr))[by_source]
-        begin = np.concatenate([[0], np.cumsum(np.bincount(source, minlength=nodes))])
-        into = Edges(indptr, source.astype(np.int32), edge=np.argsort(by_source, kind="stable"))
-        features = np.random.default_rng(1).standard_normal((nodes, WIDTH), dtype=np.float32)
-        kind = ("node", "to", "node")
-        Graph({"node": nodes}, {kind: Edges(begin, destination)}, {"node": features}, {}, {kind: into}).save(
-            folder / "graph"
+        table = pa.table({"from": source, "to": np.repeat(np.arange(nodes), np.diff(indptr))})
+        features = np.random.default_rng(1).standard_normal(nodes * WIDTH, dtype=np.float32)
+        rows = pa.table(
+            {"id": np.arange(nodes), "x": pa.FixedSizeListArray.from_arrays(pa.array(features), WIDTH)}
+        )
+        construct_graph(
+            folder / "graph",
+            {
+                ("node", "to", "node"): EdgeTable(
+                    table=table, source="from", destination="to", duplicates="keep"
+                )
+            },
+            {"node": NodeTable(table=rows, id="id", features=("x",))},
         )
         return {}
     if way == "compared":
@@ -155,7 +162,6 @@ def _child(way: str, folder: Path, nodes: int, edges: int) -> dict[str, Any]:
         with _Peak() as peak:
             vectors = embed_nodes(module, folder / "graph", folder / "vectors", threads=2)
         np.save(folder / "layers.npy", vectors["node"])
-        assert isinstance(vectors, NodeVectors)
         return peak.figures()
     graph = Graph.load(folder / "graph")
     with torch.inference_mode():
