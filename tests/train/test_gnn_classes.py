@@ -277,12 +277,10 @@ def test_two_workers_learn_what_one_learns_and_a_sharded_graph_is_one_line(tmp_p
             outputs = apart.outputs(shards)
             assert outputs.keys() == {"paper", "venue"}
             assert np.allclose(outputs["paper"], apart.outputs(data)["paper"], atol=1e-5)
-            remote = two.fit(shards, folder=tmp_path / "remote")
     finally:
         ray.shutdown()
     for name, weights in one.weights.items():
         assert np.allclose(shared.weights[name], weights, atol=1e-4), name
-        assert np.allclose(remote.weights[name], weights, atol=1e-4), name
     assert [h["accuracy"] for h in shared.history] == pytest.approx(
         [h["accuracy"] for h in one.history], abs=0.011
     )
