@@ -116,7 +116,7 @@ def _run(sampler: Any, order: np.ndarray, numbers: range, threads: int, together
     def sample(first: int) -> int:
         some = range(first, min(first + together, numbers.stop))
         seeds = [Seeds({"": order[number * BATCH : (number + 1) * BATCH]}) for number in some]
-        return sum(len(sampler.output(found).row) for found in sampler.sample_together(seeds))
+        return sum(len(sampler.output(finish()).row) for finish in sampler.sample_together(seeds))
 
     with ThreadPoolExecutor(threads) as pool:
         began = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,8 +76,8 @@ class Batches:
         waiting: deque[Future[Any]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="sampling") as pool:
             try:
-                for tag, some, sample in self._begun(seeds, pool):
-                    waiting.append(pool.submit(self._ready, tag, some, sample, ready))
+                for tag, finish in self._begun(seeds, pool):
+                    waiting.append(pool.submit(self._ready, tag, finish, ready))
                     if len(waiting) >= self.threads + self.prefetch:
                         yield waiting.popleft().result()
                 while waiting:
@@ -86,12 +87,12 @@ class Batches:
 
     def _begun(
         self, seeds: Iterable[tuple[T, Seeds]], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[T, Seeds, Sample | None]]:
-        """Seeds, with their sample where several are sampled together, ahead."""
+    ) -> Iterator[tuple[T, Callable[[], Sample]]]:
+        """What ends the sampling of each batch; where several are sampled together, that has begun ahead."""
         if self._together == 1:
-            yield from ((tag, some, None) for tag, some in seeds)
+            yield from ((tag, partial(self._alone, some)) for tag, some in seeds)
             return
-        groups: deque[tuple[list[tuple[T, Seeds]], Future[list[Sample]]]] = deque()
+        groups: deque[tuple[list[tuple[T, Seeds]], Future[list[Callable[[], Sample]]]]] = deque()
         left = iter(seeds)
         while group := list(islice(left, self._together)):
             groups.append((group, pool.submit(self.sampler.sample_together, [some for _, some in group])))
@@ -100,10 +101,11 @@ class Batches:
         while groups:
             yield from _with_samples(*groups.popleft())
 
-    def _ready(self, tag: T, seeds: Seeds, sample: Sample | None, ready: Callable[[T, Any], Any]) -> Any:
-        if sample is None:
-            [sample] = self.sampler.sample_together([seeds])
-        return ready(tag, self._batch(sample))
+    def _alone(self, seeds: Seeds) -> Sample:
+        return self.sampler.sample(seeds.nodes, seeds.until, key=seeds.key)
+
+    def _ready(self, tag: T, finish: Callable[[], Sample], ready: Callable[[T, Any], Any]) -> Any:
+        return ready(tag, self._batch(finish()))
 
     def _batch(self, sample: Sample) -> Any:
         """The batch of a sample, with its features."""
@@ -136,9 +138,9 @@ class Batches:
 
 
 def _with_samples(
-    group: list[tuple[T, Seeds]], samples: Future[list[Sample]]
-) -> Iterator[tuple[T, Seeds, Sample]]:
+    group: list[tuple[T, Seeds]], samples: Future[list[Callable[[], Sample]]]
+) -> Iterator[tuple[T, Callable[[], Sample]]]:
     found = samples.result()
     found.reverse()
-    for tag, some in group:
-        yield tag, some, found.pop()  # none is held once it is used
+    for tag, _ in group:
+        yield tag, found.pop()  # none is held once it is used

@@ -89,9 +89,9 @@ def write_parts(
             hot[name] = np.argsort(-visits[name], kind="stable")[:_HOT]
             files.save(f"hot-{i}-node", hot[name])
             files.save(f"hot-{i}-visits", visits[name][hot[name]])
-        cut = {}
+        cut, consecutive = {}, {}
         for i, (kind, rows) in enumerate(inputs.rows.items()):
-            cut[kind] = _write_edges(parts, i, placement, kind, inputs, whole.edges[kind])
+            cut[kind], consecutive[kind] = _write_edges(parts, i, placement, kind, inputs, whole.edges[kind])
             files.save(f"hot-edges-{i}", np.diff(rows.indptr)[hot[kind[2]]])
         manifest = {
             "homogeneous": inputs.homogeneous,
@@ -112,6 +112,7 @@ def write_parts(
                     "type": list(kind),
                     "count": len(rows.indices),
                     "cut": cut[kind],
+                    "consecutive": consecutive[kind],
                     "attributes": _described(whole.edges[kind]),
                 }
                 for kind, rows in inputs.rows.items()
@@ -220,10 +221,10 @@ def _write_edges(
     kind: EdgeType,
     inputs: SampleInputs,
     attributes: Mapping[str, NDArray[Any]],
-) -> int:
-    """Write each shard's rows; return how many edges come from a node of another shard."""
+) -> tuple[int, bool]:
+    """Write each shard's rows; return how many edges come from a node of another shard, and whether ids of a row are so."""
     rows = inputs.rows[kind]
-    count, cut = len(rows.indices), 0
+    count, cut, consecutive = len(rows.indices), 0, True
     lengths = [part.array(f"edges-{number}-indptr", np.int64) for part in parts]
     columns = [
         [
@@ -247,6 +248,10 @@ def _write_edges(
         ids = np.arange(begin, end) if rows.edge is None else rows.edge[begin:end]
         sources = rows.indices[begin:end]
         owner = np.repeat(shard, degree)
+        steps = np.diff(ids) == 1
+        begins = rows.indptr[first:last] - begin
+        steps[begins[(begins > 0) & (begins < len(ids))] - 1] = True
+        consecutive &= bool(steps.all())
         cut += int((placement.find(kind[0], sources.astype(np.int64))[0] != owner).sum())
         for s, mine in _by_shard(shard, placement.shards):
             ends = filled[s] + np.cumsum(degree[mine])
@@ -259,7 +264,7 @@ def _write_edges(
                 file.write(array[begin:end][mine])
     for part, file, others in zip(parts, lengths, columns, strict=True):
         part.keep(file, *others)
-    return cut
+    return cut, consecutive
 
 
 def _pieces(indptr: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -20,6 +20,7 @@ from sp_ray_ml.graph import _sampling_kernel as kernel
 
 __all__ = [
     "EMPTY",
+    "Drawn",
     "Hop",
     "Numbering",
     "Rows",
@@ -27,6 +28,7 @@ __all__ = [
     "Taken",
     "Wanted",
     "batch_key",
+    "draw_rows",
     "edge_ids",
     "hop_key",
     "take_rows",
@@ -153,7 +155,7 @@ def take_rows(
     until: NDArray[np.int64] = EMPTY,
     replace: bool = False,
     newest: bool = False,
-) -> NDArray[np.int64]:
+) -> None:
     """Take in-edges of destinations, in the destinations' order; within one in the order of its edges.
 
     Args:
@@ -168,19 +170,80 @@ def take_rows(
         until: int64 [trees], the time up to which edges count; empty without times.
         replace: Whether an edge may be taken more than once.
         newest: Whether the last edges in time are taken, rather than any of those up to `until`.
-
-    Returns:
-        How many edges may be taken of each destination, [n].
     """
     rows = nodes if rows is None else rows
     start, degree = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
     total = kernel.count_rows(edges.indptr, rows, fanout, replace, edges.time, trees, until, start, degree)
     at = into.grow(total)
     kernel.pick_rows(
-        edges.indices, edges.weight, start, degree, nodes, trees, fanout, replace, newest, np.uint64(key), first,
+        edges.indices, edges.weight, start, degree, nodes, trees, fanout, replace, newest,
+        np.array([key], np.uint64), np.array([len(rows)]), False, first,
         into.position, into.edge_index[0], into.edge_index[1], at,
     )  # fmt: skip
-    return degree
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Edges drawn of rows for several batches, one row after the other.
+
+    Attributes:
+        counts: int64 [rows], how many of each.
+        source: int32 or int64 [edges], node ids.
+        start: int64 [rows], the position of each row's first edge.
+        offset: int32 [edges], places in the row.
+    """
+
+    counts: NDArray[np.int64]
+    source: NDArray[np.int32] | NDArray[np.int64]
+    start: NDArray[np.int64]
+    offset: NDArray[np.int32]
+
+    @property
+    def position(self) -> NDArray[np.int64]:
+        """The edges' positions in `Rows`."""
+        return np.repeat(self.start, self.counts) + self.offset
+
+
+def draw_rows(
+    edges: Rows,
+    nodes: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    *,
+    fanout: int,
+    keys: NDArray[np.uint64],
+    ends: NDArray[np.int64],
+    trees: NDArray[np.int64],
+    until: NDArray[np.int64],
+    limits: NDArray[np.int64],
+    replace: bool,
+    newest: bool,
+) -> Drawn:
+    """As `take_rows`, for several batches in one go, and without the places of rows.
+
+    Args:
+        edges: The edges of one type.
+        nodes: int64 [n], the destinations of all batches.
+        rows: int64 [n], their rows in `edges`.
+        fanout: As for `take_rows`.
+        keys: uint64 [batches], of `hop_key`.
+        ends: int64 [batches], where the destinations of each batch end.
+        trees: int64 [n], each in its batch, or empty.
+        until: int64, the times of all batches' trees, or empty without times.
+        limits: int64 [batches], where the times of each batch begin.
+        replace: As for `take_rows`.
+        newest: As for `take_rows`.
+    """
+    start, degree = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    timed = trees + np.repeat(limits, np.diff(ends, prepend=0)) if len(until) else trees
+    total = kernel.count_rows(edges.indptr, rows, fanout, replace, edges.time, timed, until, start, degree)
+    source, offset = np.empty(total, edges.indices.dtype), np.empty(total, np.int32)
+    kernel.pick_rows(
+        edges.indices, edges.weight, start, degree, nodes, trees, fanout, replace, newest, keys, ends, True, 0,
+        offset, source, EMPTY, 0,
+    )  # fmt: skip
+    if fanout >= 0:
+        degree = np.where(degree > 0, fanout, 0) if replace else np.minimum(degree, fanout)
+    return Drawn(degree, source, start, offset)
 
 
 def edge_ids(edges: Rows, position: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -112,23 +112,23 @@ def _few(key: Any, there: Any, fanout: Any) -> Any:
 
 
 @helper
-def _inserted(key: Any, first: Any, there: Any, fanout: Any, taken: Any, at: Any) -> None:
+def _inserted(key: Any, base: Any, there: Any, fanout: Any, taken: Any, at: Any) -> None:
     """`fanout` of many edges in their order, by Floyd's method with insertion."""
     for size in range(fanout):
         j = there - fanout + size
-        one = first + np.int64(high_product(mix(key + np.uint64(j) * GOLDEN), np.uint64(j + 1)))
+        one = base + np.int64(high_product(mix(key + np.uint64(j) * GOLDEN), np.uint64(j + 1)))
         place = 0
         while place < size and taken[at + place] < one:
             place += 1
         if place < size and taken[at + place] == one:
-            one, place = first + j, size  # larger than all before
+            one, place = base + j, size  # larger than all before
         for k in range(size, place, -1):
             taken[at + k] = taken[at + k - 1]
         taken[at + place] = one
 
 
 @helper
-def _marked(key: Any, first: Any, there: Any, fanout: Any, taken: Any, at: Any) -> None:
+def _marked(key: Any, base: Any, there: Any, fanout: Any, taken: Any, at: Any) -> None:
     """`fanout` of many edges in their order, by Floyd's method with a bitmap, on the smaller of both parts."""
     leave = there - fanout
     wanted = min(fanout, leave)
@@ -145,13 +145,15 @@ def _marked(key: Any, first: Any, there: Any, fanout: Any, taken: Any, at: Any) 
             if word == words.shape[0] - 1 and there & 63:
                 bits &= (_ONE << np.uint64(there & 63)) - _ONE
         while bits:
-            taken[at] = first + (word << _SIX) + trailing_zeros(bits)
+            taken[at] = base + (word << _SIX) + trailing_zeros(bits)
             at += 1
             bits &= bits - _ONE
 
 
 @helper
-def _weighted(key: Any, first: Any, there: Any, fanout: Any, weight: Any, taken: Any, at: Any) -> None:
+def _weighted(
+    key: Any, first: Any, base: Any, there: Any, fanout: Any, weight: Any, taken: Any, at: Any
+) -> None:  # fmt: skip
     """`fanout` edges one after the other, each by weight among those left: the smallest of Exp(weight) waits.
 
     Efraimidis & Spirakis 2006, algorithm A-ES, with -ln(u) / w in place of u^(1/w). A heap has the longest on top.
@@ -181,12 +183,14 @@ def _weighted(key: Any, first: Any, there: Any, fanout: Any, weight: Any, taken:
         else:
             continue
         waits[place] = wait
-        taken[at + place] = first + j
+        taken[at + place] = base + j
     taken[at : at + fanout].sort()
 
 
 @helper
-def _again(key: Any, first: Any, there: Any, fanout: Any, weight: Any, taken: Any, at: Any) -> None:
+def _again(
+    key: Any, first: Any, base: Any, there: Any, fanout: Any, weight: Any, taken: Any, at: Any
+) -> None:  # fmt: skip
     """`fanout` edges, each one of all: by weight where there are weights."""
     if weight.shape[0]:
         total = np.empty(there, np.float64)
@@ -203,74 +207,86 @@ def _again(key: Any, first: Any, there: Any, fanout: Any, weight: Any, taken: An
                     low = middle + 1
                 else:
                     high = middle
-            taken[at + j] = first + low
+            taken[at + j] = base + low
     else:
         for j in range(fanout):
-            taken[at + j] = first + np.int64(high_product(mix(key + np.uint64(j) * GOLDEN), np.uint64(there)))
+            taken[at + j] = base + np.int64(high_product(mix(key + np.uint64(j) * GOLDEN), np.uint64(there)))
 
 
-def _signature(index: Any) -> Any:
+def _signature(index: Any, position: Any, source: Any) -> Any:
     return t.void(
-        read(index), read(float32), read(int64), read(int64), read(int64), read(int64),
-        int64, t.boolean, t.boolean, uint64, int64, write(int64), write(int64), write(int64), int64,
+        read(index), read(float32), read(int64), read(int64), read(int64), read(int64), int64, t.boolean, t.boolean,
+        read(uint64), read(int64), t.boolean, int64, write(position), write(source), write(int64), int64,
     )  # fmt: skip
 
 
-@compiled(_signature(int32), _signature(int64))
+@compiled(
+    _signature(int32, int64, int64),
+    _signature(int64, int64, int64),
+    _signature(int32, int32, int32),
+    _signature(int64, int32, int64),
+)
 def pick_rows(
-    indices: Any, weight: Any, start: Any, degree: Any, nodes: Any, trees: Any,
-    fanout: Any, replace: Any, newest: Any, key: Any, column: Any, position: Any, source: Any, owner: Any, at: Any,
+    indices: Any, weight: Any, start: Any, degree: Any, nodes: Any, trees: Any, fanout: Any, replace: Any, newest: Any,
+    keys: Any, ends: Any, relative: Any, column: Any, position: Any, source: Any, owner: Any, at: Any,
 ) -> None:  # fmt: skip
     """Take edges of every row, in their order; fill their positions, their sources and `column` + the row's number.
 
     Writes from `at` on. `start` and `degree` are those of `count_rows`. An empty `weight` is uniform, empty `trees`
-    is one tree. `newest` takes the last of the edges that may be taken.
+    is one tree. `newest` takes the last of the edges that may be taken. Rows up to `ends[b]` are drawn by `keys[b]`.
+    `relative` counts positions from `start`, and leaves out owners.
     """
     count = start.shape[0]
-    for i in range(count):
-        if i + _AHEAD < count:
-            prefetch(indices, start[i + _AHEAD])
-            prefetch(indices, start[i + _AHEAD] + min(degree[i + _AHEAD], 15))
-        first, there = start[i], degree[i]
-        begin = at
-        if there == 0:
-            continue
-        if (fanout < 0 or there <= fanout) and not (replace and fanout >= 0):
-            for j in range(there):
-                position[at + j] = first + j
-                source[at + j] = indices[first + j]
-            at += there
-        elif newest:
-            for j in range(fanout):
-                position[at + j] = first + there - fanout + j
-            at += fanout
-            for j in range(begin, at):
-                source[j] = indices[position[j]]
-        else:
-            mine = key + np.uint64(nodes[i]) * GOLDEN
-            if trees.shape[0]:
-                mine += (np.uint64(trees[i]) + _ONE) * _TREE
-            mine = mix(mine)
-            if replace:
-                _again(mine, first, there, fanout, weight, position, at)
-            elif weight.shape[0]:
-                _weighted(mine, first, there, fanout, weight, position, at)
-            elif there <= _WORD:
-                bits = _few(mine, there, fanout)
-                place = at
-                while bits:
-                    one = first + trailing_zeros(bits)
-                    position[place] = one
-                    source[place] = indices[one]
-                    place += 1
-                    bits &= bits - _ONE
-            elif fanout <= _INSERTED:
-                _inserted(mine, first, there, fanout, position, at)
-            else:
-                _marked(mine, first, there, fanout, position, at)
-            at += fanout
-            if replace or weight.shape[0] or there > _WORD:
+    before = 0
+    for b in range(keys.shape[0]):
+        for i in range(before, ends[b]):
+            if i + _AHEAD < count:
+                prefetch(indices, start[i + _AHEAD])
+                prefetch(indices, start[i + _AHEAD] + min(degree[i + _AHEAD], 15))
+            first, there = start[i], degree[i]
+            base = 0 if relative else first
+            back = first - base
+            begin = at
+            if there == 0:
+                continue
+            if (fanout < 0 or there <= fanout) and not (replace and fanout >= 0):
+                for j in range(there):
+                    position[at + j] = base + j
+                    source[at + j] = indices[first + j]
+                at += there
+            elif newest:
+                for j in range(fanout):
+                    position[at + j] = base + there - fanout + j
+                at += fanout
                 for j in range(begin, at):
-                    source[j] = indices[position[j]]
-        for j in range(begin, at):
-            owner[j] = column + i
+                    source[j] = indices[back + position[j]]
+            else:
+                mine = keys[b] + np.uint64(nodes[i]) * GOLDEN
+                if trees.shape[0]:
+                    mine += (np.uint64(trees[i]) + _ONE) * _TREE
+                mine = mix(mine)
+                if replace:
+                    _again(mine, first, base, there, fanout, weight, position, at)
+                elif weight.shape[0]:
+                    _weighted(mine, first, base, there, fanout, weight, position, at)
+                elif there <= _WORD:
+                    bits = _few(mine, there, fanout)
+                    place = at
+                    while bits:
+                        one = base + trailing_zeros(bits)
+                        position[place] = one
+                        source[place] = indices[back + one]
+                        place += 1
+                        bits &= bits - _ONE
+                elif fanout <= _INSERTED:
+                    _inserted(mine, base, there, fanout, position, at)
+                else:
+                    _marked(mine, base, there, fanout, position, at)
+                at += fanout
+                if replace or weight.shape[0] or there > _WORD:
+                    for j in range(begin, at):
+                        source[j] = indices[back + position[j]]
+            if not relative:
+                for j in range(begin, at):
+                    owner[j] = column + i
+        before = ends[b]

@@ -17,8 +17,8 @@ from sp_ray_ml.graph._files import open_array
 from sp_ray_ml.graph._hot import HotNodes, hottest
 from sp_ray_ml.graph._partition import FROM_GRAPH
 from sp_ray_ml.graph._relabel_kernel import word_of
-from sp_ray_ml.graph._shard_part import ReadEdges, ReadNodes, Request
-from sp_ray_ml.graph._split import Parts, Split, aligned, narrow
+from sp_ray_ml.graph._shard_part import ReadEdges, ReadNodes, Request, aligned
+from sp_ray_ml.graph._split import Parts, Split, narrow
 from sp_ray_ml.graph.graph import EdgeType
 from sp_ray_ml.optional import require
 

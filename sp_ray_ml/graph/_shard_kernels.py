@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import float64, int32, int64, uint8, uint32, uint64
+from numba import float64, int32, int64, uint8, uint16, uint32, uint64
 from numba import types as t
 
 from sp_ray_ml._compiled import compiled
@@ -67,27 +67,29 @@ def grouped(shard: Any, row: Any, begin: Any, where: Any, rows: Any) -> None:
 
 def _merge_signature(source: Any, edge: Any) -> Any:
     return t.void(
-        read(int32), write(int64), write(int64), read(int64), read(source), read(edge),
+        read(int32), write(int64), write(int64), read(int64), read(source), read(int64), read(edge),
         int64, int64, write(int64), write(int64), write(int64),
     )  # fmt: skip
 
 
-@compiled(*(_merge_signature(source, edge) for source in (int32, int64) for edge in (int32, int64)))
+@compiled(*(_merge_signature(source, edge) for source in (int32, int64) for edge in (uint16, int32, int64)))
 def merge_rows(
-    shard: Any, row: Any, at: Any, counts: Any, source: Any, edge: Any,
+    shard: Any, row: Any, at: Any, counts: Any, source: Any, first_edge: Any, edge: Any,
     first: Any, to: Any, out_edge: Any, out_source: Any, out_owner: Any,
 ) -> None:  # fmt: skip
     """Put together what shards have found, one after the other, in the order of the rows.
 
     Row `i` is the next one of shard `shard[i]`, whose rows begin at `row[s]` in `counts`, and their edges at `at[s]`;
-    both are counted up. Written from `to` on.
+    both are counted up. An edge's id is `edge`, or counted from its row's `first_edge` where that is not empty. Written
+    from `to` on.
     """
     for i in range(shard.shape[0]):
         s = shard[i]
         count = counts[row[s]]
         begin = at[s]
+        origin = first_edge[row[s]] if first_edge.shape[0] else 0
         for e in range(count):
-            out_edge[to + e] = edge[begin + e]
+            out_edge[to + e] = origin + np.int64(edge[begin + e])
             out_source[to + e] = source[begin + e]
             out_owner[to + e] = first + i
         row[s] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from sp_ray_ml.graph import _shard_kernels as kernel
 from sp_ray_ml.graph._files import open_array, read_manifest
 from sp_ray_ml.graph._partition import part_folder
 from sp_ray_ml.graph._sample_inputs import ready_rows
-from sp_ray_ml.graph._sample_rows import Rows, Taken, edge_ids, take_rows
+from sp_ray_ml.graph._sample_rows import EMPTY, Rows, draw_rows, edge_ids
 from sp_ray_ml.graph.graph import Edges
 
 __all__ = [
@@ -25,23 +26,30 @@ __all__ = [
     "ReadRows",
     "Request",
     "TakeRows",
-    "taken_counts",
+    "aligned",
+    "compact",
 ]
 
 
 class TakeRows(NamedTuple):
-    """Sample in-edges of rows: `take_rows`. Answered by edges of each row, sources and edge ids."""
+    """Sample in-edges of rows for several batches: `draw_rows`.
+
+    Answered by edges of each row, sources, and edge ids. Where the ids of a row follow one another, as in a graph that is
+    kept by destination, these travel as the row's first id and places in the row; that array is empty otherwise.
+    """
 
     kind: int
     weight: str | None
     time: str | None
     fanout: int
-    key: int
     replace: bool
     newest: bool
+    keys: NDArray[np.uint64]
+    ends: NDArray[np.int64]
     rows: NDArray[Any]
     trees: NDArray[Any]
     until: NDArray[np.int64]
+    limits: NDArray[np.int64]
 
 
 class ReadRows(NamedTuple):
@@ -70,6 +78,9 @@ class ReadEdges(NamedTuple):
     ids: NDArray[Any]
 
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Numbers of malloc.h."""
+
 Request = TakeRows | ReadRows | ReadNodes | ReadEdges
 
 
@@ -80,6 +91,7 @@ class Part:
         self._folder = part_folder(Path(folder), shard)
         manifest = read_manifest(self._folder)
         self._kinds = [tuple(entry["type"]) for entry in manifest["edges"]]
+        self._consecutive = [bool(entry.get("consecutive")) for entry in manifest["edges"]]
         self._edge_names = [list(entry["attributes"]) for entry in manifest["edges"]]
         self._nodes = [self._open(f"nodes-{i}") for i in range(len(manifest["nodes"]))]
         self._edges = [
@@ -124,27 +136,27 @@ class Part:
     def _take(self, request: TakeRows, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         edges = self._ready(request.kind, request.weight, request.time)
         nodes = self._nodes[self._types[self._kinds[request.kind][2]]][rows].astype(np.int64)
-        taken = Taken.none()
-        degree = take_rows(
+        drawn = draw_rows(
             edges,
             nodes,
-            rows=rows,
+            rows,
             fanout=request.fanout,
-            key=request.key,
-            into=taken,
+            keys=aligned(request.keys),
+            ends=aligned(request.ends),
             trees=np.ascontiguousarray(request.trees, np.int64),
-            until=np.ascontiguousarray(request.until, np.int64),
+            until=aligned(request.until),
+            limits=aligned(request.limits),
             replace=request.replace,
             newest=request.newest,
         )
-        counts = taken_counts(degree, request.fanout, replace=request.replace)
-        sources = taken.edge_index[0].astype(edges.indices.dtype)
-        most = request.fanout if request.fanout >= 0 else int(counts.max(initial=0))
-        return (
-            counts.astype(np.min_scalar_type(most)),
-            sources,
-            self._ids(request.kind, edges, taken.position),
-        )
+        counts = drawn.counts.astype(np.min_scalar_type(int(drawn.counts.max(initial=0))))
+        if self._consecutive[request.kind] and edges.edge is None:
+            stored = self._edges[request.kind]["edge"]
+            first = np.zeros(len(rows), stored.dtype)
+            having = np.flatnonzero(drawn.counts)
+            first[having] = stored[drawn.start[having]]
+            return counts, drawn.source, first, compact(drawn.offset)
+        return counts, drawn.source, EMPTY, self._ids(request.kind, edges, drawn.position)
 
     def _read_rows(self, request: ReadRows, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         edges = self._ready(request.kind, request.weight, request.time)
@@ -188,6 +200,7 @@ class ShardActor:
     def __init__(self, folder: str, shard: int) -> None:
         import ray
 
+        _keep_memory()
         context = ray.get_runtime_context()
         self._place = (ray.util.get_node_ip_address(), context.get_node_id(), os.getpid())
         self._part = Part(folder, shard)
@@ -197,11 +210,22 @@ class ShardActor:
         return self._place, self._part.answer(requests)
 
 
-def taken_counts(degree: NDArray[np.int64], fanout: int, *, replace: bool) -> NDArray[np.int64]:
-    """Edges taken of each row, of those that may be taken."""
-    if fanout < 0:
-        return degree
-    return np.where(degree > 0, fanout, 0) if replace else np.minimum(degree, fanout)
+def _keep_memory() -> None:
+    """Have the allocator keep what is freed: calls need the same memory again, and fresh pages cost as much as a sample."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # glibc's
+        library.mallopt(_TRIM_THRESHOLD, 512 << 20)
+        library.mallopt(_MMAP_THRESHOLD, 32 << 20)
+
+
+def compact(offset: NDArray[np.int32]) -> NDArray[Any]:
+    """Places in rows, in two bytes each where they fit."""
+    return offset.astype(np.uint16) if int(offset.max(initial=0)) < 2**16 else offset
+
+
+def aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """An array that compiled code takes, which one out of a message may not be."""
+    return np.require(array, requirements=("C", "A"))
 
 
 def _gathered(table: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,9 @@ from sp_ray_ml.graph import _shard_kernels as kernel
 from sp_ray_ml.graph._files import open_array
 from sp_ray_ml.graph._hot import HotNodes, HotRows, hottest
 from sp_ray_ml.graph._sample_inputs import SampleInputs
-from sp_ray_ml.graph._sample_rows import EMPTY, Hop, Rows, Taken, Wanted, edge_ids, take_rows
-from sp_ray_ml.graph._shard_part import ReadRows, Request, TakeRows, taken_counts
-from sp_ray_ml.graph._split import Parts, Split, narrow
+from sp_ray_ml.graph._sample_rows import EMPTY, Hop, Rows, Wanted, draw_rows, edge_ids
+from sp_ray_ml.graph._shard_part import ReadRows, Request, TakeRows
+from sp_ray_ml.graph._split import Parts, narrow
 from sp_ray_ml.graph.graph import EdgeType
 
 __all__ = ["RemoteRows"]
@@ -37,9 +39,9 @@ class RemoteRows:
 
     def __init__(self, parts: Parts, weight_attr: str | None, time_attr: str | None, cache: int) -> None:
         self.parts = parts
-        self._weight = self._names(weight_attr, "weights", every=True)
+        self.weight = self._names(weight_attr, "weights", every=True)
         # A `Graph` has times of all its edges or is not sampled by time; in PyG's data, other types have no times.
-        self._time = self._names(time_attr, "times", every=False)
+        self.time = self._names(time_attr, "times", every=False)
         self.inputs = SampleInputs(parts.homogeneous, parts.num_nodes, dict.fromkeys(parts.kinds, _ABSENT))
         self.hot: dict[EdgeType, HotRows] = {}
         if cache:
@@ -55,63 +57,36 @@ class RemoteRows:
             )  # fmt: skip
         return {kind: name if kind in having else None for kind in self.parts.kinds}
 
-    def take(self, hops: Sequence[Hop], *, replace: bool, newest: bool) -> None:
-        """Take in-edges of all that hops want, in one call a shard; `take_rows` for each, with edge ids as positions."""
-        shards = len(self.parts.links)
-        requests: list[list[Request]] = [[] for _ in range(shards)]
-        wanted = [(one, hop) for hop in hops for one in hop.wanted]
-        splits = []
-        for one, hop in wanted:
-            hot = self.hot.get(one.kind)
-            split = self.parts.split(one.kind[2], one.nodes, None if hot is None else hot.nodes)
-            splits.append(split)
-            for s in range(shards):
-                if len(split.rows[s]):
-                    requests[s].append(
-                        TakeRows(
-                            self.parts.kinds[one.kind],
-                            self._weight[one.kind],
-                            self._time[one.kind],
-                            one.fanout,
-                            one.key,
-                            replace,
-                            newest,
-                            narrow(split.rows[s], self.parts.num_nodes[one.kind[2]]),
-                            narrow(one.trees[split.where[s]], 0) if len(one.trees) else EMPTY,
-                            hop.until if self._time[one.kind] else EMPTY,
-                        )
-                    )
-        answers = self.parts.begin(requests)
-        kept = [
-            self._take_kept(one, split, hop.until, replace, newest)
-            for (one, hop), split in zip(wanted, splits, strict=True)
-        ]
-        iterators = [iter(some) for some in answers()]
-        for (one, hop), split, here in zip(wanted, splits, kept, strict=True):
-            found = [next(iterators[s]) if len(split.rows[s]) else None for s in range(shards)]
-            _merge([*found, here], split, one, hop.into[one.kind])
+    def take(self, hops: Sequence[Hop], *, replace: bool, newest: bool) -> list[Callable[[], None]]:
+        """Take in-edges of all that hops want, in one call a shard; with edge ids as positions.
 
-    def _take_kept(
-        self, one: Wanted, split: Split, until: NDArray[np.int64], replace: bool, newest: bool
-    ) -> tuple[NDArray[Any], ...] | None:
-        where = split.where[-1]
-        if not len(where):
-            return None
-        rows, taken = self.hot[one.kind].rows, Taken.none()
-        degree = take_rows(
-            rows,
-            one.nodes[where],
-            rows=split.rows[-1],
-            fanout=one.fanout,
-            key=one.key,
-            into=taken,
-            trees=one.trees[where] if len(one.trees) else EMPTY,
-            until=until if self._time[one.kind] else EMPTY,
-            replace=replace,
-            newest=newest,
-        )
-        counts = taken_counts(degree, one.fanout, replace=replace)
-        return counts, taken.edge_index[0], edge_ids(rows, taken.position)
+        Returns:
+            What puts the edges of each hop in its place. One batch after the other, they are still in the processor's
+            cache when they are numbered.
+        """
+        together: dict[tuple[EdgeType, int], list[tuple[int, Wanted]]] = {}
+        for number, hop in enumerate(hops):
+            for one in hop.wanted:
+                together.setdefault((one.kind, one.fanout), []).append((number, one))
+        asked = [_Asked(self, kind, fanout, some, hops) for (kind, fanout), some in together.items()]
+        requests: list[list[Request]] = [[] for _ in self.parts.links]
+        for some in asked:
+            some.request(requests, replace=replace, newest=newest)
+        answers = self.parts.begin(requests)
+        for some in asked:
+            some.take_kept(replace=replace, newest=newest)
+        iterators = [iter(some) for some in answers()]
+        for some in asked:
+            some.found(iterators)
+
+        left = dict(enumerate(hops))
+
+        def put(number: int) -> None:
+            hop = left.pop(number)  # what is put together is not held here
+            for some in asked:
+                some.put(number, hop)
+
+        return [partial(put, number) for number in range(len(hops))]
 
     def _keep(self, budget: int) -> None:
         parts, kinds = self.parts, list(self.parts.kinds)
@@ -120,8 +95,8 @@ class RemoteRows:
         a_edge = {
             kind: (4 if parts.num_nodes[kind[0]] < 2**31 else 8)
             + 8
-            + 4 * (self._weight[kind] is not None)
-            + 8 * (self._time[kind] is not None)
+            + 4 * (self.weight[kind] is not None)
+            + 8 * (self.time[kind] is not None)
             for kind in kinds
         }
         degree = [np.asarray(open_array(parts.folder, f"hot-edges-{parts.kinds[kind]}")) for kind in kinds]
@@ -140,7 +115,7 @@ class RemoteRows:
         if not len(nodes):
             return _ABSENT
         split = self.parts.split(kind[2], nodes)
-        number, weight, time = self.parts.kinds[kind], self._weight[kind], self._time[kind]
+        number, weight, time = self.parts.kinds[kind], self.weight[kind], self.time[kind]
         answers = self.parts.all(
             [[ReadRows(number, weight, time, rows)] if len(rows) else [] for rows in split.rows[:-1]]
         )
@@ -167,25 +142,140 @@ class RemoteRows:
         return self._read(kind, np.arange(self.parts.num_nodes[kind[2]]))
 
 
-def _merge(answers: Sequence[Any], split: Split, one: Wanted, into: Taken) -> None:
-    counts, sources, ids = (
-        np.concatenate([part[i] for part in answers if part is not None]) if any(part is not None for part in answers) else EMPTY
-        for i in range(3)
-    )  # fmt: skip
-    # Where each shard's rows and edges begin; the shards without rows begin where the next one does.
-    rows = np.cumsum([0, *map(len, split.where)])[:-1]
-    edges = np.cumsum([0, *(0 if part is None else len(part[1]) for part in answers)])[:-1]
-    at = into.grow(len(sources))
-    kernel.merge_rows(
-        split.shard,
-        rows,
-        edges,
-        counts.astype(np.int64),
-        sources,
-        ids,
-        one.first,
-        at,
-        into.position,
-        into.edge_index[0],
-        into.edge_index[1],
-    )
+class _Asked:
+    """What several batches want of one edge type, in one go: the nodes of all by shard, in each shard by batch."""
+
+    def __init__(
+        self, rows: RemoteRows, kind: EdgeType, fanout: int, some: Sequence[tuple[int, Wanted]], hops: Sequence[Hop]
+    ) -> None:  # fmt: skip
+        self._rows, self._kind, self._fanout = rows, kind, fanout
+        self._place = {number: b for b, (number, _) in enumerate(some)}
+        self._wanted = [one for _, one in some]
+        self._nodes = np.concatenate([one.nodes for one in self._wanted])
+        self._trees = np.concatenate([one.trees for one in self._wanted])
+        times = [hops[number].until for number, _ in some] if rows.time[kind] else [EMPTY]
+        self._until = np.concatenate(times)
+        self._limits = _begins(times)[:-1]
+        self._keys = np.array([one.key for one in self._wanted], np.uint64)
+        self._batches = _begins([one.nodes for one in self._wanted])
+        self._hot = rows.hot.get(kind)
+        self._split = rows.parts.split(kind[2], self._nodes, None if self._hot is None else self._hot.nodes)
+        # Where each batch's rows begin in each shard.
+        self._begin = [np.searchsorted(where, self._batches) for where in self._split.where]
+        self._answers: list[_Answer | None] = []
+
+    def request(self, requests: list[list[Request]], *, replace: bool, newest: bool) -> None:
+        """Add what is asked of each shard."""
+        parts, split = self._rows.parts, self._split
+        for s, some in enumerate(requests):
+            if len(split.rows[s]):
+                some.append(
+                    TakeRows(
+                        parts.kinds[self._kind],
+                        self._rows.weight[self._kind],
+                        self._rows.time[self._kind],
+                        self._fanout,
+                        replace,
+                        newest,
+                        self._keys,
+                        self._begin[s][1:],
+                        narrow(split.rows[s], parts.num_nodes[self._kind[2]]),
+                        narrow(self._trees[split.where[s]], 0) if len(self._trees) else EMPTY,
+                        self._until,
+                        self._limits,
+                    )
+                )
+
+    def take_kept(self, *, replace: bool, newest: bool) -> None:
+        """Take of the rows that are kept here."""
+        where = self._split.where[-1]
+        self._kept: _Answer | None = None
+        if self._hot is not None and len(where):
+            drawn = draw_rows(
+                self._hot.rows,
+                self._nodes[where],
+                self._split.rows[-1],
+                fanout=self._fanout,
+                keys=self._keys,
+                ends=self._begin[-1][1:],
+                trees=self._trees[where] if len(self._trees) else EMPTY,
+                until=self._until,
+                limits=self._limits,
+                replace=replace,
+                newest=newest,
+            )
+            self._kept = _Answer(drawn.counts, drawn.source, EMPTY, edge_ids(self._hot.rows, drawn.position))
+
+    def found(self, iterators: Sequence[Iterator[Any]]) -> None:
+        """Take the shards' next answers."""
+        answers: list[_Answer | None] = []
+        for s, rows in enumerate(self._split.rows[:-1]):
+            answers.append(None)
+            if len(rows):
+                counts, source, first, edge = next(iterators[s])
+                answers[s] = _Answer(counts.astype(np.int64), source, first, edge)
+        answers.append(self._kept)
+        if len({len(one.first) > 0 for one in answers if one is not None and len(one.counts)}) > 1:
+            answers = [None if one is None else one.by_edge() for one in answers]
+        self._answers = answers
+        # Where each batch's edges begin in each shard.
+        self._edges = [
+            np.zeros_like(begin) if one is None else np.concatenate([[0], np.cumsum(one.counts)])[begin]
+            for one, begin in zip(answers, self._begin, strict=True)
+        ]
+
+    def put(self, number: int, hop: Hop) -> None:
+        """Put one batch's edges in the order of its rows."""
+        b = self._place.get(number)
+        if b is None:
+            return
+        rows = [slice(begin[b], begin[b + 1]) for begin in self._begin]
+        edges = [slice(begin[b], begin[b + 1]) for begin in self._edges]
+        there = [
+            (one.counts[i], one.source[j], one.first[i], one.edge[j])
+            for one, i, j in zip(self._answers, rows, edges, strict=True)
+            if one is not None
+        ]
+        counts, source, first, edge = (
+            np.concatenate(pieces) if pieces else EMPTY for pieces in zip(*there, strict=True)
+        )
+        into = hop.into[self._kind]
+        at = into.grow(len(source))
+        kernel.merge_rows(
+            self._split.shard[self._batches[b] : self._batches[b + 1]],
+            _steps(rows),
+            _steps(edges),
+            counts,
+            source,
+            first.astype(np.int64),
+            edge,
+            self._wanted[b].first,
+            at,
+            into.position,
+            into.edge_index[0],
+            into.edge_index[1],
+        )
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """As `TakeRows` is answered; `counts` in int64."""
+
+    counts: NDArray[np.int64]
+    source: NDArray[Any]
+    first: NDArray[Any]
+    edge: NDArray[Any]
+
+    def by_edge(self) -> _Answer:
+        """With an id for each edge."""
+        ids = self.edge.astype(np.int64)
+        return _Answer(self.counts, self.source, EMPTY, ids + np.repeat(self.first, self.counts) if len(self.first) else ids)  # fmt: skip
+
+
+def _begins(arrays: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """Where each one begins when they follow one another, and where the last ends."""
+    return np.cumsum([0, *map(len, arrays)])
+
+
+def _steps(pieces: Sequence[slice]) -> NDArray[np.int64]:
+    return np.cumsum([0, *(piece.stop - piece.start for piece in pieces)])[:-1]

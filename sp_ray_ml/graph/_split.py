@@ -17,7 +17,7 @@ from sp_ray_ml.graph._shard_links import Answer, Link
 from sp_ray_ml.graph._shard_part import ReadNodes, Request
 from sp_ray_ml.graph.graph import EdgeType
 
-__all__ = ["Parts", "Split", "aligned", "narrow"]
+__all__ = ["Parts", "Split", "narrow"]
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,3 @@ class Parts:
 def narrow(numbers: NDArray[np.int64], below: int) -> NDArray[Any]:
     """Numbers that are below a bound in as few bytes as they travel well in."""
     return numbers.astype(np.int32) if below < 2**31 else numbers
-
-
-def aligned(array: NDArray[Any]) -> NDArray[Any]:
-    """An array that compiled code takes, which one out of a message may not be."""
-    return np.require(array, requirements=("C", "A"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -172,25 +173,32 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
             until: int64, the times of all seeds, in their order, where sampling is temporal.
             key: Of `batch_key`, where it is not that of these seeds.
         """
-        return self.sample_together([Seeds(seeds, until, key)])[0]
+        [finish] = self._together([Seeds(seeds, until, key)], alone=True)
+        return finish()
 
-    def sample_together(self, batches: Sequence[Seeds]) -> list[Sample]:
+    def sample_together(self, batches: Sequence[Seeds]) -> list[Callable[[], Sample]]:
         """Sample for several batches, hop by hop for all of them: of a `ShardedGraph`, in one call a shard and hop.
 
-        The samples are those of each batch alone.
+        Returns:
+            What puts together each batch's sample, once, in any thread. The samples are those of each batch alone.
         """
-        walks = [self._walk(one, alone=len(batches) == 1) for one in batches]
-        hops = {i: next(walk) for i, walk in enumerate(walks)}
-        found: dict[int, Sample] = {}
-        while hops:
-            self._take(list(hops.values()))
-            for i in list(hops):
-                try:
-                    hops[i] = next(walks[i])
-                except StopIteration as done:
-                    found[i] = done.value
-                    del hops[i]
-        return [found[i] for i in range(len(batches))]
+        return self._together(batches, alone=False)
+
+    def _together(self, batches: Sequence[Seeds], *, alone: bool) -> list[Callable[[], Sample]]:
+        walks = [self._walk(one, alone=alone) for one in batches]
+        hops = [next(walk) for walk in walks]
+        takes = self._take(hops)
+        for _ in range(self._hops - 1):
+            for i, walk in enumerate(walks):
+                takes[i]()
+                hops[i] = next(walk)
+            takes = self._take(hops)
+        return [partial(_finish, walk, take) for walk, take in zip(walks, takes, strict=True)]
+
+    @property
+    def _hops(self) -> int:
+        hops = len(next(iter(self.num_neighbors.values())))
+        return hops + (self.subgraph_type == "induced" and self._remote is not None)
 
     def _walk(self, batch: Seeds, *, alone: bool) -> Generator[Hop, None, Sample]:
         """Sample for one batch; whoever goes on with it has taken what each hop wants."""
@@ -226,8 +234,7 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
             before = {kind: len(edges.position) for kind, edges in taken.items()}
             aside = {} if alone else {name: space.finish() for name, space in spaces.items()}
             yield Hop(wanted, taken, limits)
-            for name, nodes_and_trees in aside.items():  # others had the numberings meanwhile
-                spaces[name].begin(*nodes_and_trees)
+            spaces = self._back(spaces, aside)
             for kind, edges in taken.items():
                 if len(edges.position) > before[kind]:
                     index = edges.edge_index
@@ -241,8 +248,7 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
             every = {kind: Taken.none() for kind in taken}
             aside = {} if alone else {name: space.finish() for name, space in spaces.items()}
             yield Hop([self._every(kind, spaces[kind[2]]) for kind in taken], every, limits)
-            for name, nodes_and_trees in aside.items():
-                spaces[name].begin(*nodes_and_trees)
+            spaces = self._back(spaces, aside)
             taken = {kind: self._between(spaces, kind, edges) for kind, edges in every.items()}
         found = {name: space.finish() for name, space in spaces.items()}
         return Sample(
@@ -272,12 +278,7 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
 
     def _begin(self, seeds: Mapping[str, NDArray[np.int64]]) -> dict[str, Numbering]:
         """Each thread's own numberings, with the seeds in them."""
-        if not hasattr(self._kept, "spaces"):
-            self._kept.spaces = {
-                name: Numbering(count, disjoint=self.disjoint)
-                for name, count in self.inputs.num_nodes.items()
-            }
-        spaces: dict[str, Numbering] = self._kept.spaces
+        spaces = self._spaces()
         first = 0
         for name in [*seeds, *(spaces.keys() - seeds.keys())]:
             nodes = seeds.get(name, EMPTY)
@@ -285,25 +286,49 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
             first += len(nodes)
         return spaces
 
-    def _take(self, hops: Sequence[Hop]) -> None:
+    def _back(
+        self,
+        spaces: dict[str, Numbering],
+        aside: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]],
+    ) -> dict[str, Numbering]:
+        """This thread's numberings, with a batch's nodes in them again: others had them meanwhile."""
+        if not aside:
+            return spaces
+        spaces = self._spaces()
+        for name, nodes_and_trees in aside.items():
+            spaces[name].begin(*nodes_and_trees)
+        return spaces
+
+    def _spaces(self) -> dict[str, Numbering]:
+        if not hasattr(self._kept, "spaces"):
+            self._kept.spaces = {
+                name: Numbering(count, disjoint=self.disjoint)
+                for name, count in self.inputs.num_nodes.items()
+            }
+        spaces: dict[str, Numbering] = self._kept.spaces
+        return spaces
+
+    def _take(self, hops: Sequence[Hop]) -> list[Callable[[], None]]:
+        """What puts into each hop the edges that it wants."""
         if self._remote is not None:
-            self._remote.take(hops, replace=self.replace, newest=self.newest)
-            return
-        for hop in hops:
-            for one in hop.wanted:
-                rows = self.inputs.rows[one.kind]
-                take_rows(
-                    rows,
-                    one.nodes,
-                    fanout=one.fanout,
-                    key=one.key,
-                    into=hop.into[one.kind],
-                    first=one.first,
-                    trees=one.trees,
-                    until=_limits(rows, hop.until),
-                    replace=self.replace,
-                    newest=self.newest,
-                )
+            return self._remote.take(hops, replace=self.replace, newest=self.newest)
+        return [partial(self._take_here, hop) for hop in hops]
+
+    def _take_here(self, hop: Hop) -> None:
+        for one in hop.wanted:
+            rows = self.inputs.rows[one.kind]
+            take_rows(
+                rows,
+                one.nodes,
+                fanout=one.fanout,
+                key=one.key,
+                into=hop.into[one.kind],
+                first=one.first,
+                trees=one.trees,
+                until=_limits(rows, hop.until),
+                replace=self.replace,
+                newest=self.newest,
+            )
 
     def _induced(self, kind: EdgeType, spaces: Mapping[str, Numbering], until: NDArray[np.int64]) -> Taken:
         edges, every = self.inputs.rows[kind], self._every(kind, spaces[kind[2]])
@@ -331,6 +356,16 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
         """PyG's form; `tree_of` names the trees of seeds otherwise than by the seeds' places."""
         out = to_pyg(sample, homogeneous=self.inputs.homogeneous, disjoint=self.disjoint, tree_of=tree_of)
         return out.to_bidirectional() if self.subgraph_type == "bidirectional" else out
+
+
+def _finish(walk: Generator[Hop, None, Sample], take: Callable[[], None]) -> Sample:
+    take()
+    try:
+        next(walk)
+    except StopIteration as done:
+        found: Sample = done.value
+        return found
+    raise AssertionError("a walk has more hops than its sampler")
 
 
 def _limits(rows: Rows, until: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -252,7 +252,7 @@ def test_an_epoch_on_four_nodes_survives_one_that_is_killed_and_a_shard_that_han
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
         cluster.wait_for_nodes()
-        with ShardedGraph(data, 4, folder=tmp_path / "g", cache=0) as graph:
+        with ShardedGraph(data, 4, folder=tmp_path / "g", cache=0, timeout=300) as graph:
             before = {shard.place[1] for shard in graph._shards}
             assert before == {node.node_id for node in [cluster.head_node, *nodes]}
             victim = nodes[-1]
