@@ -180,6 +180,7 @@ def fit_task(
         on_epoch: Called with the metrics of each epoch.
     """
     cpu = torch.device("cpu")
+    graph = str(Path(graph).resolve()) if isinstance(graph, str | Path) else graph
     opened = TrainingGraph(graph, trainer.neighbors, seed, cpu)
     question = ask(trainer.task, opened)
     travels = graph

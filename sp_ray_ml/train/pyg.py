@@ -224,8 +224,8 @@ class PyGTrainer(Trainer):
     ) -> RecommenderTraining | GNNTraining | TrainResult:
         """Train on a graph, or to recommend on a table of events, too.
 
-        For classes of nodes and for links the graph is a `Graph`, PyG's `Data` or `HeteroData`, or, with `neighbors`, a
-        `ShardedGraph`.
+        For classes of nodes and for links the graph is a `Graph` or the folder of one, PyG's `Data` or `HeteroData`, or,
+        with `neighbors`, a `ShardedGraph`.
 
         Args:
             train: Events (a `pyarrow.Table`, a `ray.data.Dataset`, a warehouse's `source(query)`, a path), or a graph

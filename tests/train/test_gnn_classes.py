@@ -82,9 +82,7 @@ def test_labels_and_masks_as_arrays_are_those_of_the_data() -> None:
 
 def as_graph(data: Any) -> Graph:
     """The same edges, each once: a `Graph` has types, of which edges are walked in their direction."""
-    order = np.lexsort(data.edge_index.numpy())
     source, destination = data.edge_index.numpy()[:, np.lexsort((data.edge_index[1], data.edge_index[0]))]
-    assert len(order) == len(source)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(source, minlength=data.num_nodes))])
     return Graph(
         {"paper": data.num_nodes},
@@ -93,13 +91,16 @@ def as_graph(data: Any) -> Graph:
     )
 
 
-def test_a_graph_of_ours_is_learned_from_with_labels_given() -> None:
+def test_a_graph_of_ours_is_learned_from_with_labels_given_and_so_is_its_folder(tmp_path: Path) -> None:
     data = planted()
     graph = as_graph(data)
     chosen = trainer(neighbors=(10, 10))
     result = chosen.fit(graph, data.val_mask, labels=data.y, train_on=data.train_mask)
     right = result.outputs(graph)["paper"].argmax(1) == data.y.numpy()
     assert right[data.test_mask.numpy()].mean() >= 0.95
+    graph.save(tmp_path / "graph")
+    folder: Any = tmp_path / "graph"
+    assert same(result, chosen.fit(folder, data.val_mask, labels=data.y, train_on=data.train_mask))
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
