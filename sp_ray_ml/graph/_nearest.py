@@ -174,7 +174,8 @@ def _negative_squares(queries: NDArray[Any], vectors: NDArray[Any]) -> NDArray[A
     product *= 2
     product -= np.einsum("ij,ij->i", queries, queries)[:, None]
     product -= np.einsum("ij,ij->i", vectors, vectors)
-    return np.minimum(product, 0, out=product)
+    np.minimum(product, 0, out=product)
+    return product
 
 
 class _Excluded:
