@@ -20,6 +20,7 @@ from sp_ray_ml.graph._layer_plan import ranges
 from sp_ray_ml.graph._layer_ray import Workers, check_workers
 from sp_ray_ml.graph._layer_work import LayerWork, Range
 from sp_ray_ml.graph._layers import LayeredGNN
+from sp_ray_ml.graph._lightgcn import LightGCNModule
 from sp_ray_ml.graph._node_vectors import KIND, NodeVectors
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.graph.sharded import ShardedGraph
@@ -52,7 +53,8 @@ def embed_nodes(
     threads and workers, and each is computed on one thread: so the vectors are the same, to the bit.
 
     Any other module is given batches of whole neighbourhoods, `num_layers` hops with all neighbours; the seeds come
-    first. It does work, and takes memory, that grow with the hops as the neighbourhoods do.
+    first. It does work, and takes memory, that grow with the hops as the neighbourhoods do. The outermost nodes lack
+    edges: what a module reads of a source's own edges, such as its degree, is not that of the whole graph.
 
     What is finished of the layers lies beside the folder, hidden, until all is: a run that was broken off goes on there,
     of a `Graph`'s folder or a `ShardedGraph`.
@@ -116,6 +118,11 @@ def _hops(module: torch.nn.Module, num_layers: int | None) -> int:
                 f"{num_layers}, but the module has {module.num_layers} layers", where="num_layers"
             )
         return module.num_layers
+    if isinstance(module, LightGCNModule):
+        raise ConfigError(
+            "LightGCN divides by degrees of the whole graph, which no part of it has", where="module",
+            hint="It takes little memory: call the module on the whole graph",
+        )  # fmt: skip
     if num_layers is None:
         raise ConfigError(
             f"{type(module).__name__} is no LayeredGNN and does not say how many layers it has", where="num_layers",

@@ -21,6 +21,7 @@ from sp_ray_ml.graph import (
     Graph,
     GraphSAGE,
     LayeredGNN,
+    LightGCN,
     NodeVectors,
     ShardedGraph,
     construct_graph,
@@ -145,6 +146,12 @@ def test_a_type_without_nodes_has_vectors_without_rows(tmp_path):
     vectors = embed_nodes(module, data, tmp_path / "vectors")
     assert vectors["tag"].shape == (0, 8)
     same(vectors, whole(module, data))
+
+
+def test_lightgcn_is_refused_since_parts_of_a_graph_lack_degrees(tmp_path):
+    data = our_graph().to_pyg()
+    with pytest.raises(ConfigError, match="divides by degrees of the whole graph"):
+        embed_nodes(LightGCN(dim=4).build(data), data, tmp_path / "vectors", num_layers=2)
 
 
 def test_one_tensor_for_several_types_is_refused(tmp_path):
