@@ -39,7 +39,7 @@ class GCNModule(LayeredGNN):
         self.encoder = None
         if settings.ids or not width:
             self.encoder, width = (
-                NodeEncoder(data, settings.dim, settings.init or 0.1, ids=settings.ids is not False),
+                NodeEncoder(data, settings.dim, settings.init, ids=settings.ids is not False),
                 settings.dim,
             )
         widths = [width] + [settings.dim] * (settings.layers - 1) + [out or settings.dim]

@@ -35,7 +35,7 @@ class EncodedGNN(LayeredGNN):
         super().__init__()
         self.settings, self.num_layers = settings, settings.layers
         self.widths = [settings.dim] * (settings.layers - 1) + [out or settings.dim]
-        self.encoder = NodeEncoder(data, settings.dim, settings.init or 0.1, ids=settings.ids is not False)
+        self.encoder = NodeEncoder(data, settings.dim, settings.init, ids=settings.ids is not False)
 
     def encode(self, data: Any) -> dict[str, torch.Tensor]:
         """See `LayeredGNN`."""

@@ -85,9 +85,8 @@ class LayeredSettings(GNN):
     ids: bool | None = None
     """Whether each node has a learned vector of its own beside its features; nodes without features always have. By
     default in recommending only: nodes that training has not seen are then what their features say."""
-    init: float | None = pydantic.Field(default=None, gt=0)
-    """Standard deviation of the first ids' vectors. By default 0.1 in recommending, where scores are of vectors scaled
-    to length 1, and else 1: products of short vectors learn slowly."""
+    init: float = pydantic.Field(default=0.1, gt=0)
+    """Standard deviation of the first ids' vectors."""
     dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of each layer's input set to zero while training."""
 

@@ -147,11 +147,8 @@ class TaskEpochs(Epochs):
 def make_network(trainer: PyGTrainer, graph: TrainingGraph, question: Question) -> torch.nn.Module:
     """The network of a task, for a graph."""
     settings = trainer.model
-    if isinstance(settings, LayeredSettings):
-        defaults = {"ids": False, "init": 1.0}
-        settings = settings.model_copy(
-            update={k: v for k, v in defaults.items() if getattr(settings, k) is None}
-        )
+    if isinstance(settings, LayeredSettings) and settings.ids is None:
+        settings = settings.model_copy(update={"ids": False})
     return build_model(settings, graph.pattern(degrees=isinstance(settings, GCN)), question.out)
 
 
