@@ -65,7 +65,9 @@ def loss_of(settings: SampledSoftmax | BPR, scores: Scores, batch: Batch) -> tor
     from sp_ray_ml.train.losses import SampledSoftmax
 
     if isinstance(settings, SampledSoftmax):
-        everything = settings.source == "uniform" and settings.negatives >= len(batch.known_items) / batch.share
+        everything = (
+            settings.source == "uniform" and settings.negatives >= len(batch.known_items) / batch.share
+        )
         each = _full_softmax(scores, batch) if everything else _sampled_softmax(settings, scores, batch)
     else:
         each = _bpr(settings, scores, batch)
