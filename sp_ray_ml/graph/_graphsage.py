@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sp_ray_ml.graph._layers import edge_indices, edge_types
-from sp_ray_ml.graph._relational import EncodedGNN, by_type
+from sp_ray_ml.graph._layers import edge_types
+from sp_ray_ml.graph._relational import EncodedGNN, along, by_type
 from sp_ray_ml.optional import require
 
 if TYPE_CHECKING:
@@ -30,5 +30,4 @@ class GraphSAGEModule(EncodedGNN):
 
     def propagate(self, k: int, x: dict[str, torch.Tensor], data: Any) -> dict[str, torch.Tensor]:
         """See `EncodedGNN`."""
-        found: dict[str, torch.Tensor] = self.convolutions[k](x, edge_indices(data))
-        return found
+        return along(self.convolutions[k], x, data)

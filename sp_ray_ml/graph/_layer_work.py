@@ -129,6 +129,8 @@ class LayerWork:
         batches = self._layers if self.layered and step else self._whole
         batch = batches._batch(sampler.sample({name: np.arange(first, last)}))
         node_store(batch, name).batch_size = last - first
+        for of in self.num_nodes:
+            node_store(batch, of).num_wanted = last - first if of == name else 0
         return batch.to(self._device)
 
     def _call(self, step: int, x: dict[str, torch.Tensor], batch: Any) -> dict[str, torch.Tensor]:

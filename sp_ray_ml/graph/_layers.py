@@ -10,7 +10,7 @@ import torch
 
 from sp_ray_ml.graph.graph import ALONE, EdgeType
 
-__all__ = ["LayeredGNN", "edge_indices", "edge_types", "keep_edges", "node_store", "node_types"]
+__all__ = ["LayeredGNN", "edge_indices", "edge_types", "keep_edges", "node_store", "node_types", "wanted"]
 
 
 class LayeredGNN(torch.nn.Module):
@@ -39,10 +39,12 @@ class LayeredGNN(torch.nn.Module):
         Args:
             k: Its number, from 0.
             x: Vectors of the nodes in `data`, in their order there.
-            data: Edges, and attributes of nodes.
+            data: Edges, and attributes of nodes. Where a store of nodes has `num_wanted`, nobody looks at the next
+                vectors of more than so many nodes, the first ones: see `wanted`.
 
         Returns:
-            The next vectors of the same nodes. A node has those of the whole graph if all its in-edges are in `data`.
+            The next vectors of the same nodes, or of the first of them that are wanted. A node has those of the whole
+            graph if all its in-edges are in `data`.
         """
 
     def forward(self, data: Any) -> dict[str, torch.Tensor]:
@@ -80,6 +82,15 @@ def edge_indices(data: Any) -> dict[EdgeType, torch.Tensor]:
     if hasattr(data, "edge_types"):
         return {kind: data[kind].edge_index for kind in data.edge_types}
     return {(ALONE, ALONE, ALONE): data.edge_index}
+
+
+def wanted(x: dict[str, torch.Tensor], data: Any) -> dict[str, torch.Tensor]:
+    """Of vectors of the nodes in `data`, those of the nodes whose next vectors are wanted: edges lead to no others."""
+    found = {}
+    for name, vectors in x.items():
+        store = node_store(data, name)
+        found[name] = vectors[: store.num_wanted] if "num_wanted" in store else vectors
+    return found
 
 
 def keep_edges(data: Any, kind: EdgeType, kept: torch.Tensor) -> None:
@@ -135,6 +146,7 @@ class _Hops:
             store.edge_index = index[:, : sum(self._edges[kind][:hops])]
         for name, counts in self._nodes.items():
             store = node_store(result, name)
+            store.num_wanted = sum(counts[:hops])
             if "n_id" in store:
                 store.n_id = store.n_id[: sum(counts[: hops + 1])]
         return result

@@ -6,12 +6,12 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn import functional as F
 
-from sp_ray_ml.graph._layers import LayeredGNN, edge_indices, edge_types, node_types
+from sp_ray_ml.graph._layers import LayeredGNN, edge_indices, edge_types, node_types, wanted
 from sp_ray_ml.graph._nodes import NodeEncoder, key_of
 from sp_ray_ml.graph.graph import EdgeType
 from sp_ray_ml.optional import require
@@ -19,7 +19,7 @@ from sp_ray_ml.optional import require
 if TYPE_CHECKING:
     from sp_ray_ml.graph.models import GAT, HGT, RGCN, LayeredSettings
 
-__all__ = ["EncodedGNN", "GATModule", "HGTModule", "RGCNModule", "by_type"]
+__all__ = ["EncodedGNN", "GATModule", "HGTModule", "RGCNModule", "along", "by_type"]
 
 
 class EncodedGNN(LayeredGNN):
@@ -55,7 +55,7 @@ class EncodedGNN(LayeredGNN):
 
     @abstractmethod
     def propagate(self, k: int, x: dict[str, torch.Tensor], data: Any) -> dict[str, torch.Tensor]:
-        """The next vectors of the types that edges lead to, before the activation."""
+        """The next vectors of the types that edges lead to, of the nodes that are `wanted`, before the activation."""
 
 
 class GATModule(EncodedGNN):
@@ -83,9 +83,9 @@ class GATModule(EncodedGNN):
 
     def propagate(self, k: int, x: dict[str, torch.Tensor], data: Any) -> dict[str, torch.Tensor]:
         """See `EncodedGNN`."""
-        found = self.convolutions[k](x, edge_indices(data))
-        own: Any = self.own[k]
-        return {name: vectors + own[key_of(name)](x[name]) for name, vectors in found.items()}
+        found = along(self.convolutions[k], x, data)
+        own, ends = cast("Any", self.own[k]), wanted(x, data)
+        return {name: vectors + own[key_of(name)](ends[name]) for name, vectors in found.items()}
 
 
 class RGCNModule(EncodedGNN):
@@ -107,13 +107,13 @@ class RGCNModule(EncodedGNN):
         matrices = self.matrices[k]
         if len(self.shares):
             matrices = torch.einsum("rb,bio->rio", self.shares[k], matrices)
-        own: Any = self.own[k]
+        own, ends = cast("Any", self.own[k]), wanted(x, data)
         indices = edge_indices(data)
         found: dict[str, torch.Tensor] = {}
         for matrix, (source, relation, destination) in zip(matrices, self.kinds, strict=True):
-            mean = self.mean((x[source], x[destination]), indices[source, relation, destination])
+            mean = self.mean((x[source], ends[destination]), indices[source, relation, destination])
             if destination not in found:
-                found[destination] = own[key_of(destination)](x[destination])
+                found[destination] = own[key_of(destination)](ends[destination])
             found[destination] = found[destination] + mean @ matrix
         return found
 
@@ -153,6 +153,16 @@ def by_type(kinds: list[EdgeType], make: Callable[[], torch.nn.Module]) -> torch
             {kind: make() for kind in kinds}
         )
         return found
+
+
+def along(layers: torch.nn.Module, x: dict[str, torch.Tensor], data: Any) -> dict[str, torch.Tensor]:
+    """What the layers of `by_type` give the nodes whose vectors are wanted."""
+    ends, indices = wanted(x, data), edge_indices(data)
+    taken = [kind for kind in indices if len(ends[kind[2]])]
+    found: dict[str, torch.Tensor] = layers(
+        {kind: (x[kind[0]], ends[kind[2]]) for kind in taken}, {kind: indices[kind] for kind in taken}
+    )
+    return found
 
 
 def _renamed(kind: tuple[str, str, str]) -> tuple[str, str, str]:
