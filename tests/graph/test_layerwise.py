@@ -322,6 +322,7 @@ def two_cpus():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_workers_give_the_same_to_the_bit_also_when_one_is_killed(tmp_path, two_cpus):
     data = random_graph(400, 4_000)
     module = Dying(tmp_path / "mark")
@@ -332,6 +333,7 @@ def test_workers_give_the_same_to_the_bit_also_when_one_is_killed(tmp_path, two_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_workers_open_the_graph_by_its_folder(tmp_path, two_cpus):
     graph = our_graph()
     graph.save(tmp_path / "graph")
@@ -345,6 +347,7 @@ def test_workers_open_the_graph_by_its_folder(tmp_path, two_cpus):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_workers_ask_the_shards_that_there_are(tmp_path, two_cpus):
     data = random_hetero()
     module = module_of(data)

@@ -270,7 +270,7 @@ def test_an_epoch_on_four_nodes_survives_one_that_is_killed_and_a_shard_that_han
             for first, second in zip(whole[1], loader, strict=True):
                 same(first, second)
             assert graph._shards[0].place[2] != places[0][2]
-        with ShardedGraph(data, 2, folder=tmp_path / "g2", cache=0, timeout=20) as graph:
+        with ShardedGraph(data, 2, folder=tmp_path / "g2", cache=0, timeout=40) as graph:
             address, node, process = graph._shards[1].place
             os.kill(process, signal.SIGSTOP)
             try:
@@ -279,7 +279,7 @@ def test_an_epoch_on_four_nodes_survives_one_that_is_killed_and_a_shard_that_han
             finally:
                 os.kill(process, signal.SIGCONT)
             text = str(found.value)
-            assert "shard 1 of 2 has not answered for 20 s" in text
+            assert "shard 1 of 2 has not answered for 40 s" in text
             assert f"node {address} ({node[:8]}), process {process}" in text
             assert f"ps -o stat,etime,cmd -p {process}" in text
         lost = RayShard(tmp_path / "nowhere", 0, 1, 60)

@@ -38,7 +38,7 @@ def test_what_a_pipeline_cannot_train_is_said_before_anything_is_read(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_line_for_shards_changes_no_metric(house: str) -> None:
     assert house
     plain = run(config(name="plain", **SAMPLED)).result
