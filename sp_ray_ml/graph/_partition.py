@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sp_ray_ml.errors import DataError
-from sp_ray_ml.graph._files import GraphFiles
+from sp_ray_ml.graph._files import GraphFiles, open_array
 from sp_ray_ml.graph._placement import Placement, edge_cut
 from sp_ray_ml.graph._row_kernels import count_into
-from sp_ray_ml.graph._sample_inputs import ALONE, SampleInputs, read_inputs
+from sp_ray_ml.graph._sample_inputs import ALONE, SampleInputs, no_times, read_inputs
 from sp_ray_ml.graph.graph import EdgeType, Graph, node_type
 from sp_ray_ml.storage import new_folder
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
-__all__ = ["FROM_GRAPH", "part_folder", "write_parts"]
+__all__ = ["FROM_GRAPH", "open_node_times", "part_folder", "write_parts"]
 
 FROM_GRAPH = {"weight": "edge_weight"}
 """The names that a `Graph`'s arrays of edges have in batches."""
@@ -46,6 +46,32 @@ class _Whole:
 def part_folder(folder: Path, shard: int) -> Path:
     """The folder of one shard."""
     return folder / f"shard-{shard}"
+
+
+def open_node_times(
+    folder: Path, manifest: Mapping[str, Any], attribute: str | None
+) -> dict[str, NDArray[np.int64]]:
+    """The times of all nodes of each type that has them, int64 [nodes]; mapped, where they are of that type.
+
+    An edge's source may be in any shard, so that each of them needs the times of all nodes, and so do callers.
+
+    Raises:
+        DataError: What is called so are no integers, one a node.
+    """
+    times = {}
+    for i, entry in enumerate(manifest["nodes"]):
+        if attribute in entry["attributes"]:
+            about = entry["attributes"][attribute]
+            if not _may_be_times(about):
+                what = f"{np.dtype(about['dtype'])} [nodes, {about['width'] or 1}]"
+                raise no_times(what, f"nodes {entry['type']}".strip())
+            found = open_array(folder, f"times-{i}-{list(entry['attributes']).index(attribute)}")
+            times[entry["type"]] = np.ascontiguousarray(np.asarray(found), np.int64)
+    return times
+
+
+def _may_be_times(about: Mapping[str, Any]) -> bool:
+    return np.dtype(about["dtype"]).kind in "biu" and about["width"] in (None, 1)
 
 
 def write_parts(
@@ -86,6 +112,10 @@ def write_parts(
             if placement.shard:
                 files.save(f"shard-of-{i}", placement.shard[name])
                 files.save(f"row-of-{i}", placement.row[name])
+            described = _described(whole.nodes[name])
+            for j, (attribute, array) in enumerate(whole.nodes[name].items()):
+                if _may_be_times(described[attribute]):
+                    files.save(f"times-{i}-{j}", array.reshape(-1))
             hot[name] = np.argsort(-visits[name], kind="stable")[:_HOT]
             files.save(f"hot-{i}-node", hot[name])
             files.save(f"hot-{i}-visits", visits[name][hot[name]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,17 @@ from sp_ray_ml.graph.graph import ALONE, Edges, EdgeType, Graph
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
-__all__ = ["ALONE", "NumNeighbors", "SampleInputs", "fanouts", "read_inputs"]
+__all__ = [
+    "ALONE",
+    "NumNeighbors",
+    "SampleInputs",
+    "check_times",
+    "fanouts",
+    "no_times",
+    "read_inputs",
+    "ready_rows",
+    "where_edges",
+]
 
 NumNeighbors = Sequence[int] | Mapping[EdgeType, Sequence[int]]
 """Neighbours of each hop, for all edge types or by edge type; -1 for all of them."""
@@ -66,22 +76,20 @@ def read_inputs(
                 node_time[name] = _times(store[time_attr], f"nodes {name}".strip())
         for kind, store in edge_stores.items():
             if time_attr in store and store.is_edge_attr(time_attr):
-                edge_time[kind] = _times(store[time_attr], _name(kind))
-        if bool(node_time) == bool(edge_time):
-            which = "both nodes and edges have" if node_time else "neither nodes nor edges have"
-            raise DataError(f"{which} times {time_attr!r}; sampling by time goes by those of one of them")
+                edge_time[kind] = _times(store[time_attr], where_edges(kind))
+        check_times(node_time, edge_time, time_attr)
     rows = {}
     for kind, store in edge_stores.items():
         if "edge_index" not in store:
-            raise DataError("there is no edge_index", where=_name(kind), hint="Sampling reads no adj_t")
+            raise DataError("there is no edge_index", where=where_edges(kind), hint="Sampling reads no adj_t")
         source, destination = (_integers(part) for part in store.edge_index)
         for nodes, count in ((source, num_nodes[kind[0]]), (destination, num_nodes[kind[2]])):
             if len(nodes) and (int(nodes.min()) < 0 or int(nodes.max()) >= count):
-                raise DataError(f"an edge has a node outside the {count} there are", where=_name(kind))
+                raise DataError(f"an edge has a node outside the {count} there are", where=where_edges(kind))
         weight = None
         if weight_attr is not None:
             if weight_attr not in store:
-                raise DataError(f"the edges have no weights {weight_attr!r}", where=_name(kind))
+                raise DataError(f"the edges have no weights {weight_attr!r}", where=where_edges(kind))
             weight = np.asarray(store[weight_attr].detach().cpu(), np.float32).reshape(-1)
         time = edge_time.get(kind)
         if node_time and kind[0] in node_time:
@@ -90,6 +98,18 @@ def read_inputs(
         made = Edges(indptr, indices, None if weight is None else weight[edge], None if time is None else time[edge], edge)  # fmt: skip
         rows[kind] = ready_rows(made, kind, weighted=weight is not None, timed=time is not None)
     return SampleInputs(homogeneous, num_nodes, rows, node_time)
+
+
+def check_times(nodes: Collection[str], edges: Collection[EdgeType], name: str) -> None:
+    """Refuse times that both or neither of some nodes and some edges have."""
+    if bool(nodes) == bool(edges):
+        which = "both nodes and edges have" if nodes else "neither nodes nor edges have"
+        raise DataError(f"{which} times {name!r}; sampling by time goes by those of one of them")
+
+
+def no_times(dtype: Any, where: str) -> DataError:
+    """What is wrong with numbers that are no integers."""
+    return DataError(f"times are {dtype}, sampling takes integers", where=where, hint="Round them to seconds, say")  # fmt: skip
 
 
 def _of_graph(graph: Graph, weight_attr: str | None, time_attr: str | None) -> SampleInputs:
@@ -106,9 +126,9 @@ def _of_graph(graph: Graph, weight_attr: str | None, time_attr: str | None) -> S
     rows = {}
     for kind, edges in both.items():
         if weight_attr and edges.weight is None:
-            raise DataError("the edges have no weights", where=_name(kind))
+            raise DataError("the edges have no weights", where=where_edges(kind))
         if time_attr and edges.time is None:
-            raise DataError("the edges have no times", where=_name(kind))
+            raise DataError("the edges have no times", where=where_edges(kind))
         rows[kind] = ready_rows(edges, kind, weighted=weight_attr is not None, timed=time_attr is not None)
     return SampleInputs(False, dict(graph.num_nodes), rows)
 
@@ -126,7 +146,7 @@ def ready_rows(edges: Edges, kind: EdgeType, *, weighted: bool, timed: bool) -> 
         weight = result.weight
         if not np.isfinite(weight).all() or weight.min() < 0:
             wrong = int(np.flatnonzero(~np.isfinite(weight) | (weight < 0))[0])
-            raise DataError(f"a weight is {weight[wrong]}; weights are finite and not negative", where=_name(kind))  # fmt: skip
+            raise DataError(f"a weight is {weight[wrong]}; weights are finite and not negative", where=where_edges(kind))  # fmt: skip
         if weight.min() == 0:
             result = _without_zeros(result, kind)
     if len(result.time):
@@ -145,7 +165,7 @@ def _without_zeros(rows: Rows, kind: EdgeType) -> Rows:
         raise DataError(
             f"all {int(np.diff(rows.indptr)[lost[0]])} edges that lead to node {int(lost[0])} have weight 0, so "
             "that none can be drawn",
-            where=_name(kind),
+            where=where_edges(kind),
             hint="Leave these edges out, or give them a weight",
         )
     return _reordered(rows, kept, indptr)
@@ -183,11 +203,12 @@ def _integers(tensor: Any) -> NDArray[np.int64]:
 
 def _times(tensor: Any, where: str) -> NDArray[np.int64]:
     if tensor.is_floating_point():
-        raise DataError(f"times are {tensor.dtype}, sampling takes integers", where=where, hint="Round them to seconds, say")  # fmt: skip
+        raise no_times(tensor.dtype, where)
     return _integers(tensor).reshape(-1)
 
 
-def _name(kind: EdgeType) -> str:
+def where_edges(kind: EdgeType) -> str:
+    """How an error names an edge type."""
     return "edges" if kind == (ALONE,) * 3 else f"edges {'-'.join(kind)}"
 
 

@@ -14,7 +14,7 @@ from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph import _relabel_kernel as relabel
 from sp_ray_ml.graph import _shard_kernels as kernel
 from sp_ray_ml.graph._files import open_array, read_manifest
-from sp_ray_ml.graph._partition import part_folder
+from sp_ray_ml.graph._partition import open_node_times, part_folder
 from sp_ray_ml.graph._sample_inputs import ready_rows
 from sp_ray_ml.graph._sample_rows import EMPTY, Rows, draw_rows, edge_ids
 from sp_ray_ml.graph.graph import Edges
@@ -33,6 +33,8 @@ __all__ = [
 
 class TakeRows(NamedTuple):
     """Sample in-edges of rows for several batches: `draw_rows`.
+
+    `time` is an attribute of the edges, or of the nodes that they come from.
 
     Answered by edges of each row, sources, and edge ids. Where the ids of a row follow one another, as in a graph that is
     kept by destination, these travel as the row's first id and places in the row; that array is empty otherwise.
@@ -88,8 +90,9 @@ class Part:
     """What one shard has of a graph. It only reads, so that it may be opened again and asked again at any time."""
 
     def __init__(self, folder: str, shard: int) -> None:
-        self._folder = part_folder(Path(folder), shard)
-        manifest = read_manifest(self._folder)
+        self._whole = Path(folder)
+        self._folder = part_folder(self._whole, shard)
+        self._manifest = manifest = read_manifest(self._folder)
         self._kinds = [tuple(entry["type"]) for entry in manifest["edges"]]
         self._consecutive = [bool(entry.get("consecutive")) for entry in manifest["edges"]]
         self._edge_names = [list(entry["attributes"]) for entry in manifest["edges"]]
@@ -186,12 +189,22 @@ class Part:
                 self._edges[kind]["indptr"],
                 self._edges[kind]["indices"],
                 None if weight is None else arrays[weight].reshape(-1),
-                None if time is None else arrays[time].reshape(-1),
+                None if time is None else self._times(kind, time),
             )
             self._rows[kind, weight, time] = ready_rows(
                 edges, self._kinds[kind], weighted=weight is not None, timed=time is not None
             )
         return self._rows[kind, weight, time]
+
+    def _times(self, kind: int, attribute: str) -> NDArray[Any]:
+        """Times of edges; or those of the nodes that they come from, in memory then."""
+        names = self._edge_names[kind]
+        if attribute in names:
+            times: NDArray[Any] = self._edge_attributes[kind][names.index(attribute)].reshape(-1)
+        else:
+            of_nodes = open_node_times(self._whole, self._manifest, attribute)[self._kinds[kind][0]]
+            times = of_nodes[self._edges[kind]["indices"]]
+        return times
 
 
 class ShardActor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,8 @@ from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph import _shard_kernels as kernel
 from sp_ray_ml.graph._files import open_array
 from sp_ray_ml.graph._hot import HotNodes, HotRows, hottest
-from sp_ray_ml.graph._sample_inputs import SampleInputs
+from sp_ray_ml.graph._partition import open_node_times
+from sp_ray_ml.graph._sample_inputs import SampleInputs, check_times, no_times, where_edges
 from sp_ray_ml.graph._sample_rows import EMPTY, Hop, Rows, Wanted, draw_rows, edge_ids
 from sp_ray_ml.graph._shard_part import ReadRows, Request, TakeRows
 from sp_ray_ml.graph._split import Parts, narrow
@@ -33,29 +34,42 @@ class RemoteRows:
     Args:
         parts: The shards.
         weight_attr: The edges' weights.
-        time_attr: The edges' times.
+        time_attr: The times of edges, or of nodes: an edge has that of the node it comes from, then.
         cache: Bytes of rows to keep here.
     """
 
     def __init__(self, parts: Parts, weight_attr: str | None, time_attr: str | None, cache: int) -> None:
         self.parts = parts
-        self.weight = self._names(weight_attr, "weights", every=True)
-        # A `Graph` has times of all its edges or is not sampled by time; in PyG's data, other types have no times.
-        self.time = self._names(time_attr, "times", every=False)
-        self.inputs = SampleInputs(parts.homogeneous, parts.num_nodes, dict.fromkeys(parts.kinds, _ABSENT))
+        self.weight = self._of_all("weights", weight_attr)
+        node_time = open_node_times(parts.folder, parts.manifest, time_attr)
+        self.time = self._times(time_attr, node_time)
+        self.inputs = SampleInputs(
+            parts.homogeneous, parts.num_nodes, dict.fromkeys(parts.kinds, _ABSENT), node_time
+        )
         self.hot: dict[EdgeType, HotRows] = {}
         if cache:
             self._keep(cache)
 
-    def _names(self, name: str | None, what: str, *, every: bool) -> dict[EdgeType, str | None]:
-        having = [kind for kind in self.parts.kinds if name in self.parts.attributes(kind)]
-        lacking = [kind for kind in self.parts.kinds if kind not in having]
-        if name is not None and lacking and (every or not having):
-            raise DataError(
-                f"the edges have no {what} {name!r}", where=f"edges {'-'.join(lacking[0])}",
-                hint="Sharded graphs are sampled by attributes of edges" if every is False else None,
-            )  # fmt: skip
-        return {kind: name if kind in having else None for kind in self.parts.kinds}
+    def _of_all(self, what: str, name: str | None) -> dict[EdgeType, str | None]:
+        """What edges of all types have to have."""
+        for kind in self.parts.kinds if name is not None else ():
+            if name not in self.parts.attributes(kind):
+                raise DataError(f"the edges have no {what} {name!r}", where=where_edges(kind))
+        return dict.fromkeys(self.parts.kinds, name)
+
+    def _times(self, name: str | None, node_time: Collection[str]) -> dict[EdgeType, str | None]:
+        parts = self.parts
+        if parts.manifest["graph"]:
+            # A `Graph` has times of all its edges or is not sampled by time; in PyG's data, other types have no times.
+            self._of_all("times", name)
+        timed = [kind for kind in parts.kinds if name in parts.attributes(kind)]
+        for kind in timed:
+            dtype = np.dtype(parts.attributes(kind)[str(name)]["dtype"])
+            if dtype.kind not in "biu":
+                raise no_times(dtype, where_edges(kind))
+        if name is not None:
+            check_times(node_time, timed, name)
+        return {kind: name if kind in timed or kind[0] in node_time else None for kind in parts.kinds}
 
     def take(self, hops: Sequence[Hop], *, replace: bool, newest: bool) -> list[Callable[[], None]]:
         """Take in-edges of all that hops want, in one call a shard; with edge ids as positions.

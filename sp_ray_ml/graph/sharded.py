@@ -120,7 +120,7 @@ class ShardedGraph:
         """What `NeighborSampler` samples of.
 
         Raises:
-            DataError: No such weights or times.
+            DataError: No such weights or times, or such that cannot be.
         """
         with self._lock:
             key = (weight_attr, time_attr)

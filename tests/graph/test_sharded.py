@@ -72,6 +72,13 @@ HOW = {
     "newest": {"time_attr": "time", "temporal_strategy": "last"},
     "weighted in trees": {"weight_attr": "weight", "disjoint": True},
     "induced": {"subgraph_type": "induced"},
+    "times of nodes": {"time_attr": "born"},
+    "newest by times of nodes": {"time_attr": "born", "temporal_strategy": "last"},
+    "weighted and induced, by times of nodes": {
+        "time_attr": "born",
+        "weight_attr": "weight",
+        "subgraph_type": "induced",
+    },
 }
 
 
@@ -81,14 +88,19 @@ def test_batches_of_shards_are_those_of_the_whole_graph_to_the_bit(tmp_path, how
     for kind in hetero.edge_types:
         hetero[kind].weight = torch.rand(hetero[kind].edge_index.shape[1]) + 0.1
     del hetero["user", "knows", "user"].time  # always there
+    hetero["user"].born = torch.arange(30) * 7 % 50  # of items and tags no time is known
+    alone = random_graph()
+    alone.born = (torch.arange(60, dtype=torch.int32) * 7 % 50).reshape(-1, 1)
     cases = {
-        "data": (random_graph(), None, 60),
+        "data": (alone, None, 60),
         "hetero": (hetero, "item", 20),
         "graph": (our_graph(), "item", 25),
     }
+    if HOW[how].get("time_attr") == "born":
+        del cases["graph"]  # has times of edges only
     for name, (data, seeds, count) in cases.items():
         options = {**HOW[how], "batch_size": 7, "shuffle": True, "seed": 3}
-        if "time_attr" in options:
+        if options.get("time_attr") == "time" or ("time_attr" in options and seeds == "item"):
             options["input_time"] = torch.arange(count) % 50
         whole = NeighborLoader(data, [4, 3], seeds, **options)
         for partition, cache in (("hash", 0), ("edge-cut", 3_000)):
@@ -230,6 +242,18 @@ def test_what_shards_cannot_do_is_refused(tmp_path):
         NeighborLoader(graph, [2], subgraph_type="bidirectional")
     with pytest.raises(DataError, match="no weights 'w'"):
         NeighborSampler(graph, [2], weight_attr="w")
+    with pytest.raises(DataError, match="neither nodes nor edges have times 'born'"):
+        NeighborSampler(graph, [2], time_attr="born")
+    for name in ("weight", "x"):
+        with pytest.raises(DataError, match=r"times are float32.*, sampling takes integers"):
+            NeighborSampler(graph, [2], time_attr=name)
+    ours = sharded(our_graph(), tmp_path / "ours", 2)
+    with pytest.raises(DataError, match="the edges have no times 't'"):
+        NeighborSampler(ours, [2], time_attr="t")
+    data = random_hetero()
+    data["user"].time = torch.arange(30)
+    with pytest.raises(DataError, match="both nodes and edges have times 'time'"):
+        NeighborSampler(sharded(data, tmp_path / "both", 2), [2], time_attr="time")
     with pytest.raises(ResourceError, match=r"ray\.init"):
         ShardedGraph(random_graph(), 2, folder=tmp_path / "h")
     with pytest.raises(ConfigError, match="0 is less than 1"):
