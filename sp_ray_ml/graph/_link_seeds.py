@@ -108,7 +108,7 @@ def _negatives(
     if sampler.strict_negatives:
         if kind not in inputs.rows:
             raise DataError("there is no such edge type", where=f"edges {'-'.join(kind)}")
-        refuse_links = linked_or_given(inputs.rows[kind], given, inputs.num_nodes[kind[2]])
+        refuse_links = linked_or_given(sampler.linked(kind), given, inputs.num_nodes[kind[2]])
     draws = [
         drawer(
             hop_key(key, -1, (name, end, "negative")),

@@ -11,11 +11,13 @@ from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph import _edge_kernels as kernel
 from sp_ray_ml.graph._sample_rows import Rows
 
-__all__ = ["Draw", "draw_pairs", "drawer", "linked_or_given"]
+__all__ = ["Draw", "Linked", "draw_pairs", "drawer", "linked", "linked_or_given"]
 
 Draw = Callable[[int, int], NDArray[np.int64]]
 """Of a number of draws already made and a count: int64 [count] nodes."""
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+Linked = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
+"""Of sources and destinations: which pairs are edges."""
 Refused = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
 _MOST_TRIES = 2**14
 
@@ -37,16 +39,21 @@ def drawer(key: int, num_nodes: int, weight: NDArray[np.float64] | None) -> Draw
     return draw
 
 
+def linked(edges: Rows, source: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which pairs of a source and a row are edges: bool [n] of int64 [n] each."""
+    found = np.empty(len(source), np.bool_)
+    kernel.linked(edges.indptr, edges.indices, source, rows, found)
+    return found
+
+
 def linked_or_given(
-    edges: Rows, given: tuple[NDArray[np.int64], NDArray[np.int64]], num_destinations: int
-) -> Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]:
+    edges: Linked, given: tuple[NDArray[np.int64], NDArray[np.int64]], num_destinations: int
+) -> Linked:
     """Whether pairs (source, destination) are edges, or among the links that are given."""
     links = np.unique(given[0] * num_destinations + given[1])
 
     def refused(source: NDArray[np.int64], destination: NDArray[np.int64]) -> NDArray[np.bool_]:
-        found = np.empty(len(source), np.bool_)
-        kernel.linked(edges.indptr, edges.indices, source, destination, found)
-        return found | np.isin(source * num_destinations + destination, links)
+        return edges(source, destination) | np.isin(source * num_destinations + destination, links)
 
     return refused
 

@@ -14,12 +14,14 @@ from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph import _relabel_kernel as relabel
 from sp_ray_ml.graph import _shard_kernels as kernel
 from sp_ray_ml.graph._files import open_array, read_manifest
+from sp_ray_ml.graph._negatives import linked
 from sp_ray_ml.graph._partition import open_node_times, part_folder
 from sp_ray_ml.graph._sample_inputs import ready_rows
 from sp_ray_ml.graph._sample_rows import EMPTY, Rows, draw_rows, edge_ids
 from sp_ray_ml.graph.graph import Edges
 
 __all__ = [
+    "FindEdges",
     "Part",
     "ReadEdges",
     "ReadNodes",
@@ -63,6 +65,16 @@ class ReadRows(NamedTuple):
     rows: NDArray[Any]
 
 
+class FindEdges(NamedTuple):
+    """Which pairs of a source and a row are edges that sampling could take. Answered by one array of booleans."""
+
+    kind: int
+    weight: str | None
+    time: str | None
+    rows: NDArray[Any]
+    sources: NDArray[Any]
+
+
 class ReadNodes(NamedTuple):
     """Attributes of nodes, by number. Answered by one array each."""
 
@@ -83,7 +95,7 @@ class ReadEdges(NamedTuple):
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of malloc.h."""
 
-Request = TakeRows | ReadRows | ReadNodes | ReadEdges
+Request = TakeRows | ReadRows | FindEdges | ReadNodes | ReadEdges
 
 
 class Part:
@@ -125,13 +137,16 @@ class Part:
             return self._take(request, rows)
         if isinstance(request, ReadRows):
             return self._read_rows(request, rows)
+        if isinstance(request, FindEdges):
+            edges = self._ready(request.kind, request.weight, request.time)
+            return (linked(edges, np.ascontiguousarray(request.sources, np.int64), rows),)
         if isinstance(request, ReadNodes):
             arrays = self._node_attributes[request.type]
             return tuple(_gathered(arrays[i], rows) for i in request.attributes)
-        edges = self._edges[request.kind]
+        stored = self._edges[request.kind]
         position = np.empty(len(rows), np.int64)
         wanted = np.ascontiguousarray(request.ids, np.int64)
-        if kernel.place_edges(edges["indptr"], edges["edge"], rows, wanted, position):
+        if kernel.place_edges(stored["indptr"], stored["edge"], rows, wanted, position):
             raise DataError("an edge was asked for that is not in the row of its destination")
         arrays = self._edge_attributes[request.kind]
         return tuple(_gathered(arrays[i], position) for i in request.attributes)

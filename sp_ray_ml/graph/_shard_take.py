@@ -14,10 +14,11 @@ from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph import _shard_kernels as kernel
 from sp_ray_ml.graph._files import open_array
 from sp_ray_ml.graph._hot import HotNodes, HotRows, hottest
+from sp_ray_ml.graph._negatives import linked
 from sp_ray_ml.graph._partition import open_node_times
 from sp_ray_ml.graph._sample_inputs import SampleInputs, check_times, no_times, where_edges
 from sp_ray_ml.graph._sample_rows import EMPTY, Hop, Rows, Wanted, draw_rows, edge_ids
-from sp_ray_ml.graph._shard_part import ReadRows, Request, TakeRows
+from sp_ray_ml.graph._shard_part import FindEdges, ReadRows, Request, TakeRows
 from sp_ray_ml.graph._split import Parts, narrow
 from sp_ray_ml.graph.graph import EdgeType
 
@@ -150,6 +151,27 @@ class RemoteRows:
             times[position] if time else EMPTY,
             ids[position].astype(np.int64),
         )
+
+    def linked(
+        self, kind: EdgeType, source: NDArray[np.int64], destination: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Which pairs of nodes are edges of one type, bool [n], asked in one call a shard."""
+        parts, hot = self.parts, self.hot.get(kind)
+        split = parts.split(kind[2], destination, None if hot is None else hot.nodes)
+        number, weight, time = parts.kinds[kind], self.weight[kind], self.time[kind]
+        requests: list[list[Request]] = [[] for _ in parts.links]
+        for some, where, rows in zip(requests, split.where, split.rows, strict=False):
+            if len(rows):
+                sources = narrow(source[where], parts.num_nodes[kind[0]])
+                some.append(FindEdges(number, weight, time, narrow(rows, parts.num_nodes[kind[2]]), sources))
+        answers = parts.begin(requests)
+        found = np.zeros(len(source), np.bool_)
+        if hot is not None:
+            found[split.where[-1]] = linked(hot.rows, source[split.where[-1]], split.rows[-1])
+        for where, answer in zip(split.where, answers(), strict=False):
+            if answer:
+                found[where] = answer[0][0]
+        return found
 
     def whole(self, kind: EdgeType) -> Rows:
         """All in-edges of one type; in memory."""

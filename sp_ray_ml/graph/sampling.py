@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sp_ray_ml.errors import ConfigError, DataError
 from sp_ray_ml.graph import _sampling_kernel as kernel
 from sp_ray_ml.graph._link_seeds import LinkSeeds, link_seeds
+from sp_ray_ml.graph._negatives import Linked, linked
 from sp_ray_ml.graph._sample import Sample, to_pyg
 from sp_ray_ml.graph._sample_inputs import ALONE, NumNeighbors, SampleInputs, fanouts, read_inputs
 from sp_ray_ml.graph._sample_rows import (
@@ -89,10 +90,6 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
         if temporal_strategy == "last" and replace:
             raise ConfigError("the last neighbors are not drawn, so not again either", where="replace")
         self._remote = graph.rows(weight_attr, time_attr) if isinstance(graph, ShardedGraph) else None
-        if self._remote is not None and strict_negatives:
-            raise ConfigError(
-                "a ShardedGraph does not tell whether a negative is an edge", where="strict_negatives"
-            )
         self.inputs: SampleInputs = (
             read_inputs(graph, weight_attr=weight_attr, time_attr=time_attr)
             if self._remote is None
@@ -269,6 +266,12 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
         if len(nodes) and (int(nodes.min()) < 0 or int(nodes.max()) >= count):
             wrong = nodes[(nodes < 0) | (nodes >= count)][0]
             raise DataError(f"seed {wrong} is no node; there are {count}", where=where)
+
+    def linked(self, kind: EdgeType) -> Linked:
+        """What tells which pairs of nodes are edges of one type."""
+        if self._remote is not None:
+            return partial(self._remote.linked, kind)
+        return partial(linked, self.inputs.rows[kind])
 
     def _node_times(self, name: str, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
         if name not in self.inputs.node_time:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch_geometric.loader import NodeLoader
+from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling
 
 from sp_ray_ml.errors import ClusterError, ClusterTimeoutError, ConfigError, DataError, ResourceError
 from sp_ray_ml.graph import Edges, Graph, NeighborLoader, NeighborSampler, ShardedGraph
@@ -114,6 +115,62 @@ def test_batches_of_shards_are_those_of_the_whole_graph_to_the_bit(tmp_path, how
                 assert graph.kept_bytes <= cache
             else:
                 assert graph.kept_bytes == 0
+
+
+LINKS = {
+    "binary": ({}, NegativeSampling("binary", 1.5)),
+    "binary in trees": ({"disjoint": True}, NegativeSampling("binary", 1.5)),
+    "triplets by weight": ({"weight_attr": "weight"}, NegativeSampling("triplet", 3)),
+    "triplets by times of edges": ({"time_attr": "time"}, NegativeSampling("triplet", 2)),
+    "binary by times of nodes": ({"time_attr": "born"}, NegativeSampling("binary", 2)),
+}
+
+
+@pytest.mark.parametrize("how", LINKS)
+def test_links_have_the_negatives_that_they_have_in_the_whole_graph(tmp_path, how):
+    options, negative = LINKS[how]
+    options = {**options, "strict_negatives": True, "seed": 4}
+    alone, hetero = random_graph(12, 80), random_hetero()
+    alone.weight[:20] = 0  # what is never sampled is no edge
+    alone.born = torch.arange(12)
+    for kind in hetero.edge_types:
+        hetero[kind].weight = torch.ones(hetero[kind].edge_index.shape[1])
+    hetero["item"].born = torch.arange(20)
+    cases = {
+        "data": (alone, None, alone.edge_index[:, 20:50]),
+        "hetero": (hetero, ("user", "buys", "item"), hetero["user", "buys", "item"].edge_index[:, :40]),
+        "graph": (our_graph(), ("item", "rev_to", "user"), torch.arange(20).repeat(2, 1)),
+    }
+    if options.get("time_attr") == "born":
+        del cases["graph"]
+    for name, (data, kind, links) in cases.items():
+        time = torch.arange(links.shape[1]) % 9 + 9 if "time_attr" in options else None
+        asked = EdgeSamplerInput(None, *links, time=time, input_type=kind)
+        whole = NeighborSampler(data, [3, 2], **options)
+        expected = whole.sample_from_edges(asked, negative)
+        for partition, cache in (("hash", 0), ("edge-cut", 2_000)):
+            graph = sharded(data, tmp_path / f"{name}-{cache}", 3, partition, cache)
+            sampler = NeighborSampler(graph, [3, 2], **options)
+            assert bool(sampler._remote.hot) == bool(cache)
+            found = sampler.sample_from_edges(asked, negative)
+            for one, two in zip(_flat(expected.metadata), _flat(found.metadata), strict=True):
+                assert one is two is None or torch.equal(one, two)
+            for field in ("node", "row", "col", "batch"):
+                for one, two in zip(
+                    _flat(getattr(expected, field)), _flat(getattr(found, field)), strict=True
+                ):
+                    assert one is two is None or torch.equal(one, two), field
+            for one, order, two in zip(
+                *map(_flat, (expected.edge, whole.edge_permutation, found.edge)), strict=True
+            ):
+                assert torch.equal(one if order is None else order[one], two)
+
+
+def _flat(value):
+    """The tensors in what PyG's outputs have."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [one for part in value for one in _flat(part)] if isinstance(value, tuple) else [value]
 
 
 def _names(options):
@@ -236,8 +293,6 @@ def test_stores_of_pyg_have_the_features_and_the_edges(tmp_path):
 
 def test_what_shards_cannot_do_is_refused(tmp_path):
     graph = sharded(random_graph(), tmp_path / "g", 2)
-    with pytest.raises(ConfigError, match="strict_negatives"):
-        NeighborSampler(graph, [2], strict_negatives=True)
     with pytest.raises(ConfigError, match="as they were walked only"):
         NeighborLoader(graph, [2], subgraph_type="bidirectional")
     with pytest.raises(DataError, match="no weights 'w'"):
