@@ -61,9 +61,7 @@ class Batches:
         self._together = _TOGETHER if sharded else 1
         self._buffers = None if pinned else Buffers(2 * (threads + prefetch + 2))
         self._features = (
-            data.features(sampler.subgraph_type)
-            if isinstance(data, ShardedGraph)
-            else read_features(data, sampler.inputs.rows)
+            data.features() if isinstance(data, ShardedGraph) else read_features(data, sampler.inputs.rows)
         )
 
     def of(self, seeds: Iterable[tuple[T, Seeds]], ready: Callable[[T, Any], Any]) -> Iterator[Any]:
@@ -128,6 +126,7 @@ class Batches:
                 for kind, at in edge.items()
             },
             self._buffers,
+            sample.edges if sampler.subgraph_type == "bidirectional" else None,
         )
         for attribute in ("batch", "num_sampled_nodes", "num_sampled_edges"):
             if alone:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sp_ray_ml.graph import _relabel_kernel as kernel
 from sp_ray_ml.graph._buffers import Buffers
 from sp_ray_ml.graph._sample_inputs import ALONE
+from sp_ray_ml.graph._sample_rows import Taken
 from sp_ray_ml.graph._tensors import read_only
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.optional import require
@@ -71,10 +72,12 @@ class Features:
         edge_index: Mapping[Any, torch.Tensor],
         edge: Mapping[Any, NDArray[np.int64] | None],
         buffers: Buffers | None,
+        walked: Mapping[Any, Taken] | None = None,  # noqa: ARG002
     ) -> Any:
         """A batch of nodes and edges, `edge` being ids; None where edges have lost theirs.
 
-        Attributes are gathered into `buffers`, or without them into pinned memory.
+        Attributes are gathered into `buffers`, or without them into pinned memory. `walked` are the edges as they were
+        found, with their ids, where `edge_index` has them in both directions: shards find edges by their destinations.
         """
         batch = copy.copy(self._plain)
         for name, index in node.items():

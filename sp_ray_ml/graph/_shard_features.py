@@ -17,6 +17,7 @@ from sp_ray_ml.graph._files import open_array
 from sp_ray_ml.graph._hot import HotNodes, hottest
 from sp_ray_ml.graph._partition import FROM_GRAPH
 from sp_ray_ml.graph._relabel_kernel import word_of
+from sp_ray_ml.graph._sample_rows import Taken
 from sp_ray_ml.graph._shard_part import ReadEdges, ReadNodes, Request, aligned
 from sp_ray_ml.graph._split import Parts, Split, narrow
 from sp_ray_ml.graph.graph import EdgeType
@@ -40,6 +41,8 @@ class ShardedFeatures(Features):
             store = plain if parts.homogeneous else plain[entry["type"]]
             if entry["counted"]:
                 store.num_nodes = entry["count"]
+        for kind in () if parts.homogeneous else parts.kinds:
+            plain[kind]  # in the order of the graph, whichever of them have attributes
         super().__init__(plain, {name: {} for name in parts.num_nodes}, {})
         self.parts = parts
         self._from_graph = parts.manifest["graph"]
@@ -53,6 +56,7 @@ class ShardedFeatures(Features):
         edge_index: Mapping[Any, torch.Tensor],
         edge: Mapping[Any, NDArray[np.int64] | None],
         buffers: Buffers | None,
+        walked: Mapping[Any, Taken] | None = None,
     ) -> Any:
         wanted: dict[str | EdgeType, tuple[Split, list[str]]] = {}
         requests: list[list[Request]] = [[] for _ in self.parts.links]
@@ -62,7 +66,8 @@ class ShardedFeatures(Features):
                 self._ask(requests, name, *wanted[name])
         for kind, ids_or_none in edge.items():
             if ids_or_none is not None and (names := self._edge_names(kind)):
-                owners = node[kind[2]][edge_index[kind][1].numpy()]
+                number = edge_index[kind][1].numpy() if walked is None else _owners(walked[kind], ids_or_none)
+                owners = node[kind[2]][number]
                 wanted[kind] = self.parts.split(kind[2], owners), names
                 self._ask(requests, kind, *wanted[kind], ids=ids_or_none)
         answers = self.parts.begin(requests)
@@ -166,6 +171,15 @@ class ShardedFeatures(Features):
         return sum(hot.nbytes for hot in self._hot.values()) + sum(
             array.nbytes for arrays in self._kept.values() for array in arrays
         )
+
+
+def _owners(walked: Taken, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of nodes in whose rows edges are, by the edges' ids: their destinations, as they were walked."""
+    order = np.argsort(walked.position)
+    # In several trees, an edge leads to one node under several numbers; any of them will do.
+    place = order[np.searchsorted(walked.position, ids, sorter=order)]
+    number: NDArray[np.int64] = walked.edge_index[1][place]
+    return number
 
 
 def _scatter(rows: NDArray[Any], where: NDArray[np.int64], out: torch.Tensor) -> None:

@@ -130,14 +130,8 @@ class ShardedGraph:
                 self._rows[key] = RemoteRows(self.parts, weight_attr, time_attr, budget)
             return self._rows[key]
 
-    def features(self, subgraph_type: str = "directional") -> ShardedFeatures:
-        """What `NeighborLoader` gathers of.
-
-        Raises:
-            ConfigError: Edges have attributes, and would lose their direction, by which they are found.
-        """
-        if subgraph_type == "bidirectional" and any(map(self.parts.attributes, self.parts.kinds)):
-            raise ConfigError("a ShardedGraph has attributes of edges as they were walked only", where="subgraph_type", hint="Use directional or induced")  # fmt: skip
+    def features(self) -> ShardedFeatures:
+        """What `NeighborLoader` gathers of."""
         with self._lock:
             if self._features is None:
                 self._features = ShardedFeatures(self.parts, self._cache // 2)

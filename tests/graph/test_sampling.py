@@ -70,6 +70,8 @@ def edges_of(out, sampler):
 def same(first, second):
     """Whether two batches have the same attributes, to the bit."""
     assert type(first) is type(second)
+    if isinstance(first, HeteroData):
+        assert first.metadata() == second.metadata()  # types in their order
     stores = zip(first.stores, second.stores, strict=True)
     for one, other in stores:
         assert set(one.keys()) == set(other.keys())
