@@ -244,7 +244,8 @@ class NeighborSampler(_pyg.BaseSampler):  # type: ignore[misc,name-defined]
         elif self.subgraph_type == "induced":
             every = {kind: Taken.none() for kind in taken}
             aside = {} if alone else {name: space.finish() for name, space in spaces.items()}
-            yield Hop([self._every(kind, spaces[kind[2]]) for kind in taken], every, limits)
+            met = [kind for kind in taken if spaces[kind[2]].count]
+            yield Hop([self._every(kind, spaces[kind[2]]) for kind in met], every, limits)
             spaces = self._back(spaces, aside)
             taken = {kind: self._between(spaces, kind, edges) for kind, edges in every.items()}
         found = {name: space.finish() for name, space in spaces.items()}

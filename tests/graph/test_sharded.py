@@ -128,6 +128,17 @@ def test_batches_of_shards_are_those_of_the_whole_graph_to_the_bit(tmp_path, how
                 assert graph.kept_bytes == 0
 
 
+def test_a_batch_without_nodes_of_a_type_has_no_edges_to_them(tmp_path):
+    data = random_hetero()
+    graph = sharded(data, tmp_path / "g", 2)
+    for kind in ("directional", "induced"):
+        options = {"batch_size": 10, "subgraph_type": kind}
+        loaders = [NeighborLoader(of, [0], "user", **options) for of in (data, graph)]
+        for first, second in zip(*loaders, strict=True):
+            same(first, second)
+            assert len(second["item"].n_id) == 0
+
+
 LINKS = {
     "binary": ({}, NegativeSampling("binary", 1.5)),
     "binary in trees": ({"disjoint": True}, NegativeSampling("binary", 1.5)),
