@@ -29,6 +29,7 @@ class Costs:
         batch_edges: Edges of a batch.
         batch_nodes: Nodes of a batch, whose features are gathered.
         gather_cpu: CPU seconds a byte of features gathered from actors, both sides.
+        layer_cpu: CPU seconds an edge of a layer of inference for all nodes, 128 wide, from features 128 wide.
     """
 
     build_events: float
@@ -46,6 +47,7 @@ class Costs:
     batch_edges: float
     batch_nodes: float
     gather_cpu: float
+    layer_cpu: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Assumed:
     network: float = 10e9 / 8
     network_share: float = 0.7
     cores_share: float = 0.5
+    layers: int = 2
     cut: float = 0.3
     """The share of an edge-cut's edges that lead to another shard: it depends on the graph, from 0.05 to that of a hash."""
 
@@ -81,6 +84,7 @@ class Need:
         build_hours: Of construction on those machines.
         build_memory: Bytes of the one process that holds the ids of all nodes then.
         epoch_traffic: Bytes over the network in an epoch.
+        inference_hours: Of the vectors of all nodes, layer by layer, on all cores of those machines.
     """
 
     machines: int
@@ -91,6 +95,7 @@ class Need:
     build_hours: float
     build_memory: float
     epoch_traffic: float
+    inference_hours: float
 
 
 def construction_seconds(costs: Costs, events: float) -> float:
@@ -137,15 +142,16 @@ def need(edges: float, partition: str, costs: Costs, assumed: Assumed) -> Need:
     share = assumed.cut if partition == "edge-cut" else (most - 1) / most
     traffic = 0.0 if most == 1 else moved * share
     hours = build / (assumed.cores * most) / 3600
-    return Need(most, by, memory, tables, disk, hours, nodes * costs.build_node, traffic)
+    inference = edges * assumed.layers * costs.layer_cpu / (assumed.cores * most) / 3600
+    return Need(most, by, memory, tables, disk, hours, nodes * costs.build_node, traffic, inference)
 
 
 def table(costs: Costs, assumed: Assumed) -> str:
     """The table of docs/scaling.md."""
     rows = [
         "| edges | partition | machines | memory: files kept in it | tables, a machine | disk | network, an epoch | construction "
-        "| its largest process | by memory | by disk | by processors | by network | by construction |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| its largest process | inference | by memory | by disk | by processors | by network | by construction |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for edges in (1e9, 1e11):
         for partition in ("hash", "edge-cut"):
@@ -169,6 +175,7 @@ def table(costs: Costs, assumed: Assumed) -> str:
                 "" if found.machines < 0 else _bytes(found.epoch_traffic),
                 "" if found.machines < 0 else f"{found.build_hours:.2f} h",
                 f"**{_bytes(found.build_memory)}**" if large else _bytes(found.build_memory),
+                "" if found.machines < 0 else f"{found.inference_hours:.2f} h",
                 *(by[name] for name in ("memory", "disk", "processors", "network", "construction")),
             ]
             rows.append(f"| {' | '.join(cells)} |")

@@ -16,14 +16,14 @@ from benchmarks._scaling import Assumed, Costs, construction_seconds, table
 
 NAME = "scaling_model"
 TARGET = 1.25
-SHARDS, BATCHES, TOGETHER, WIDTH = 4, 96, 32, 128
+SHARDS, BATCHES, TOGETHER, WIDTH, LAYERS = 4, 96, 32, 128, 2
 
 
 def main(quick: bool) -> dict[str, object]:
     """Construction of 10 million events gives the cost an event, from which that of 100 million is worked out and run.
 
     The ratio is that of the larger to the smaller of both times. Sampling and gathering are measured on the graph of
-    `sampling` with 128 features, from four actors on this machine.
+    `sampling` with 128 features, from four actors on this machine; inference layer by layer on it in this process.
 
     Args:
         quick: 1 million events and 3 million, 50,000 nodes and 1 million edges.
@@ -83,7 +83,7 @@ def _sampled(quick: bool) -> dict[str, float]:
 
     from benchmarks._sampling_graph import BATCH, FANOUTS, made
     from benchmarks.sharded_sampling import _cpu, _run
-    from sp_ray_ml.graph import NeighborSampler, ShardedGraph
+    from sp_ray_ml.graph import GraphSAGE, NeighborSampler, ShardedGraph, embed_nodes
 
     nodes, edges = (50_000, 1_000_000) if quick else (500_000, 10_000_000)
     batches = min(BATCHES, nodes // BATCH)
@@ -99,6 +99,11 @@ def _sampled(quick: bool) -> dict[str, float]:
     here = time.process_time()
     _run(whole, order, range(batches), 1, 1)
     local = time.process_time() - here
+    module = GraphSAGE(dim=WIDTH, layers=LAYERS, ids=False).build(data).eval()
+    here = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        embed_nodes(module, data, Path(folder) / "vectors")
+    inference = time.process_time() - here
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         with (
@@ -129,6 +134,7 @@ def _sampled(quick: bool) -> dict[str, float]:
         "batch_edges": batch_edges,
         "batch_nodes": batch_nodes,
         "gather_cpu": gathered / gathered_bytes,
+        "layer_cpu": inference / (edges * LAYERS),
     }
 
 

@@ -64,6 +64,7 @@ def _costs(costs: Costs) -> str:
         ("edges of a batch of 1,024 seeds, [15, 10] neighbours", f"{costs.batch_edges:,.0f}"),
         ("nodes of it", f"{costs.batch_nodes:,.0f}"),
         ("features gathered from actors, CPU a byte, both sides", f"{costs.gather_cpu * 1e9:.2f} ns"),
+        ("inference layer by layer, 128 wide, CPU an edge and layer", f"{costs.layer_cpu * 1e9:.0f} ns"),
     ]
     return "\n".join(["| cost | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
@@ -81,6 +82,7 @@ def _assumed(assumed: Assumed) -> str:
             f"{assumed.cores_share:.0%} of the cores, {assumed.memory_share:.0%} of the memory, {assumed.network_share:.0%} of the network",
         ),
         ("construction", f"in {assumed.build_seconds / 3600:.0f} hours, on all cores"),
+        ("inference", f"{assumed.layers} layers, 128 wide, on all cores"),
         ("an edge-cut", f"{assumed.cut:.0%} of what is sampled and gathered is in another shard"),
     ]  # fmt: skip
     return "\n".join(["| assumed | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])

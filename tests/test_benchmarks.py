@@ -50,11 +50,12 @@ def test_the_scaling_model_is_linear_and_names_the_partition_that_memory_forbids
         from benchmarks._scaling import Assumed, Costs, need
     finally:
         sys.path.remove(str(ROOT))
-    costs = Costs(1e8, 1e-6, 1.5, 6e-7, 20, 200, 2, 1e-8, 2e-8, 2e-8, 7, 0.25, 140_000, 90_000, 1e-9)
+    costs = Costs(1e8, 1e-6, 1.5, 6e-7, 20, 200, 2, 1e-8, 2e-8, 2e-8, 7, 0.25, 140_000, 90_000, 1e-9, 2e-7)
     one, ten = (need(edges, "hash", costs, Assumed()) for edges in (1e8, 1e9))
     assert ten.memory == pytest.approx(10 * one.memory)
     assert ten.disk == pytest.approx(10 * one.disk)
     assert ten.machines == max(ten.by.values())
+    assert ten.inference_hours * ten.machines == pytest.approx(10 * one.inference_hours * one.machines)
     # Eight bytes an id above 2³¹: more than a hundred times the bytes.
     far = need(1e11, "hash", costs, Assumed())
     assert far.memory > 100 * ten.memory
