@@ -172,22 +172,11 @@ class ShardedGraph:
             shard.stop()
         self._shards = []
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # In another process, the same actors are asked. They end with the graph that has started them.
-        return _attached, (self.folder, [link.transport for link in self.parts.links], self._cache)
-
     def __enter__(self) -> ShardedGraph:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _attached(folder: Path, transports: Sequence[Transport], cache: int) -> ShardedGraph:
-    graph = object.__new__(ShardedGraph)
-    graph.folder, graph._shards = folder, []
-    graph._open(transports, cache)
-    return graph
 
 
 def _parts(graph: Any, shards: int, partition: Literal["hash", "edge-cut"], folder: str | Path | None) -> Path:  # fmt: skip
