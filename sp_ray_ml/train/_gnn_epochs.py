@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sp_ray_ml.errors import ConfigError, TrainingError
 from sp_ray_ml.metrics.supervised import larger_is_better
@@ -23,11 +26,12 @@ from sp_ray_ml.train.context import TrainContext
 if TYPE_CHECKING:
     from sp_ray_ml.train.pyg import PyGTrainer
 
-__all__ = ["Epochs", "load_weights", "threads_for"]
+__all__ = ["Epochs", "load_weights", "measured", "threads_for"]
 
 _LOOK_EVERY = 64  # steps between two looks at their losses, for which a GPU is waited for
 _SAVE_AFTER_S = 30.0
 _SMALL = 4_000_000
+_OF_TRAINING = frozenset({"loss", "learning_rate", "epoch", "phase", "seconds"})
 
 
 class Epochs(ABC):
@@ -42,6 +46,11 @@ class Epochs(ABC):
         checkpoint: What has the tensors of then.
         choosing: Whether epochs are compared; otherwise the last is the best.
     """
+
+    main: ClassVar[str]
+    """The metric that epochs are compared by where none is named."""
+    order: NDArray[np.int64]
+    """What the epoch goes over."""
 
     def __init__(
         self,
@@ -82,25 +91,27 @@ class Epochs(ABC):
         return self.network.to(self.context.device)
 
     @abstractmethod
-    def steps(self, number: int) -> int:
-        """How many an epoch has; called before its losses."""
+    def drawn(self, number: int) -> NDArray[np.int64]:
+        """Draw an epoch, before its losses; what it goes over, in order, `batch_size` of them a step."""
 
     @abstractmethod
     def losses(self, number: int, first: int) -> Iterator[torch.Tensor]:
         """The loss of each step of an epoch from the `first` on: over the workers, their mean is that of the batch."""
 
-    @abstractmethod
-    def fingerprint(self, number: int, step: int) -> str:
-        """What names a step's batch."""
+    def batch_of(self, step: int) -> NDArray[np.int64]:
+        """What a step of the epoch goes over, by all workers."""
+        size = self.trainer.batch_size
+        return self.order[step * size : (step + 1) * size]
 
     @abstractmethod
     def validated(self) -> dict[str, float]:
         """Metrics after an epoch."""
 
     @property
-    @abstractmethod
     def watched(self) -> str:
         """The metric that epochs are compared by."""
+        stopping = self.trainer.early_stopping
+        return stopping.metric if stopping and stopping.metric else self.main
 
     @property
     def epochs(self) -> int:
@@ -155,7 +166,8 @@ class Epochs(ABC):
     def _train(self, number: int) -> float:
         self.model.train()
         state = self.state
-        steps = self.steps(number)
+        self.order = self.drawn(number)
+        steps = math.ceil(len(self.order) / self.trainer.batch_size)
         for loss in self.losses(number, state["step"]):
             progress = (number - 1 + state["step"] / steps) / self.trainer.epochs
             for group in self.optimizer.param_groups:
@@ -203,7 +215,8 @@ class Epochs(ABC):
         return bool(due_somewhere)
 
     def _broken(self, number: int, step: int, loss: float) -> NoReturn:
-        batch, last = self.fingerprint(number, step), self.context.last_checkpoint
+        batch = hashlib.sha256(self.batch_of(step).tobytes()).hexdigest()[:16]
+        last = self.context.last_checkpoint
         raise TrainingError(
             f"the loss is {loss} in step {step + 1} of epoch {number} (batch {batch}); "
             + (f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"),
@@ -217,8 +230,7 @@ class Epochs(ABC):
         if not self.choosing:
             return
         if self.watched not in metrics:
-            own = {"loss", "learning_rate", "epoch", "phase", "seconds"}
-            known = ", ".join(name for name in metrics if name not in own)
+            known = ", ".join(measured(metrics))
             raise ConfigError(
                 f"unknown metric {self.watched!r} (known: {known})", where="train.early_stopping.metric"
             )
@@ -257,6 +269,11 @@ class Epochs(ABC):
             }
 
         return files
+
+
+def measured(entry: Mapping[str, Any]) -> dict[str, float]:
+    """What was validated, of an epoch's entry in the history."""
+    return {name: value for name, value in entry.items() if name not in _OF_TRAINING}
 
 
 def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import math
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,12 +150,14 @@ def _loop(context: TrainContext, job: _Job) -> None:
         graph, width = job.graph(phase), getattr(job.trainer.model, "dim", 64)
         size = sum(graph.num_nodes.values()) * width + job.trainer.batch_size * graph.num_nodes["item"]
         with threads_for(size):
-            kind = _Phase if job.trainer.neighbors is None else _SampledPhase
+            kind = _WholePhase if job.trainer.neighbors is None else _SampledPhase
             state = kind(context, job, phase, state, checkpoint).run()
 
 
 class _Phase(Epochs):
     """Training from the first epoch to the last on one graph."""
+
+    main = "ndcg@20"
 
     def __init__(
         self, context: TrainContext, job: _Job, phase: int, state: dict[str, Any], checkpoint: Path | None
@@ -169,20 +170,14 @@ class _Phase(Epochs):
         self.ranker = _Ranker(self.trainer, self.pattern())
         return self.ranker
 
+    @abstractmethod
     def pattern(self) -> Any:
         """What the network is made for."""
-        return self.edges.whole()
 
     @property
+    @abstractmethod
     def source(self) -> Any:
         """What vectors are computed of layer by layer; None where it is propagated over the whole graph."""
-        return None
-
-    def prepare(self) -> torch.nn.Module:
-        return self.context.prepare(self.network)
-
-    def average_gradients(self) -> None:
-        """What `prepare` has wrapped the network in does so."""
 
     @property
     def epochs(self) -> int:
@@ -190,17 +185,9 @@ class _Phase(Epochs):
         again = self.phase == REFIT and "best_epoch" in self.state
         return int(self.state["best_epoch"]) if again else self.trainer.epochs
 
-    def steps(self, number: int) -> int:
-        self.epoch = self.edges.epoch(number, self.phase)
-        return math.ceil(len(self.epoch.users) / self.trainer.batch_size)
-
-    def losses(self, number: int, first: int) -> Iterator[torch.Tensor]:
-        for batch in self.edges.batches(self.epoch, number, self.phase, self.context, first=first):
-            yield loss_of(self.trainer.loss, Scores(*self.model(self.epoch.data)), batch)  # type: ignore[arg-type]
-
-    def fingerprint(self, number: int, step: int) -> str:  # noqa: ARG002
-        size = self.trainer.batch_size
-        return hashlib.sha256(self.epoch.users[step * size : (step + 1) * size].tobytes()).hexdigest()[:16]
+    def drawn(self, number: int) -> NDArray[np.int64]:
+        self.epoch = self.edges.epoch(number, self.phase, graph=self.source is None)
+        return self.epoch.users
 
     def validated(self) -> dict[str, float]:
         if self.phase == REFIT or self.job.validation is None:
@@ -210,14 +197,28 @@ class _Phase(Epochs):
         k = sorted({20, int(self.watched.rsplit("@", 1)[1])})
         return validation_metrics(vectors, seen, self.job.validation, k)
 
-    @property
-    def watched(self) -> str:
-        stopping = self.trainer.early_stopping
-        return stopping.metric if stopping and stopping.metric else "ndcg@20"
+
+class _WholePhase(_Phase):
+    """Each step propagates over the whole graph."""
+
+    source = None
+
+    def pattern(self) -> Any:
+        return self.edges.whole()
+
+    def prepare(self) -> torch.nn.Module:
+        return self.context.prepare(self.network)
+
+    def average_gradients(self) -> None:
+        """What `prepare` has wrapped the network in does so."""
+
+    def losses(self, number: int, first: int) -> Iterator[torch.Tensor]:
+        for batch in self.edges.batches(self.epoch, number, self.phase, self.context, first=first):
+            yield loss_of(self.trainer.loss, Scores(*self.model(self.epoch.data)), batch)  # type: ignore[arg-type]
 
 
 class _SampledPhase(_Phase):
-    """The same where each step propagates over sampled neighbors only."""
+    """Each step propagates over sampled neighbors only."""
 
     def __init__(self, context: TrainContext, job: _Job, phase: int, *where: Any) -> None:
         self.graph = TrainingGraph(job.source(phase), job.trainer.neighbors, job.seed, context.device)
@@ -229,16 +230,6 @@ class _SampledPhase(_Phase):
     @property
     def source(self) -> Any:
         return self.graph.graph
-
-    def prepare(self) -> torch.nn.Module:
-        return Epochs.prepare(self)
-
-    def average_gradients(self) -> None:
-        Epochs.average_gradients(self)
-
-    def steps(self, number: int) -> int:
-        self.epoch = self.edges.epoch(number, self.phase, graph=False)
-        return math.ceil(len(self.epoch.users) / self.trainer.batch_size)
 
     def losses(self, number: int, first: int) -> Iterator[torch.Tensor]:
         batches = self.edges.batches(self.epoch, number, self.phase, self.context, first=first)

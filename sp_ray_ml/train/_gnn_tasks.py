@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from abc import abstractmethod
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.graph.models import GCN, LayeredSettings
 from sp_ray_ml.metrics.supervised import SupervisedMetrics
-from sp_ray_ml.train._gnn_epochs import Epochs, load_weights, threads_for
+from sp_ray_ml.train._gnn_epochs import Epochs, load_weights, measured, threads_for
 from sp_ray_ml.train._gnn_graph import TrainingGraph
 from sp_ray_ml.train._gnn_model import build_model
 from sp_ray_ml.train.context import TrainContext, read_state, run_loop
@@ -61,8 +60,6 @@ class _Job:
 class TaskEpochs(Epochs):
     """Epochs over seeds: each worker has its part of each batch, the parts of all of them are the batch."""
 
-    main: ClassVar[str]
-
     def __init__(
         self, context: TrainContext, job: _Job, state: dict[str, Any], checkpoint: Path | None
     ) -> None:
@@ -84,17 +81,9 @@ class TaskEpochs(Epochs):
         nodes = nodes if self.trainer.neighbors is None else min(nodes, drawn)
         return nodes * int(getattr(self.trainer.model, "dim", 64))
 
-    def steps(self, number: int) -> int:
-        self.order = self._order(number)
-        return math.ceil(len(self.order) / self.trainer.batch_size)
-
-    def _order(self, number: int) -> NDArray[np.int64]:
+    def drawn(self, number: int) -> NDArray[np.int64]:
         count = self.question.train.shape[-1]
         return np.random.Generator(np.random.Philox([self.seed, number])).permutation(count)
-
-    def _batch_of(self, step: int) -> NDArray[np.int64]:
-        size = self.trainer.batch_size
-        return self.order[step * size : (step + 1) * size]
 
     def own(self, count: int) -> slice:
         """This worker's part of a batch, which may be nothing."""
@@ -103,7 +92,8 @@ class TaskEpochs(Epochs):
 
     def losses(self, number: int, first: int) -> Iterator[torch.Tensor]:
         nothing = torch.zeros((), device=self.context.device)
-        batches = [self._batch_of(step) for step in range(first, self.steps(number))]
+        steps = math.ceil(len(self.order) / self.trainer.batch_size)
+        batches = [self.batch_of(step) for step in range(first, steps)]
         for total, loss in self.summed(batches, number):
             yield nothing if loss is None else loss * (self.context.world_size / total)
 
@@ -113,15 +103,6 @@ class TaskEpochs(Epochs):
     ) -> Iterator[tuple[int, torch.Tensor | None]]:
         """For each batch of places among the seeds, how many terms its loss has, and the sum of this worker's own;
         None where it has none."""
-
-    def fingerprint(self, number: int, step: int) -> str:
-        self.steps(number)
-        return hashlib.sha256(self._batch_of(step).tobytes()).hexdigest()[:16]
-
-    @property
-    def watched(self) -> str:
-        stopping = self.trainer.early_stopping
-        return stopping.metric if stopping and stopping.metric else self.main
 
     def validated(self) -> dict[str, float]:
         if self.question.validation is None:
@@ -198,9 +179,8 @@ def fit_task(
     network.load_state_dict(weights)
     history = state["history"]
     best = int(state.get("best_epoch", len(history)))
-    own = {"loss", "learning_rate", "epoch", "phase", "seconds"}
     return GNNTraining(
-        metrics={name: value for name, value in history[best - 1].items() if name not in own},
+        metrics=measured(history[best - 1]),
         history=history,
         epochs=best,
         model=network.eval(),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +161,8 @@ def loop(context: TrainContext, job: TowerJob) -> None:
 
 
 class _Training(Epochs):
+    main = "ndcg@20"
+
     def __init__(
         self, context: TrainContext, job: TowerJob, state: dict[str, Any], checkpoint: Path | None
     ) -> None:
@@ -201,9 +201,9 @@ class _Training(Epochs):
         """How many: of the training that is kept as many as were best."""
         return self.job.epochs
 
-    def steps(self, number: int) -> int:
+    def drawn(self, number: int) -> NDArray[np.int64]:
         self.epoch = self.edges.epoch(number, self.phase, cold=self.cold, graph=False)
-        return math.ceil(len(self.epoch.users) / self.settings.batch_size)
+        return self.epoch.users
 
     def losses(self, number: int, first: int) -> Iterator[torch.Tensor]:
         known = torch.from_numpy(self.epoch.known[ITEM]).to(self.context.device).to(torch.float32)
@@ -238,10 +238,6 @@ class _Training(Epochs):
         items = ItemInputs(self.features[ITEM][index], graph[index], known[index], index)
         return loss_of(self.settings.loss, Scores(*self.model(users, items)), batch)  # type: ignore[arg-type]
 
-    def fingerprint(self, number: int, step: int) -> str:  # noqa: ARG002
-        size = self.settings.batch_size
-        return hashlib.sha256(self.epoch.users[step * size : (step + 1) * size].tobytes()).hexdigest()[:16]
-
     def validated(self) -> dict[str, float]:
         if self.job.validation is None:
             return {}
@@ -250,8 +246,3 @@ class _Training(Epochs):
         seen = self.graph.edges[USER_ITEM].to_scipy(self.graph.num_nodes[ITEM])
         k = sorted({20, int(self.watched.rsplit("@", 1)[1])})
         return validation_metrics(found.parts(), seen, self.job.validation, k)
-
-    @property
-    def watched(self) -> str:
-        stopping = self.settings.early_stopping
-        return stopping.metric if stopping and stopping.metric else "ndcg@20"
