@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
@@ -103,9 +104,15 @@ class Batches:
         return self.sampler.sample(seeds.nodes, seeds.until, key=seeds.key)
 
     def _ready(self, tag: T, finish: Callable[[], Sample], ready: Callable[[T, Any], Any]) -> Any:
-        return ready(tag, self._batch(finish()))
+        return ready(tag, self.batch(finish()))
 
-    def _batch(self, sample: Sample) -> Any:
+    def without(self, *attributes: str) -> Self:
+        """The same without some attributes of nodes."""
+        result = copy.copy(self)
+        result._features = self._features.without(*attributes)
+        return result
+
+    def batch(self, sample: Sample) -> Any:
         """The batch of a sample, with its features."""
         sampler = self.sampler
         out = sampler.output(sample)

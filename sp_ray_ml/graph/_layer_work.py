@@ -51,8 +51,7 @@ class LayerWork:
         self._nobody = copy.copy(self._sampler)
         self._nobody.num_neighbors = {kind: [0] for kind in self._sampler.inputs.rows}
         self._whole = Batches(graph, self._sampler)
-        self._layers = copy.copy(self._whole)
-        self._layers._features = self._whole._features.without("x")
+        self._layers = self._whole.without("x")
         self._device = next(iter(module.parameters()), torch.empty(0)).device
 
     @property
@@ -127,7 +126,7 @@ class LayerWork:
         name, first, last = part
         sampler = self._nobody if self.layered and step == 0 else self._sampler
         batches = self._layers if self.layered and step else self._whole
-        batch = batches._batch(sampler.sample({name: np.arange(first, last)}))
+        batch = batches.batch(sampler.sample({name: np.arange(first, last)}))
         node_store(batch, name).batch_size = last - first
         for of in self.num_nodes:
             node_store(batch, of).num_wanted = last - first if of == name else 0

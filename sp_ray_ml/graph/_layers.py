@@ -10,7 +10,16 @@ import torch
 
 from sp_ray_ml.graph.graph import ALONE, EdgeType
 
-__all__ = ["LayeredGNN", "edge_indices", "edge_types", "keep_edges", "node_store", "node_types", "wanted"]
+__all__ = [
+    "LayeredGNN",
+    "edge_indices",
+    "edge_store",
+    "edge_types",
+    "keep_edges",
+    "node_store",
+    "node_types",
+    "wanted",
+]
 
 
 class LayeredGNN(torch.nn.Module):
@@ -77,11 +86,14 @@ def node_store(data: Any, name: str) -> Any:
     return data if name == ALONE else data[name]
 
 
+def edge_store(data: Any, kind: EdgeType) -> Any:
+    """Where `data` keeps what belongs to the edges of a type."""
+    return data if kind == (ALONE, ALONE, ALONE) else data[kind]
+
+
 def edge_indices(data: Any) -> dict[EdgeType, torch.Tensor]:
     """int64 [2, edges] by edge type."""
-    if hasattr(data, "edge_types"):
-        return {kind: data[kind].edge_index for kind in data.edge_types}
-    return {(ALONE, ALONE, ALONE): data.edge_index}
+    return {kind: edge_store(data, kind).edge_index for kind in edge_types(data)}
 
 
 def wanted(x: dict[str, torch.Tensor], data: Any) -> dict[str, torch.Tensor]:
@@ -101,7 +113,7 @@ def keep_edges(data: Any, kind: EdgeType, kept: torch.Tensor) -> None:
         kind: Which edges.
         kept: bool [edges].
     """
-    store = data if not hasattr(data, "edge_types") else data[kind]
+    store = edge_store(data, kind)
     names = [name for name in store.keys() if store.is_edge_attr(name)]  # noqa: SIM118
     count = kept.numel()
     for name in names:
@@ -124,10 +136,7 @@ class _Hops:
         """Those of a batch whose edges are as they were walked; None of all else."""
         indices = edge_indices(data)
         nodes = {name: _list(node_store(data, name), "num_sampled_nodes") for name in node_types(data)}
-        edges = {
-            kind: _list(data if not hasattr(data, "edge_types") else data[kind], "num_sampled_edges")
-            for kind in indices
-        }
+        edges = {kind: _list(edge_store(data, kind), "num_sampled_edges") for kind in indices}
         if any(not counts for counts in nodes.values()):
             return None
         if any(not counts or sum(counts) != indices[kind].shape[1] for kind, counts in edges.items()):
@@ -142,8 +151,7 @@ class _Hops:
         """The batch with the edges of so many hops, and their nodes."""
         result = copy.copy(data)
         for kind, index in edge_indices(data).items():
-            store = result if not hasattr(result, "edge_types") else result[kind]
-            store.edge_index = index[:, : sum(self._edges[kind][:hops])]
+            edge_store(result, kind).edge_index = index[:, : sum(self._edges[kind][:hops])]
         for name, counts in self._nodes.items():
             store = node_store(result, name)
             store.num_wanted = sum(counts[:hops])

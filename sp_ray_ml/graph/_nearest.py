@@ -21,6 +21,7 @@ __all__ = [
     "check_metric",
     "check_vectors",
     "excluded",
+    "lengths",
     "nearest",
     "read_vectors",
 ]
@@ -107,10 +108,15 @@ def check_k(k: int, count: int) -> None:
         raise ConfigError(f"k = {k}, and there are {count} vectors", where="k", hint=f"Choose a k of at most {count}" if count else None)  # fmt: skip
 
 
+def lengths(vectors: NDArray[Any]) -> NDArray[np.float64]:
+    """The length of each vector."""
+    found: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    return found
+
+
 def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
     """Vectors of length 1, float32; zeros stay."""
-    length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    scale = (1 / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
+    scale = (1 / np.maximum(lengths(vectors), np.finfo(np.float32).tiny)).astype(np.float32)
     scaled: NDArray[np.float32] = vectors * scale[:, None]
     return scaled
 

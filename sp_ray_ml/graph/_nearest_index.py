@@ -18,6 +18,7 @@ from sp_ray_ml.graph._nearest import (
     check_metric,
     check_vectors,
     excluded,
+    lengths,
     nearest,
     read_vectors,
 )
@@ -114,7 +115,7 @@ class NearestIndex:
         random = np.random.default_rng(seed)
         longest = 0.0
         if metric == "dot":
-            longest = max(float(_lengths(part).max()) for _, part in _parts(vectors, "dot", None))
+            longest = max(float(lengths(part).max()) for _, part in _parts(vectors, "dot", None))
         some = np.sort(random.choice(count, min(count, lists * _TRAINED_ON), replace=False))
         [learned] = [part for _, part in _parts(vectors[some], metric, longest, len(some))]
         kmeans = _faiss().Kmeans(
@@ -269,14 +270,9 @@ def _parts(
     for first in range(0, len(vectors), rows):
         part = read_vectors(vectors, first, first + rows, metric, "vector")
         if metric == "dot" and longest is not None:
-            rest = np.sqrt(np.maximum(longest**2 - _lengths(part) ** 2, 0))
+            rest = np.sqrt(np.maximum(longest**2 - lengths(part) ** 2, 0))
             part = np.concatenate([part, rest[:, None].astype(np.float32)], axis=1)
         yield first, np.ascontiguousarray(part)
-
-
-def _lengths(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    lengths: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    return lengths
 
 
 def _is_in(pairs: NDArray[np.int64], index: NDArray[np.int64], count: int) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ from numba import types as t
 
 from sp_ray_ml._compiled import compiled
 from sp_ray_ml.graph._compiled import helper, prefetch, read, write
+from sp_ray_ml.graph._sampling_kernel import GOLDEN
 
 __all__ = [
     "copy_rows",
@@ -27,7 +28,6 @@ __all__ = [
 ]
 
 _AHEAD = 24
-_HASH = np.uint64(0x9E3779B97F4A7C15)
 
 
 @compiled(int64(write(int64), int64, write(int32), int64, write(int64), int64))
@@ -51,7 +51,7 @@ def number(source: Any, at: Any, table: Any, base: Any, nodes: Any, count: Any) 
 
 @helper
 def _slot(node: Any, tree: Any, shift: Any) -> Any:
-    mixed = (np.uint64(node) ^ (np.uint64(tree) << np.uint64(40)) ^ np.uint64(tree)) * _HASH
+    mixed = (np.uint64(node) ^ (np.uint64(tree) << np.uint64(40)) ^ np.uint64(tree)) * GOLDEN
     return np.int64(mixed >> shift)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sp_ray_ml.errors import ConfigError, DataError
 from sp_ray_ml.graph._batches import Batches
-from sp_ray_ml.graph._layers import node_store
+from sp_ray_ml.graph._layers import edge_store, node_store
 from sp_ray_ml.graph._shard_take import RemoteRows
 from sp_ray_ml.graph.graph import EdgeType, Graph
 from sp_ray_ml.graph.sampling import NeighborSampler
@@ -95,7 +95,7 @@ class TrainingGraph:
             if width := self._width(name):
                 store.x = torch.zeros(1, 1).expand(count, width)
         for kind in self.kinds:
-            (data if self.homogeneous else data[kind]).edge_index = torch.empty(2, 0, dtype=torch.int64)
+            edge_store(data, kind).edge_index = torch.empty(2, 0, dtype=torch.int64)
         if degrees and len(self.kinds) == 1:
             [kind] = self.kinds
             node_store(data, kind[2]).in_degree = torch.from_numpy(np.diff(self._rows(kind)))
