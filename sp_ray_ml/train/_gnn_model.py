@@ -17,6 +17,7 @@ from sp_ray_ml.graph._layers import node_types
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.graph.layerwise import embed_nodes
 from sp_ray_ml.graph.sharded import ShardedGraph
+from sp_ray_ml.train._torch_model import check_weights
 
 if TYPE_CHECKING:
     from sp_ray_ml.graph.models import GNN
@@ -58,12 +59,7 @@ def build_model(settings: GNN | Custom, data: Any, out: int | None = None) -> to
         raise ConfigError(
             f"{settings.path} is not a model: it gives {kind}, not a torch.nn.Module", where=where
         )
-    if any(weight.is_meta for weight in network.parameters()):
-        raise ConfigError(
-            f"{settings.path} gives a model without weights: they are on the device 'meta'",
-            where=where,
-            hint="Make it on the CPU; the trainer moves it",
-        )
+    check_weights(network, settings.path)
     return network
 
 

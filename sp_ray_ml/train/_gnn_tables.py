@@ -16,8 +16,8 @@ from sp_ray_ml.data._columns import is_text, nanoseconds, plain, plain_type
 from sp_ray_ml.data.source import Source, as_source, require_columns
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph.construct import build_graph, canonical_order, distinct_pairs, pairs_without
-from sp_ray_ml.train.recommender import Recommender
 from sp_ray_ml.train.table import TrainResult
+from sp_ray_ml.train.two_tower_recommender import recommender_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,13 +76,11 @@ def fit_tables(
         folder=folder / "training",
         on_epoch=on_epoch,
     )
-    recommender = Recommender(
+    recommender = recommender_of(
+        result,
+        {},
         users=data.ids["user"],
         items=data.ids["item"],
-        user_vectors=result.user_vectors,
-        item_vectors=result.item_vectors,
-        item_bias=result.item_bias,
-        embedding_dim=result.embedding_dim,
         seen=data.seen,
         columns=(columns.user, columns.item),
     )

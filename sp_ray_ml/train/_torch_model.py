@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.train._table_data import TableSpec
 
-__all__ = ["TorchModel", "build", "inputs_of", "named", "scoring_device", "weights_of"]
+__all__ = ["TorchModel", "build", "check_weights", "inputs_of", "named", "scoring_device", "weights_of"]
 
 _FILE = "model.safetensors"
 _WHERE = "train.model"
@@ -126,13 +126,18 @@ def build(model: Network | Custom, inputs: ModelInputs) -> torch.nn.Module:
     if not isinstance(network, torch.nn.Module):
         given = "nothing" if network is None else f"a {type(network).__name__}"
         raise ConfigError(f"{name} gives {given}, not a torch.nn.Module", where=_WHERE)
+    check_weights(network, name)
+    return network
+
+
+def check_weights(network: torch.nn.Module, name: str) -> None:
+    """Refuse a model whose weights are nowhere; `name` is what has made it."""
     if any(weight.is_meta for weight in network.parameters()):
         raise ConfigError(
             f"{name} gives a model without weights: they are on the device 'meta'",
             where=_WHERE,
             hint="Make it on the CPU; the trainer moves it",
         )
-    return network
 
 
 def _called(factory: Callable[[], Any], name: str) -> Any:

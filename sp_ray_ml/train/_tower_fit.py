@@ -17,7 +17,7 @@ from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.storage import new_folder, read_json, write_json
 from sp_ray_ml.train._gnn_loop import share_of_new
 from sp_ray_ml.train._tower_loop import TowerJob, loop, vectors_of
-from sp_ray_ml.train._towers import Towers
+from sp_ray_ml.train._towers import Towers, unit
 from sp_ray_ml.train.context import read_state, run_loop
 from sp_ray_ml.train.two_tower import TwoTowerTraining
 
@@ -168,14 +168,12 @@ class _Training:
             folder=place / "training",
             on_epoch=self.on_base_epoch,
         )
-        vectors = result.item_vectors[:, : result.embedding_dim]
-        length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
-        unit = vectors / np.maximum(length, np.float32(1e-12))
+        vectors = unit(result.item_vectors[:, : result.embedding_dim])
         # What the GNN says of an item without events comes of its features, which the tower knows better.
         known = np.bincount(phase.graph.edges[USER_ITEM].indices, minlength=phase.graph.num_nodes["item"])
-        unit[known == 0] = 0
+        vectors[known == 0] = 0
         with new_folder(kept) as scratch:
-            np.save(scratch / "vectors.npy", unit.astype(np.float32))
+            np.save(scratch / "vectors.npy", vectors.astype(np.float32))
             write_json(scratch / "about.json", {"epochs": result.epochs, "metrics": dict(result.metrics)})
         return kept
 

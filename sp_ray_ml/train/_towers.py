@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import scipy.sparse
 
-__all__ = ["Towers", "item_vectors", "last_items"]
+__all__ = ["Towers", "item_vectors", "last_items", "unit"]
 
 _EXTRA = 2  # entries of a vector after the towers' own: for the item's bias, and for its popularity
 _BATCH = 256  # rows that a tower is given at once: the last bits of a product depend on its shape
@@ -73,7 +73,7 @@ class Towers:
         active = (np.log1p(counts) - self.middle).astype(np.float32) * had
         width = self.weights["user.layers.0.weight"].shape[1] - pooled.shape[1] - 2
         given = np.zeros((len(counts), width), np.float32) if features is None else features
-        vectors = _unit(self._forward("user", pooled, [given, pooled, active[:, None], had[:, None]]))
+        vectors = unit(self._forward("user", pooled, [given, pooled, active[:, None], had[:, None]]))
         result = np.zeros((len(counts), self.dim + _EXTRA), np.float32)
         result[:, : self.dim] = vectors / np.float32(self.temperature)
         result[:, self.dim] = 1
@@ -88,7 +88,7 @@ class Towers:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The towers' vectors of items, float32 [items, dim], and what their features say of their bias [items]."""
         out = self._forward("item", graph, [features, graph, known[:, None].astype(np.float32)])
-        return _unit(out[:, : self.dim]), out[:, self.dim].copy()
+        return unit(out[:, : self.dim]), out[:, self.dim].copy()
 
     def _forward(
         self, tower: str, graph: NDArray[np.float32], inputs: list[NDArray[np.float32]]
@@ -108,10 +108,11 @@ class Towers:
         return out
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors of length 1; zeros stay."""
     length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
-    unit: NDArray[np.float32] = vectors / np.maximum(length, np.float32(1e-12))
-    return unit
+    scaled: NDArray[np.float32] = vectors / np.maximum(length, np.float32(1e-12))
+    return scaled
 
 
 def _filled(rows: NDArray[np.float32]) -> NDArray[np.float32]:
