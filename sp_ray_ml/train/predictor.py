@@ -49,15 +49,20 @@ _KINDS = {
 class Predictor(ABC):
     """What training leaves and everything else opens: evaluation, batch prediction, serving, notebooks.
 
+    One of your own is a subclass with `predict`, which batch prediction takes by its import path. Where work on CPUs
+    comes before the model, `prepare`, `infer` and `assemble` are the three parts of `predict`:
+    `assemble(rows, infer(prepare(rows)))`. Batch prediction runs them in threads of their own, so that the CPUs
+    prepare the next batch while the model is at this one.
+
     Attributes:
-        manifest: The content of `manifest.json`.
+        manifest: The content of `manifest.json`; of one that was never sealed, empty.
     """
 
-    kind: ClassVar[str]
-    _files: ClassVar[Sequence[str]]
+    kind: ClassVar[str] = "own"
+    _files: ClassVar[Sequence[str]] = ()
 
-    def __init__(self, manifest: Mapping[str, Any]) -> None:
-        self.manifest = dict(manifest)
+    def __init__(self, manifest: Mapping[str, Any] | None = None) -> None:
+        self.manifest = dict(manifest or {})
 
     @staticmethod
     def load(source: Any) -> Predictor:
@@ -105,13 +110,17 @@ class Predictor(ABC):
             ) from error
 
     @classmethod
-    @abstractmethod
     def _open(cls, folder: Path, manifest: dict[str, Any]) -> Predictor:
         """Open a folder whose files are as they were written."""
+        raise CheckpointError(f"a {manifest['kind']} predictor is never sealed", where=str(folder))
 
-    @abstractmethod
     def mlflow_signature(self) -> dict[str, list[dict[str, Any]]]:
-        """Input and output columns in MLflow's own form, for `mlflow models serve`."""
+        """Input and output columns in MLflow's own form, for `mlflow models serve`.
+
+        Raises:
+            ConfigError: It does not say what they are.
+        """
+        raise ConfigError(f"{type(self).__name__} has no signature: override `mlflow_signature`")
 
     def input_example(self, rows: pa.Table) -> dict[str, Any] | None:
         """What it reads of the first few rows, as plain data for MLflow: `{"columns": […], "data": [[…], …]}`.
@@ -125,7 +134,20 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, table: pa.Table) -> pa.Table:
-        """Predict for the rows of a table."""
+        """Predict for the rows of a table; of one without rows, the same columns without rows."""
+
+    def prepare(self, rows: pa.Table) -> Any:
+        """What `predict` does with rows before the model is asked. Changes nothing: batches may overlap."""
+        return rows
+
+    def infer(self, prepared: Any) -> Any:
+        """What the model says of what `prepare` gave."""
+        return self.predict(prepared)
+
+    def assemble(self, rows: pa.Table, found: Any) -> pa.Table:  # noqa: ARG002  of those that add columns to the rows
+        """The predictions as a table, of the rows and what `infer` gave."""
+        table: pa.Table = found
+        return table
 
     def export_saved_model(self, path: str | os.PathLike[str]) -> None:  # noqa: ARG002  the others' refuse
         """Write it as a TensorFlow SavedModel; see `TablePredictor.export_saved_model`.

@@ -176,10 +176,31 @@ class TablePredictor(Predictor):
             ColumnNotFoundError: A column is not there.
             DataError: A column has another type than in training, or a value that its preprocessor refuses.
         """
-        source = as_source(table, "table")
+        return self.infer(self.prepare(table))
+
+    def prepare(self, rows: Any) -> list[NDArray[np.float32]]:
+        """The rows as numbers, float32 [rows, width], a block at a time.
+
+        Raises:
+            ColumnNotFoundError: A column is not there.
+            DataError: A column has another type than in training, or a value that its preprocessor refuses.
+        """
+        source = as_source(rows, "table")
         self._check(source.schema, source.name)
-        parts = [padded_scores(self.model, self.spec.encode(block)) for block in self._blocks(source)]
+        return [self.spec.encode(block) for block in self._blocks(source)]
+
+    def infer(self, prepared: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The scores of what `prepare` gave; as `scores`."""
+        parts = [padded_scores(self.model, block) for block in prepared]
         return np.concatenate(parts) if parts else np.empty((0, self.spec.target.outputs), np.float32)
+
+    def assemble(self, rows: pa.Table, found: NDArray[np.float32]) -> pa.Table:
+        """The rows with the columns that their scores make; as `predict`."""
+        if taken := [name for name in self.output_names if name in rows.column_names]:
+            raise DataError(f"the table has a column {taken[0]!r} already", where="table", hint="Rename it")
+        for field, values in zip(self._outputs, self._columns(found), strict=True):
+            rows = rows.append_column(field, values)
+        return rows
 
     def _blocks(self, source: Source) -> Iterator[pa.RecordBatch]:
         return source.select(self.spec.features.columns).blocks()
@@ -201,11 +222,7 @@ class TablePredictor(Predictor):
                 name of a prediction.
         """
         rows = table if isinstance(table, pa.Table) else as_source(table, "table").to_arrow()
-        if taken := [name for name in self.output_names if name in rows.column_names]:
-            raise DataError(f"the table has a column {taken[0]!r} already", where="table", hint="Rename it")
-        for field, values in zip(self._outputs, self._columns(self.scores(rows)), strict=True):
-            rows = rows.append_column(field, values)
-        return rows
+        return self.assemble(rows, self.infer(self.prepare(rows)))
 
     def predict_batches(self, source: Any) -> Iterator[pa.RecordBatch]:
         """As `predict`, in bounded memory: one record batch after the other."""
