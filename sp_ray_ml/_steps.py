@@ -648,7 +648,12 @@ def write(
             tables[name] = vectors_source(ids, vectors[:, : recommender.embedding_dim], column)
     written = {}
     for table, source in tables.items():
-        written[table] = warehouse.write(table, source, mode=output.mode, commit=f"{commit}:{table}")
+        partition_by, mode = output.partition_by, output.mode
+        if table != output.table:  # embeddings have no such column
+            partition_by, mode = None, "replace" if mode == "partition" else mode
+        written[table] = warehouse.write(
+            table, source, mode=mode, partition_by=partition_by, commit=f"{commit}:{table}"
+        )
     write_json(context.output / "written.json", written)
     return {"tables": list(tables), "rows": sum(written.values()), "already": not any(written.values())}
 

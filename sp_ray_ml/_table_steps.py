@@ -315,6 +315,8 @@ def write(context: StepContext, folder: Path, settings: Predict, commit: str) ->
     output = settings.output
     with output_of(folder):
         source = as_source(str(folder / _PREDICTIONS))
-    rows = open_warehouse(output.warehouse).write(output.table, source, mode=output.mode, commit=commit)
+    rows = open_warehouse(output.warehouse).write(
+        output.table, source, mode=output.mode, partition_by=output.partition_by, commit=commit
+    )
     write_json(context.output / "written.json", {output.table: rows})
     return {"tables": [output.table], "rows": rows, "already": not rows}

@@ -20,7 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from sp_ray_ml.data._parquet_files import near_file
-from sp_ray_ml.data._schema import cast_batch, check_append, plain, rows_per_group
+from sp_ray_ml.data._schema import cast_batch, check_append, partition_values, plain, rows_per_group
 from sp_ray_ml.data._sql import SqlSource, prepare, reader, sql_errors
 from sp_ray_ml.data._where import quoted
 from sp_ray_ml.data.source import Source, as_source
@@ -126,13 +126,21 @@ class DuckDBWarehouse(Warehouse):
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    def write(self, table: str, data: Any, *, mode: Mode = "replace", commit: str | None = None) -> int:
+    def write(
+        self,
+        table: str,
+        data: Any,
+        *,
+        mode: Mode = "replace",
+        partition_by: str | None = None,
+        commit: str | None = None,
+    ) -> int:
         source = as_source(data, name=table)
-        check_write(table, mode, source)
+        check_write(table, mode, source, partition_by)
         if len({name.lower() for name in source.schema.names}) < len(source.schema.names):
             raise DataError("two columns differ only in case, which DuckDB does not tell apart", where=table)
         with self._writing() as connection:
-            return self._write(connection, table, source, mode, commit)
+            return self._write(connection, table, source, mode, partition_by, commit)
 
     @contextmanager
     def _writing(self) -> Iterator[Any]:
@@ -170,7 +178,15 @@ class DuckDBWarehouse(Warehouse):
             elif before is not None and not done:
                 _shrink(self.path, *before)
 
-    def _write(self, connection: Any, table: str, source: Source, mode: str, commit: str | None) -> int:
+    def _write(
+        self,
+        connection: Any,
+        table: str,
+        source: Source,
+        mode: Mode,
+        partition_by: str | None,
+        commit: str | None,
+    ) -> int:
         name, place = quoted(table), f"{self.url} {table}"
         with sql_errors(self.url, ()):
             relations = self._relations(connection)
@@ -187,7 +203,7 @@ class DuckDBWarehouse(Warehouse):
                 return 0
             schema = _storable(source.schema)
             wanted = _through_duckdb(connection, schema, place)
-            if exists and mode == "append":
+            if exists and mode != "replace":
                 have = reader(connection, f"SELECT * FROM {name} LIMIT 0").schema  # noqa: S608
                 check_append(have, wanted, place)
             else:
@@ -196,9 +212,17 @@ class DuckDBWarehouse(Warehouse):
                 connection.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM {_BLOCK} LIMIT 0")  # noqa: S608
         columns = ", ".join(map(quoted, schema.names))
         rows = 0
+        replaced: set[Any] = set()
         for block in source.blocks(rows_per_group(schema)):
-            batch = pa.Table.from_batches([cast_batch(block, schema, place)])
+            cast = cast_batch(block, schema, place)
+            values = None if partition_by is None else partition_values(cast, partition_by, place)
+            batch = pa.Table.from_batches([cast])
             with _constraints(place), sql_errors(self.url, ()):
+                if mode == "partition" and values is not None:
+                    # A value is cleared when it first comes: what is there of it later is this write's own.
+                    fresh = [value for value in values.to_pylist() if value not in replaced]
+                    replaced.update(fresh)
+                    self._clear(connection, name, quoted(str(partition_by)), pa.array(fresh, values.type))
                 connection.register(_BLOCK, batch)
                 connection.execute(f"INSERT INTO {name} ({columns}) SELECT {columns} FROM {_BLOCK}")  # noqa: S608
             rows += batch.num_rows
@@ -206,6 +230,12 @@ class DuckDBWarehouse(Warehouse):
             with sql_errors(self.url, ()):
                 connection.execute(f"INSERT INTO {_COMMITS} VALUES (?, ?)", [table, commit])  # noqa: S608
         return rows
+
+    def _clear(self, connection: Any, name: str, column: str, values: pa.Array) -> None:
+        """Delete the rows that have one of these values."""
+        if len(values):
+            connection.register(_BLOCK, pa.table({"value": values}))
+            connection.execute(f"DELETE FROM {name} WHERE {column} IN (SELECT value FROM {_BLOCK})")  # noqa: S608
 
     def _committed(self, connection: Any, table: str, commit: str | None, *, exists: bool) -> bool:
         if commit is None:

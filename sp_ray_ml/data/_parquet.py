@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sp_ray_ml.data._manifest import Manifest, live_files, read_manifest
-from sp_ray_ml.data._parquet_files import ParquetSource, find_files, is_partitioned, near_file
+from sp_ray_ml.data._parquet_files import Layout, ParquetSource, TableFiles, find_files, near_file
+from sp_ray_ml.data._parquet_parts import Parts
 from sp_ray_ml.data._schema import cast_batch, check_append, plain, rows_per_group
 from sp_ray_ml.data._sql import SqlSource, parquet_connection
 from sp_ray_ml.data.source import Source, as_source
@@ -29,7 +29,6 @@ from sp_ray_ml.storage import Lock, storage_errors
 
 __all__ = ["ParquetWarehouse"]
 
-_PART_BYTES = 256 << 20
 _LOCK = ".lock"
 
 
@@ -60,7 +59,7 @@ class ParquetWarehouse(Warehouse):
                 if entry.name.startswith((".", "_")):
                     continue
                 if entry.is_dir():
-                    names |= {entry.name} if live_files(entry)[0] else set()
+                    names |= {entry.name} if live_files(entry).files else set()
                 elif entry.suffix == ".parquet":
                     names.add(entry.stem)
         return sorted(names)
@@ -68,12 +67,11 @@ class ParquetWarehouse(Warehouse):
     def source(self, query: str, *, columns: Sequence[str] | None = None, where: Where = ()) -> Source:
         tables = self.tables()
         if query in tables:
-            files, folder, rows = self._files(query)
-            return ParquetSource(query, files, folder, columns=columns, where=where, num_rows=rows)
+            return ParquetSource(query, self._files(query), columns=columns, where=where)
         if not is_sql(query):
             raise no_table(query, tables, self.url)
         # Only what the query can name becomes a view: each costs a look into a file.
-        used = {name: self._files(name)[:2] for name in _named(query, tables)}
+        used = {name: self._files(name) for name in _named(query, tables)}
         return SqlSource(
             query, lambda: parquet_connection(used), url=self.url, tables=tables, columns=columns, where=where
         )
@@ -87,24 +85,29 @@ class ParquetWarehouse(Warehouse):
             names = _named(table, tables)
         digest = hashlib.sha256(table.encode())
         for name in names:
-            for file in self._files(name)[0]:
+            for file in self._files(name).files:
                 with storage_errors(file, "read"):
                     stat = file.stat()
                 digest.update(f"{file.relative_to(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:32]
 
-    def _files(self, table: str) -> tuple[list[Path], Path | None, int | None]:
-        """Files of a table, its folder, and its rows where they are known."""
-        folder, single = self.path / table, self.path / f"{table}.parquet"
-        if folder.is_dir():
-            files, rows = live_files(folder)
-            if files:
-                return files, folder, rows
-        return [single], None, None
+    def _files(self, table: str) -> TableFiles:
+        folder = self.path / table
+        if folder.is_dir() and (found := live_files(folder)).files:
+            return found
+        return TableFiles([self.path / f"{table}.parquet"])
 
-    def write(self, table: str, data: Any, *, mode: Mode = "replace", commit: str | None = None) -> int:
+    def write(
+        self,
+        table: str,
+        data: Any,
+        *,
+        mode: Mode = "replace",
+        partition_by: str | None = None,
+        commit: str | None = None,
+    ) -> int:
         source = as_source(data, name=table)
-        check_write(table, mode, source)
+        check_write(table, mode, source, partition_by)
         folder, place = self.path / table, f"{self.url}/{table}"
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -112,24 +115,36 @@ class ParquetWarehouse(Warehouse):
             before = self._state(table)
             if commit is not None and commit in before.commits:
                 return 0
-            schema = self._stored_schema(table, source, append=mode == "append" and bool(before.files))
+            grows = mode != "replace" and bool(before.files)
+            schema = self._stored_schema(table, source, grows=grows)
+            if mode == "append" and grows:
+                partition_by = None if before.layout is None else before.layout.column
+            layout = None if partition_by is None else Layout(partition_by, schema)
             self._clean(table, before)
-            kept = before.files if mode == "append" else {}
+            kept = before.files if grows else {}
             # What was committed to a table goes with its rows.
-            commits = [*(before.commits if mode == "append" else []), *([] if commit is None else [commit])]
-            with _Parts(folder, before.version + 1, schema) as parts:
+            commits = [*(before.commits if grows else []), *([] if commit is None else [commit])]
+            with Parts(folder, before.version + 1, schema, partition_by) as parts:
                 for block in source.blocks(rows_per_group(schema)):
                     parts.write(_no_null_vectors(cast_batch(block, schema, place), place))
-                parts.finish()
+                rows, replaced = parts.num_rows, parts.segments
+                if mode == "partition" and grows:
+                    if before.layout == layout:
+                        kept = {path: n for path, n in kept.items() if path.split("/")[0] not in replaced}
+                    else:  # laid out in another way so far: every row finds its new place
+                        for batch in ParquetSource(table, self._files(table)).batches():
+                            parts.write(batch, leave_out=replaced)
+                        kept = {}
+                parts.finish(needed=not kept)
                 # Files without a manifest are read as they lie there: before the first new one appears it is said
                 # which they were.
                 if read_manifest(folder) is None:
                     before.write(folder)
                 new = parts.publish()
-            after = Manifest(before.version + 1, {**kept, **new}, commits)
+            after = Manifest(before.version + 1, {**kept, **new}, commits, layout)
             after.write(folder)
             self._clean(table, after)
-        return sum(new.values())
+        return rows
 
     def _state(self, table: str) -> Manifest:
         """The table's manifest, or one that says what lies there without."""
@@ -148,19 +163,19 @@ class ParquetWarehouse(Warehouse):
                 version = max(version, int(number[1]))
         return Manifest(version, rows)
 
-    def _stored_schema(self, table: str, source: Source, *, append: bool) -> pa.Schema:
+    def _stored_schema(self, table: str, source: Source, *, grows: bool) -> pa.Schema:
         where = f"{self.url}/{table}"
         wanted = _through_parquet(plain(source.schema), where)
-        if not append:
+        if not grows:
             return wanted
-        files, folder, rows = self._files(table)
-        if folder is not None and is_partitioned(files, folder):
+        found = self._files(table)
+        if found.is_partitioned and found.layout is None:
             raise DataError(
-                "the table's folder is partitioned (key=value), which is only read, never appended to",
+                "the table's folder is partitioned (key=value) by another program, and is only read, never added to",
                 where=where,
                 hint="Write to another table, or use mode replace",
             )
-        have = plain(ParquetSource(table, files, folder, num_rows=rows).schema)
+        have = plain(ParquetSource(table, found).schema)
         check_append(have, wanted, where)
         return have
 
@@ -223,68 +238,3 @@ def _no_null_vectors(batch: pa.RecordBatch, where: str) -> pa.RecordBatch:
                 hint="Leave those rows out, fill them with zeros, or make it a list of any size",
             )
     return batch
-
-
-class _Parts:
-    """Part files under names that no reader looks at, until `publish` gives them their own."""
-
-    def __init__(self, folder: Path, version: int, schema: pa.Schema) -> None:
-        self._folder, self._version, self._schema = folder, version, schema
-        self._writer: Any = None
-        self._rows: dict[str, int] = {}
-
-    def __enter__(self) -> _Parts:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            return
-        if self._writer is not None:
-            with contextlib.suppress(OSError, pa.ArrowException):  # the first error is the one to tell
-                self._writer.close()
-        for name in self._rows:
-            with contextlib.suppress(OSError):
-                self._scratch(name).unlink(missing_ok=True)
-
-    def _scratch(self, name: str) -> Path:
-        return self._folder / f".{name}.tmp"
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        with storage_errors(self._folder):
-            if self._writer is None:
-                name = f"part-{self._version:06d}-{len(self._rows):04d}.parquet"
-                self._rows[name] = 0
-                self._writer = pq.ParquetWriter(str(self._scratch(name)), self._schema, compression="zstd")
-            name = next(reversed(self._rows))
-            self._writer.write_batch(batch, row_group_size=max(batch.num_rows, 1))
-            self._rows[name] += batch.num_rows
-            if self._scratch(name).stat().st_size >= _PART_BYTES:
-                self._close()
-
-    def _close(self) -> None:
-        with storage_errors(self._folder):
-            writer, self._writer = self._writer, None
-            writer.close()
-            _sync(self._scratch(next(reversed(self._rows))))
-
-    def finish(self) -> None:
-        """Close the last file. A table without rows has one too, which holds its columns."""
-        if not self._rows:
-            self.write(pa.RecordBatch.from_pylist([], schema=self._schema))
-        if self._writer is not None:
-            self._close()
-
-    def publish(self) -> dict[str, int]:
-        with storage_errors(self._folder):
-            for name in self._rows:
-                self._scratch(name).rename(self._folder / name)
-            _sync(self._folder)
-        return self._rows
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import DataError, StorageError
 from sp_ray_ml.storage import storage_errors
 
-__all__ = ["ParquetSource", "find_files", "is_partitioned", "near_file", "parquet_source"]
+__all__ = ["Layout", "ParquetSource", "TableFiles", "find_files", "near_file", "parquet_source"]
 
 _SCAN_ROWS = 65_536
 _MANY_FILES = 256
@@ -35,16 +36,6 @@ def find_files(folder: Path) -> list[Path]:
     return found
 
 
-def is_partitioned(files: Sequence[Path], folder: Path) -> bool:
-    """Whether values are in folder names (`country=de/`), as Hive and Spark write them."""
-    return any(
-        "=" in part
-        for file in files
-        if folder in file.parents
-        for part in file.relative_to(folder).parts[:-1]
-    )
-
-
 def near_file(path: Path) -> str:
     """`"; did you mean X?"` from what lies beside a path that does not exist."""
     try:
@@ -55,68 +46,111 @@ def near_file(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a table that was written here is cut: by the values of one column, in folders `column=value/`.
+
+    Attributes:
+        column: The column, which is not in the files.
+        schema: Of the whole table.
+    """
+
+    column: str
+    schema: pa.Schema
+
+    def partitioning(self) -> Any:
+        # Nulls are refused when they are written, and text that looks like Hive's null is text.
+        return pads.HivePartitioning(pa.schema([self.schema.field(self.column)]), null_fallback="\0")
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """The files of one table.
+
+    Attributes:
+        files: Every file, in the order of the rows.
+        folder: The folder of the table, below which folder names `key=value` are columns; None for a single file.
+        num_rows: How many rows all the files have together, where that is known.
+        layout: How it is partitioned, if it was written so here.
+    """
+
+    files: list[Path]
+    folder: Path | None = None
+    num_rows: int | None = None
+    layout: Layout | None = None
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether values are in folder names (`country=de/`), as Hive and Spark write them."""
+        folder = self.folder
+        return self.layout is not None or (
+            folder is not None
+            and any(
+                "=" in part
+                for file in self.files
+                if folder in file.parents
+                for part in file.relative_to(folder).parts[:-1]
+            )
+        )
+
+
 class ParquetSource(Source):
     """Rows of some Parquet files.
 
     Args:
         name: What messages call it.
-        files: Every file, in the order of the rows.
-        folder: The folder of the table, below which folder names `key=value` are columns.
+        table: The files.
         columns: The columns to read, None for all.
         where: Conditions that rows must meet.
-        num_rows: How many rows all the files have together, where that is known.
     """
 
     def __init__(
         self,
         name: str,
-        files: Sequence[Path],
-        folder: Path | None,
+        table: TableFiles,
         *,
         columns: Sequence[str] | None = None,
         where: Sequence[tuple[str, str, Any]] = (),
-        num_rows: int | None = None,
     ) -> None:
-        self._name, self._files, self._folder, self._where = name, list(files), folder, tuple(where)
+        self._name, self._table, self._files, self._where = name, table, table.files, tuple(where)
         with storage_errors(self._files[0], "read"):
             full = self._dataset().schema.remove_metadata()
         self._full = full
         self._columns = require_columns(full, columns, name) if columns is not None else full.names
         self._conditions: list[Condition] = conditions(where, full, name)
         schema = pa.schema([full.field(column) for column in self._columns])
+        num_rows = table.num_rows
         if num_rows is None and len(self._files) <= _MANY_FILES:
             num_rows = sum(self._rows_of(file) for file in self._files)
-        self._all_rows = num_rows
         super().__init__(name, schema, self._stream, num_rows=None if where else num_rows)
 
     def _rows_of(self, file: Path) -> int:
         with storage_errors(file, "read"):
             return int(pq.read_metadata(file).num_rows)
 
-    @property
-    def _partitioned(self) -> bool:
-        return self._folder is not None and is_partitioned(self._files, self._folder)
-
     def _dataset(self) -> Any:
-        partitioning = None
-        if self._partitioned:
+        partitioning, layout = None, self._table.layout
+        if layout is not None:
+            partitioning = layout.partitioning()
+        elif self._table.is_partitioned:
             partitioning = pads.HivePartitioning.discover(infer_dictionary=False)
         try:
             return pads.dataset(
                 [str(file) for file in self._files],
+                schema=layout.schema if layout is not None else None,
                 format="parquet",
                 partitioning=partitioning,
-                partition_base_dir=str(self._folder) if partitioning is not None else None,
+                partition_base_dir=str(self._table.folder) if partitioning is not None else None,
             )
         except pa.ArrowInvalid as error:
             raise StorageError(
-                f"not Parquet, or damaged: {error}", where=str(self._folder or self._files[0])
+                f"not Parquet, or damaged: {error}", where=str(self._table.folder or self._files[0])
             ) from error
 
     def _stream(self) -> Iterator[pa.RecordBatch]:
         with storage_errors(self._name, "read"):
             try:
-                if self._conditions or self._partitioned:
+                if self._conditions or self._table.is_partitioned:
                     yield from self._scanned(self._dataset())
                 else:
                     yield from self._in_order()
@@ -161,23 +195,34 @@ class ParquetSource(Source):
 
     def select(self, columns: Sequence[str]) -> Source:
         require_columns(self.schema, columns, self.name)
-        return ParquetSource(
-            self._name, self._files, self._folder, columns=columns, where=self._where, num_rows=self._all_rows
-        )
+        return ParquetSource(self._name, self._table, columns=columns, where=self._where)
 
     def to_ray(self) -> Any:
         """Read by Ray's own workers, each its files and row groups, with the same push-down."""
         import ray.data
         from ray.data.datasource import Partitioning
 
+        partitioned, layout = self._table.is_partitioned, self._table.layout
         dataset = ray.data.read_parquet(
             [str(file) for file in self._files],
-            partitioning=Partitioning("hive", base_dir=str(self._folder)) if self._partitioned else None,
+            partitioning=Partitioning("hive", base_dir=str(self._table.folder)) if partitioned else None,
             file_extensions=None,
         )
+        if layout is not None:  # Ray reads values of folders as text
+            dataset = dataset.map_batches(
+                _typed,
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_kwargs={"field": layout.schema.field(layout.column)},
+            )
         if (expression := as_ray(self._conditions)) is not None:
             dataset = dataset.filter(expr=expression)
         return dataset.select_columns(self._columns)
+
+
+def _typed(table: pa.Table, field: pa.Field) -> pa.Table:
+    at = table.schema.get_field_index(field.name)
+    return table.set_column(at, field, table[field.name].cast(field.type))
 
 
 def parquet_source(path: Path, name: str | None = None) -> Source:
@@ -188,12 +233,12 @@ def parquet_source(path: Path, name: str | None = None) -> Source:
     """
     path = path.expanduser()
     if path.is_file():
-        return ParquetSource(name or path.stem, [path], None)
+        return ParquetSource(name or path.stem, TableFiles([path]))
     if not path.is_dir():
         raise StorageError(f"no such file or folder{near_file(path)}", where=str(path))
     from sp_ray_ml.data._manifest import live_files
 
-    files, rows = live_files(path)
-    if not files:
+    table = live_files(path)
+    if not table.files:
         raise StorageError("the folder has no Parquet files", where=str(path))
-    return ParquetSource(name or path.name, files, path, num_rows=rows)
+    return ParquetSource(name or path.name, table)

@@ -7,7 +7,14 @@ import pyarrow as pa
 from sp_ray_ml.config import near_match
 from sp_ray_ml.errors import DataError
 
-__all__ = ["cast_batch", "check_append", "plain", "rows_per_group"]
+__all__ = [
+    "cast_batch",
+    "check_append",
+    "check_partition_column",
+    "partition_values",
+    "plain",
+    "rows_per_group",
+]
 
 _GROUP_BYTES = 64 << 20
 _GROUP_ROWS = 262_144
@@ -39,7 +46,7 @@ def check_append(have: pa.Schema, new: pa.Schema, where: str) -> None:
         DataError: A column is missing, unknown or of another type.
     """
     have, new = plain(have), plain(new)
-    hint = "Nothing was written; append the table's own columns, or use mode replace"
+    hint = "Nothing was written; give the table's own columns, or use mode replace"
     for field in new:
         if field.name not in have.names:
             raise DataError(
@@ -58,6 +65,46 @@ def check_append(have: pa.Schema, new: pa.Schema, where: str) -> None:
                 where=where,
                 hint=hint,
             )
+
+
+def check_partition_column(field: pa.Field, where: str) -> None:
+    """Check that a column can be partitioned by: its values compare exactly and can be named.
+
+    Raises:
+        DataError: It is of another type than integers, booleans, text, days or times.
+    """
+    kind = _plain(field.type)
+    if not any(
+        of(kind)
+        for of in (
+            pa.types.is_integer,
+            pa.types.is_boolean,
+            pa.types.is_string,
+            pa.types.is_date,
+            pa.types.is_timestamp,
+        )
+    ):
+        raise DataError(
+            f"a table cannot be partitioned by column {field.name!r} of type {field.type}",
+            where=where,
+            hint="Take one of integers, booleans, text, days or times",
+        )
+
+
+def partition_values(batch: pa.RecordBatch, column: str, where: str) -> pa.Array:
+    """The distinct values of the column that a table is partitioned by.
+
+    Raises:
+        DataError: There is a null among them.
+    """
+    values = batch.column(column)
+    if values.null_count:
+        raise DataError(
+            f"column {column!r} has nulls, which belong to no partition",
+            where=where,
+            hint="Leave those rows out, or give them a value of their own",
+        )
+    return values.unique()
 
 
 def cast_batch(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBatch:

@@ -6,14 +6,13 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from sp_ray_ml.config import near_match
-from sp_ray_ml.data._parquet_files import is_partitioned
+from sp_ray_ml.data._parquet_files import Layout, TableFiles
 from sp_ray_ml.data._where import as_sql, conditions, quoted
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.data.warehouse import no_table
@@ -32,19 +31,31 @@ def prepare(connection: Any) -> Any:
     return connection
 
 
-def parquet_connection(tables: Mapping[str, tuple[Sequence[Path], Path | None]]) -> Any:
+def parquet_connection(tables: Mapping[str, TableFiles]) -> Any:
     """A database in memory with a view of each table's Parquet files, into which columns and filters are pushed."""
     connection = duckdb.connect(":memory:", config={"temp_directory": tempfile.gettempdir()})
     prepare(connection)
-    for name, (files, folder) in tables.items():
-        listed = ", ".join(_text(_unglobbed(str(file))) for file in files)
-        hive = folder is not None and is_partitioned(files, folder)
+    for name, table in tables.items():
+        listed = ", ".join(_text(_unglobbed(str(file))) for file in table.files)
+        hive, columns = f"hive_partitioning = {str(table.is_partitioned).lower()}", "*"
         with sql_errors(name, ()):
+            if table.layout is not None:
+                schema = table.layout.schema
+                columns = ", ".join(map(quoted, schema.names))
+                hive += f", hive_types = {{{_text(table.layout.column)}: {_type(connection, table.layout)}}}"
             connection.execute(
-                f"CREATE VIEW {quoted(name)} AS SELECT * FROM "  # noqa: S608
-                f"read_parquet([{listed}], hive_partitioning = {str(hive).lower()})"
+                f"CREATE VIEW {quoted(name)} AS SELECT {columns} FROM "  # noqa: S608
+                f"read_parquet([{listed}], {hive})"
             )
     return connection
+
+
+def _type(connection: Any, layout: Layout) -> str:
+    """What DuckDB calls the type of the column that a table is partitioned by."""
+    connection.register("_sp_ray_ml_layout", layout.schema.empty_table().select([layout.column]))
+    described = connection.execute("DESCRIBE _sp_ray_ml_layout").fetchone()
+    connection.unregister("_sp_ray_ml_layout")
+    return str(described[1])
 
 
 def _text(value: str) -> str:

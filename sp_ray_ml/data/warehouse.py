@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sp_ray_ml.config import near_match
-from sp_ray_ml.data.source import Source
+from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import ConfigError, DataError, TableNotFoundError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ A null value means "is null" (`==`) or "is not null" (`!=`); otherwise a row wit
 times may be ISO text; one without a zone is UTC.
 """
 
-Mode = Literal["replace", "append"]
+Mode = Literal["replace", "append", "partition"]
 
 
 class Warehouse(ABC):
@@ -83,21 +83,38 @@ class Warehouse(ABC):
         """
 
     @abstractmethod
-    def write(self, table: str, data: Any, *, mode: Mode = "replace", commit: str | None = None) -> int:
+    def write(
+        self,
+        table: str,
+        data: Any,
+        *,
+        mode: Mode = "replace",
+        partition_by: str | None = None,
+        commit: str | None = None,
+    ) -> int:
         """Write a table, all of it or nothing: until the end readers see what was there before.
 
         Args:
             table: Its name. The warehouse is made when there is none yet.
             data: Anything `as_source` takes; it is streamed.
-            mode: `replace` the table, or `append` to it (which makes it if there is none).
+            mode: `replace` the table, or `append` to it (which makes it if there is none), or replace only those
+                `partition`s that occur in the data: afterwards the rows with such a value in the column
+                `partition_by` are those of the data, and all other rows are what they were. A stream without rows
+                then changes nothing.
+            partition_by: A column of integers, booleans, text, days or times, none of them null. Needed by the mode
+                `partition`; otherwise how a new table is laid out where the engine has layouts (folders in Parquet,
+                a partitioned table in BigQuery). A table that is there keeps its layout when rows are appended.
             commit: An id for this write. One whose rows the table already has is not written again: a write that
-                is repeated after a crash never doubles rows. Replacing a table forgets what was committed before.
+                is repeated after a crash never doubles rows. Replacing a table forgets what was committed before,
+                replacing partitions does not.
 
         Returns:
             How many rows were written; 0 if `commit` was there already.
 
         Raises:
-            DataError: Appended rows do not have the table's columns and types. Nothing is written.
+            DataError: Rows for a table that is there do not have its columns and types, or there is a null in the
+                column `partition_by`. Nothing is written.
+            ColumnNotFoundError: There is no column `partition_by`.
             LockedError: Another process is writing.
             StorageError: It cannot be written (disk full, no permission). The table is as it was.
         """
@@ -111,8 +128,13 @@ class Warehouse(ABC):
         """
 
 
-def check_write(table: str, mode: str, data: Source) -> None:
-    """What every warehouse refuses: a name that is no name, an unknown mode, no columns or the same one twice."""
+_MODES = ["replace", "append", "partition"]
+
+
+def check_write(table: str, mode: str, data: Source, partition_by: str | None = None) -> None:
+    """What every warehouse refuses: a name that is no name, an unknown mode, no columns or the same one twice, a
+    column to partition by that is not there or of a type that has no exact values.
+    """
     if (
         not table
         or table != table.strip()
@@ -124,13 +146,24 @@ def check_write(table: str, mode: str, data: Source) -> None:
         )
     if len(table.encode()) > 200:
         raise DataError("a table's name has at most 200 bytes", where=table[:40] + "…")
-    if mode not in {"replace", "append"}:
-        raise DataError(f"unknown mode {mode!r}{near_match(mode, ['replace', 'append'])}", where=table)
+    if mode not in _MODES:
+        raise DataError(f"unknown mode {mode!r}{near_match(mode, _MODES)}", where=table)
     names = data.schema.names
     if not names:
         raise DataError("there are no columns to write", where=table)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"column {twice[0]!r} is there twice", where=table)
+    if partition_by is not None:
+        from sp_ray_ml.data._schema import check_partition_column
+
+        require_columns(data.schema, [partition_by], table)
+        check_partition_column(data.schema.field(partition_by), table)
+    elif mode == "partition":
+        raise DataError(
+            "mode partition needs the column whose values are replaced",
+            where=table,
+            hint="Give it: partition_by=COLUMN",
+        )
 
 
 def no_table(table: str, tables: Sequence[str], url: str) -> TableNotFoundError:

@@ -49,10 +49,21 @@ class Output(Settings):
     """Table with the columns user, rank (from 1), item and score, the ids under their original names. For a `table`
     it is `predictions` without, with the columns of the rows and `prediction`, and `probability` or `probabilities`
     for classes."""
-    mode: Literal["replace", "append"] = "replace"
-    """Whether the table is replaced or grows; an append is made once, also when the run is resumed."""
+    mode: Literal["replace", "append", "partition"] = "replace"
+    """Whether the table is replaced, grows, or has those partitions replaced that occur in what is written; it is
+    done once, also when the run is resumed. Tables of embeddings are then replaced as a whole."""
+    partition_by: str | None = pydantic.Field(default=None, min_length=1)
+    """Column of the table whose values are its partitions; needed by the mode `partition`."""
     embeddings: EmbeddingTables = EmbeddingTables()
     """Tables for the node embeddings, when asked for."""
+
+    @pydantic.model_validator(mode="after")
+    def _mode_has_its_column(self) -> Output:
+        if self.mode == "partition" and self.partition_by is None:
+            raise ValueError(
+                "mode partition needs the column whose values are replaced: partition_by: COLUMN"
+            )
+        return self
 
 
 class Predict(Settings):

@@ -410,6 +410,95 @@ class WarehouseContract(ABC):
         assert warehouse.write("people", _people().slice(0, 3)) == 3
         assert warehouse.write("people", _people(), commit="run-1") == 5
 
+    # --- partitions ---------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("laid_out", [True, False], ids=["partitioned", "plain"])
+    def test_partition_replaces_the_values_that_occur_and_keeps_the_rest(
+        self, warehouse: Warehouse, laid_out: bool
+    ) -> None:
+        days = [dt.date(2024, 1, day) for day in (1, 2, 2, 3)]
+        old = pa.table({"n": [1, 2, 3, 4], "day": pa.array(days), "text": ["a", "b", "ü", None]})
+        warehouse.write("log", old, partition_by="day" if laid_out else None)
+        new = pa.table(
+            {"n": [20, 50, 21], "day": [days[1], dt.date(2024, 1, 5), days[1]], "text": ["x", "y", None]}
+        )
+        assert warehouse.write("log", new, mode="partition", partition_by="day") == 3
+        back = warehouse.source("log").to_arrow()
+        assert back.schema.equals(old.schema)
+        expected = pa.concat_tables([old.filter(pa.array([True, False, False, True])), new])
+        assert back.sort_by("n").equals(expected.sort_by("n").combine_chunks())
+        only = warehouse.source("log", columns=["n"], where=[("day", "==", days[1])])
+        assert sorted(only.to_arrow()["n"].to_pylist()) == [20, 21]
+        if warehouse.has_sql:
+            sql = "SELECT sum(n) AS s FROM log WHERE day >= DATE '2024-01-03'"
+            assert warehouse.source(sql).to_arrow().to_pydict() == {"s": [54]}
+
+    def test_partition_of_a_table_that_is_not_there_makes_it(self, tmp_path: Path) -> None:
+        warehouse = self.make(tmp_path)
+        rows = {"day": [1, 2, 1], "n": [1, 2, 3]}
+        assert warehouse.write("log", rows, mode="partition", partition_by="day") == 3
+        assert warehouse.write("log", {"day": [1], "n": [9]}, mode="partition", partition_by="day") == 1
+        assert sorted(warehouse.source("log").to_arrow()["n"].to_pylist()) == [2, 9]
+        assert warehouse.write("log", {"n": [4], "day": [7]}, mode="append") == 1
+        assert warehouse.write("log", pa.table(rows).slice(0, 0), mode="partition", partition_by="day") == 0
+        back = warehouse.source("log").to_arrow().sort_by("n")
+        assert back.to_pydict() == {"day": [2, 7, 1], "n": [2, 4, 9]}
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            pa.array([3, -1, 2**40], pa.int64()),
+            pa.array([3, 1, 255], pa.uint8()),
+            pa.array(["", "a b/c=d%20é", "漢字 ?*[x]"]),
+            pa.array(["x", "y", "x"]).dictionary_encode(),
+            pa.array([True, False, True]),
+            pa.array([dt.date(1969, 12, 31), dt.date(2024, 2, 29), dt.date(2024, 3, 1)]),
+            pa.array([_NOON, dt.datetime(1900, 1, 1), None], pa.timestamp("us")).fill_null(_NOON),
+            pa.array([_NOON, dt.datetime(1900, 1, 1), None], pa.timestamp("us", "UTC")).fill_null(_NOON),
+        ],
+        ids=["int", "uint8", "text", "dictionary", "bool", "day", "moment", "utc"],
+    )  # fmt: skip
+    def test_values_of_partitions_come_back_exactly(self, warehouse: Warehouse, values: pa.Array) -> None:
+        rows = pa.table({"n": [0, 1, 2], "part": values})
+        warehouse.write("parts", rows, partition_by="part")
+        warehouse.write("parts", rows.slice(2), mode="partition", partition_by="part")
+        back = warehouse.source("parts").to_arrow().sort_by("n")
+        kept = [i for i in range(3) if i == 2 or values[i].as_py() != values[2].as_py()]
+        assert back["n"].to_pylist() == kept
+        assert back["part"].to_pylist() == [values[i].as_py() for i in kept]
+        assert warehouse.schema("parts").names == ["n", "part"]
+        plainly = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+        assert warehouse.schema("parts").field("part").type == plainly
+
+    def test_partitions_are_replaced_all_or_none(self, warehouse: Warehouse) -> None:
+        days = pa.table({"day": [1, 2], "n": [1, 2]})
+        warehouse.write("log", days, partition_by="day")
+        with pytest.raises(RuntimeError, match="broke"):
+            warehouse.write(
+                "log", _failing(days.schema, days, RuntimeError("broke")), mode="partition", partition_by="day", commit="x"
+            )  # fmt: skip
+        assert warehouse.source("log").to_arrow().sort_by("day").equals(days)
+        assert warehouse.write("log", days, mode="partition", partition_by="day", commit="x") == 2
+        assert warehouse.write("log", days, mode="partition", partition_by="day", commit="x") == 0
+        assert warehouse.source("log").to_arrow().sort_by("day").equals(days)
+
+    def test_partitions_that_cannot_be_are_refused(self, warehouse: Warehouse) -> None:
+        days = pa.table({"day": [1, 2], "n": [1.5, 2.5]})
+        warehouse.write("log", days, partition_by="day")
+        empty = pa.table({"day": pa.array([1, None], pa.int64()), "n": [0.0, 0.0]})
+        for mode in ("partition", "replace"):
+            with pytest.raises(DataError, match="null"):
+                warehouse.write("log", empty, mode=mode, partition_by="day")
+        with pytest.raises(ColumnNotFoundError, match="did you mean day"):
+            warehouse.write("log", days, mode="partition", partition_by="dya")
+        with pytest.raises(DataError, match="partition_by"):
+            warehouse.write("log", days, mode="partition")
+        with pytest.raises(DataError, match="double"):
+            warehouse.write("log", days, mode="partition", partition_by="n")
+        with pytest.raises(DataError, match="'n'"):
+            warehouse.write("log", {"day": [1], "n": ["x"]}, mode="partition", partition_by="day")
+        assert warehouse.source("log").to_arrow().sort_by("day").equals(days)
+
     def test_bookkeeping_is_hidden(self, warehouse: Warehouse) -> None:
         warehouse.write("people", _people(), mode="append", commit="run-1")
         assert warehouse.tables() == ["people"]
