@@ -1,0 +1,70 @@
+"""Sums as whole numbers of 2^-40: however the values come and are merged, the same to the last bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["UNIT_BITS", "fixed_mean", "fixed_sum", "limbs", "weighted_mean", "weighted_sum"]
+
+UNIT_BITS = 40
+_LIMB_BITS = 24
+_SHARE_BITS = 52
+
+
+def fixed_sum(values: npt.NDArray[np.float64]) -> int:
+    """The sum as a whole number of 2^-40: whole numbers add up to the same in any order."""
+    scaled = np.rint(np.ldexp(values, UNIT_BITS))
+    largest = np.abs(scaled).max(initial=0.0)
+    if largest < 2.0**62:
+        # So few at a time that 64 bits hold their sum.
+        few = max(1, int(2.0**62 / max(1.0, largest)))
+        whole = scaled.astype(np.int64)
+        if few >= len(whole):
+            return int(whole.sum())
+        return sum(np.add.reduceat(whole, np.arange(0, len(whole), few)).tolist())
+    return sum(map(int, scaled))
+
+
+def fixed_mean(total: int, rows: int) -> float:
+    """The mean of so many values with such a sum."""
+    return float(total / rows / 2**UNIT_BITS)
+
+
+def limbs(values: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+    """Values in whole numbers of 2^-40, as digits to the base 2^24, the lowest first.
+
+    Products of digits with small whole numbers, and sums of up to 2^25 of them, are exact in float64, whatever the
+    order: a matrix product of the BLAS library sums them up to the same bits in whatever way it works.
+
+    Args:
+        values: Finite.
+    """
+    rest = np.rint(np.ldexp(values, UNIT_BITS))
+    digits = []
+    while True:
+        above = np.trunc(np.ldexp(rest, -_LIMB_BITS))
+        digits.append(rest - np.ldexp(above, _LIMB_BITS))
+        if not above.any():
+            return digits
+        rest = above
+
+
+def weighted_sum(counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> int:
+    """Sum of counts times shares between 0 and 1, each share rounded to 2^-52, in units of 2^-52."""
+    scaled = np.rint(np.ldexp(shares, _SHARE_BITS)).astype(np.int64)
+    # In two halves, so that 64 bits hold sums of up to 2^36 rows.
+    half = _SHARE_BITS // 2
+    high, low = scaled >> half, scaled & ((1 << half) - 1)
+    return (_dot(counts, high) << half) + _dot(counts, low)
+
+
+def weighted_mean(total: int, rows: int) -> float:
+    """From a sum of `weighted_sum` to the mean of so many rows."""
+    return float(total / rows / 2**_SHARE_BITS)
+
+
+def _dot(a: Any, b: Any) -> int:
+    return int(np.dot(a, b))

@@ -1,0 +1,209 @@
+"""`ScoreCounts`: ROC and precision-recall of scores of any number of rows, exact and in bounded memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sp_ray_ml.metrics._fixed import weighted_mean, weighted_sum
+
+__all__ = ["ScoreCounts"]
+
+_PENDING = 1 << 22  # rows that are kept as they came until they are sorted
+_IN_MEMORY = 1 << 20  # distinct scores above which a sorted run goes to disk
+_BLOCK = 1 << 21  # distinct scores that are merged at a time
+_SAMPLE = 1 << 12
+
+_Run = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]
+
+
+class _Multiset:
+    """How often each number was there: sorted runs of distinct numbers, the long ones in temporary files."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._pending: list[npt.NDArray[Any]] = []
+        self._waiting = 0
+        self.runs: list[_Run] = []
+
+    def add(self, values: npt.NDArray[Any]) -> None:
+        self.rows += len(values)
+        self._pending.append(values)
+        self._waiting += len(values)
+        if self._waiting >= _PENDING:
+            self.settle()
+
+    def settle(self) -> None:
+        if not self._waiting:
+            return
+        values = np.sort(np.concatenate(self._pending))
+        self._pending, self._waiting = [], 0
+        first = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
+        counts = np.diff(np.r_[first, len(values)])
+        self._keep((values[first], counts))
+
+    def _keep(self, run: _Run) -> None:
+        while self.runs and len(self.runs[-1][0]) + len(run[0]) <= _IN_MEMORY:
+            run = _merged([self.runs.pop(), run])
+        self.runs.append(run if len(run[0]) <= _IN_MEMORY else (_on_disk(run[0]), _on_disk(run[1])))
+
+    def merge(self, other: _Multiset) -> None:
+        other.settle()
+        self.rows += other.rows
+        for run in other.runs:
+            self._keep(run)
+
+    def between(self, low: float, high: float) -> _Run:
+        """The numbers in `[low, high)`, infinity with the last."""
+        parts = []
+        for values, counts in self.runs:
+            begin, end = np.searchsorted(values, np.array([low, high], values.dtype)).tolist()
+            end = len(values) if high == np.inf else end
+            parts.append((np.asarray(values[begin:end]), np.asarray(counts[begin:end])))
+        return _merged(parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.settle()
+        runs = [(np.array(values), np.array(counts)) for values, counts in self.runs]
+        return {"rows": self.rows, "_pending": [], "_waiting": 0, "runs": runs}
+
+
+def _on_disk(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same, in a file without a name that goes when the array goes."""
+    with tempfile.TemporaryFile(prefix="sp-ray-scores-") as file:
+        array.tofile(file)
+        return np.memmap(file, array.dtype, mode="r", shape=array.shape)
+
+
+def _merged(runs: list[_Run]) -> _Run:
+    values = np.concatenate([run[0] for run in runs]) if runs else np.zeros(0)
+    counts = np.concatenate([run[1] for run in runs]) if runs else np.zeros(0, np.int64)
+    if len(runs) < 2 or not len(values):
+        return values, counts
+    order = np.argsort(values, kind="stable")
+    values = values[order]
+    first = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
+    return values[first], np.add.reduceat(counts[order], first)
+
+
+class ScoreCounts:
+    """How often each distinct score was that of a positive and of a negative row.
+
+    All counts and sums are whole numbers, so cuts into batches, their order and that of merges do not change a bit.
+    Above some millions of distinct scores sorted runs lie in temporary files: memory does not grow with the rows.
+    """
+
+    def __init__(self) -> None:
+        self._of = (_Multiset(), _Multiset())  # negative, positive
+
+    @property
+    def positive(self) -> int:
+        """Rows whose truth is positive."""
+        return self._of[1].rows
+
+    @property
+    def negative(self) -> int:
+        """The other rows."""
+        return self._of[0].rows
+
+    def update(self, scores: npt.NDArray[Any], truth: npt.NDArray[np.bool_]) -> None:
+        """Take some rows.
+
+        Args:
+            scores: Floats `[rows]`, none of them NaN; float32 takes half the room.
+            truth: bool `[rows]`.
+        """
+        self._of[1].add(scores[truth])
+        self._of[0].add(scores[~truth])
+
+    def merge(self, other: ScoreCounts) -> None:
+        """Take the rows of another one."""
+        for mine, theirs in zip(self._of, other._of, strict=True):
+            mine.merge(theirs)
+
+    def auc(self) -> float | None:
+        """Area under the ROC curve, ties counted half (Mann-Whitney U); None without rows of both kinds."""
+        if not self.positive or not self.negative:
+            return None
+        twice = 0
+        for _, negative, positive, below, _ in self._ascending():
+            weights = 2 * below + negative
+            twice += (int(np.dot(positive, weights >> 20)) << 20) + int(
+                np.dot(positive, weights & ((1 << 20) - 1))
+            )
+        return twice / (2 * self.positive * self.negative)
+
+    def average_precision(self) -> float | None:
+        """Area under the precision-recall curve as scikit-learn has it; None without a positive row.
+
+        The sum over thresholds, from the highest, of the gain in recall times the precision; not interpolated.
+        """
+        if not self.positive:
+            return None
+        total = 0
+        for _, _, positive, negatives, positives in self._ascending():
+            right, wrong = self.positive - positives, self.negative - negatives
+            total += weighted_sum(positive, right / (right + wrong))
+        return weighted_mean(total, self.positive)
+
+    def auc_error(self) -> float | None:
+        """Standard error of `auc` (DeLong, DeLong and Clarke-Pearson 1988); None where it is not defined.
+
+        With V_i the share of negatives below positive i (ties half) and W_j the share of positives above negative
+        j: sqrt(var(V) / positives + var(W) / negatives).
+        """
+        if self.positive < 2 or self.negative < 2:
+            return None
+        mean = self.auc()
+        assert mean is not None
+        squares = [0, 0]
+        for _, negative, positive, negatives, positives in self._ascending():
+            v = (negatives + negative / 2) / self.negative
+            w = 1 - (positives + positive / 2) / self.positive
+            squares[0] += weighted_sum(negative, w * w)
+            squares[1] += weighted_sum(positive, v * v)
+        variance = 0.0
+        for total, rows in zip(squares, (self.negative, self.positive), strict=True):
+            variance += max(0.0, weighted_mean(total, rows) - mean * mean) / (rows - 1)
+        return float(variance**0.5)
+
+    def _ascending(
+        self,
+    ) -> Iterator[
+        tuple[
+            npt.NDArray[Any],
+            npt.NDArray[np.int64],
+            npt.NDArray[np.int64],
+            npt.NDArray[np.int64],
+            npt.NDArray[np.int64],
+        ]
+    ]:
+        """Blocks of distinct scores: negatives and positives of each, and those below it."""
+        below = [0, 0]
+        for low, high in self._ranges():
+            parts = [each.between(low, high) for each in self._of]
+            scores = np.union1d(parts[0][0], parts[1][0])
+            counts = []
+            for values, count in parts:
+                mine = np.zeros(len(scores), np.int64)
+                mine[np.searchsorted(scores, values)] = count
+                counts.append(mine)
+            before = [np.cumsum(mine) - mine + base for mine, base in zip(counts, below, strict=True)]
+            below = [base + int(mine.sum()) for mine, base in zip(counts, below, strict=True)]
+            yield scores, counts[0], counts[1], before[0], before[1]
+
+    def _ranges(self) -> Iterator[tuple[float, float]]:
+        """Ranges of scores with not much more than `_BLOCK` distinct ones each."""
+        samples = [np.zeros(0)]
+        for each in self._of:
+            each.settle()
+            samples += [np.asarray(values[_SAMPLE::_SAMPLE], np.float64) for values, _ in each.runs]
+        cuts = np.sort(np.concatenate(samples))[_BLOCK // _SAMPLE :: _BLOCK // _SAMPLE]
+        # Numbers that both widths have, so that runs of either are cut at the same place.
+        cuts = np.unique(cuts.astype(np.float32)).astype(np.float64)
+        ends = [-np.inf, *cuts.tolist(), np.inf]
+        yield from zip(ends[:-1], ends[1:], strict=True)
