@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sp_ray_ml.errors import SpRayError
+    from sp_ray_ml.inference.batch_prediction import BatchResult, batch_predict
     from sp_ray_ml.pipeline import Pipeline, RunResult, run
     from sp_ray_ml.train.predictor import Predictor
     from sp_ray_ml.train.pyg import PyGTrainer
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchResult",
     "Pipeline",
     "Predictor",
     "PyGTrainer",
@@ -40,6 +42,7 @@ __all__ = [
     "RunResult",
     "SpRayError",
     "__version__",
+    "batch_predict",
     "run",
 ]
 
@@ -52,6 +55,7 @@ def __getattr__(name: str) -> Any:
         name,
         {
             "errors": ["SpRayError"],
+            "inference.batch_prediction": ["BatchResult", "batch_predict"],
             "pipeline": ["Pipeline", "RunResult", "run"],
             "train.predictor": ["Predictor"],
             "train.recommender": ["Recommender"],

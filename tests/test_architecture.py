@@ -25,7 +25,9 @@ BOTTOM = {
     "_document",
     "_import_path",
     "_names",
+    "_remote",
     "_secrets",
+    "_transfer",
 }
 TOP = {
     "pipeline", "demo", "draft", "_job", "_event_job", "_table_job", "_runs", "_steps", "_table_steps", "_console", "_results",
@@ -46,7 +48,8 @@ MAY_IMPORT["testing"] = MAY_IMPORT["cli"] | {"testing"}
 
 PUBLIC = {
     "sp_ray_ml": [
-        "Pipeline", "Predictor", "PyGTrainer", "Recommender", "RunResult", "SpRayError", "__version__", "run",
+        "BatchResult", "Pipeline", "Predictor", "PyGTrainer", "Recommender", "RunResult", "SpRayError", "__version__",
+        "batch_predict", "run",
     ],
     "sp_ray_ml.cluster": [
         "Cause", "ClusterOptions", "ClusterSettings", "HeadGroup", "RayCluster", "Reporter", "WorkerGroup",
@@ -65,7 +68,7 @@ PUBLIC = {
         "LayeredGNN", "NearestIndex", "NodeVectors",
     ],
     "sp_ray_ml.inference": [
-        "Baseline", "Ease", "Popularity",
+        "Baseline", "BatchResult", "BatchScaling", "Ease", "Output", "Pool", "Popularity", "Rejected", "batch_predict",
     ],
     "sp_ray_ml.metrics": [
         "RankingMetrics", "Scorer", "top_k",

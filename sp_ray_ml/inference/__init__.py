@@ -12,12 +12,31 @@ from sp_ray_ml.optional import lazy_attributes
 
 if TYPE_CHECKING:
     from sp_ray_ml.inference.baselines import Baseline, Ease, Popularity
+    from sp_ray_ml.inference.batch_prediction import BatchResult, batch_predict
+    from sp_ray_ml.inference.batch_settings import BatchScaling, Pool, Rejected
+    from sp_ray_ml.inference.settings import Output
 
-__all__ = ["Baseline", "Ease", "Popularity"]
+__all__ = [
+    "Baseline",
+    "BatchResult",
+    "BatchScaling",
+    "Ease",
+    "Output",
+    "Pool",
+    "Popularity",
+    "Rejected",
+    "batch_predict",
+]
 
 
 def __getattr__(name: str) -> Any:
-    return lazy_attributes(__name__, name, {"baselines": ["Baseline", "Ease", "Popularity"]})
+    modules = {
+        "baselines": ["Baseline", "Ease", "Popularity"],
+        "batch_prediction": ["BatchResult", "batch_predict"],
+        "batch_settings": ["BatchScaling", "Pool", "Rejected"],
+        "settings": ["Output"],
+    }
+    return lazy_attributes(__name__, name, modules)
 
 
 def __dir__() -> list[str]:

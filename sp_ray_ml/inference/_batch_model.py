@@ -1,0 +1,140 @@
+"""What predicts in a batch prediction: found by whatever names it, opened once a process, told from others."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sp_ray_ml._import_path import IMPORT_PATH
+from sp_ray_ml.config import Custom, fingerprint
+from sp_ray_ml.errors import CheckpointError, ConfigError, SpRayError
+from sp_ray_ml.train.predictor import Predictor
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Model", "find_model", "output_schema"]
+
+_WHERE = "predictor"
+
+
+@dataclass(frozen=True)
+class Model:
+    """How to get a predictor in any process; can be pickled.
+
+    Attributes:
+        mark: Tells it from other ones: the seal of what was sealed, otherwise of its code and arguments, or content.
+        source: The folder of a sealed one.
+        own: The class of one's own, with its arguments.
+        given: An object that neither of the two makes.
+    """
+
+    mark: str
+    source: str | None = None
+    own: Custom | None = None
+    given: Predictor | None = None
+
+    def open(self) -> Predictor:
+        """The predictor, loaded.
+
+        Raises:
+            CheckpointError: The folder holds none.
+            ConfigError: The class cannot be imported, fails, or is none of a predictor.
+        """
+        if self.given is not None:
+            return self.given
+        return _own(self.own) if self.own is not None else Predictor.load(self.source)
+
+
+def find_model(predictor: Any) -> tuple[Model, Predictor]:
+    """What is given as `predictor`, opened, and how other processes get it.
+
+    Raises:
+        CheckpointError: It is no sealed predictor, or damaged.
+        ConfigError: It is an import path that leads to none.
+    """
+    if isinstance(predictor, Predictor):
+        return Model(_mark_of(predictor), given=predictor), predictor
+    if inspect.isclass(predictor) or (
+        isinstance(predictor, str) and IMPORT_PATH.match(predictor) and not Path(predictor).exists()
+    ):
+        predictor = Custom(target=predictor)
+    if isinstance(predictor, Custom):
+        opened = _own(predictor)
+        return Model(fingerprint(predictor), own=predictor), opened
+    opened = Predictor.load(predictor)
+    if isinstance(predictor, str | os.PathLike) and Path(predictor).exists():
+        return Model(_mark_of(opened), source=str(Path(predictor).resolve())), opened
+    return Model(_mark_of(opened), given=opened), opened
+
+
+def sent(model: Model, predictor: Predictor, folder: Path) -> Model:
+    """The same for processes that are not this one: what is only an object here is sealed into the folder, if it can be.
+
+    An object that cannot be sealed is sent by pickle, within the cluster.
+    """
+    if model.given is None or not hasattr(predictor, "save"):
+        return model
+    predictor.save(folder / "predictor")
+    return Model(model.mark, source=str(folder / "predictor"))
+
+
+def _own(custom: Custom) -> Predictor:
+    name = custom.target if isinstance(custom.target, str) else getattr(custom.target, "__qualname__", "it")
+    make = custom.load()
+    try:
+        predictor = make(**custom.arguments)
+    except SpRayError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{name} cannot be made: {type(error).__name__}: {error}",
+            where=_WHERE,
+            hint="It is called with the arguments: Custom(target=PATH, arguments={…})",
+        ) from error
+    if not isinstance(predictor, Predictor):
+        raise ConfigError(
+            f"{name} gives a {type(predictor).__name__}, no Predictor",
+            where=_WHERE,
+            hint="Subclass sp_ray_ml.Predictor and give it `predict`",
+        )
+    return predictor
+
+
+def _mark_of(predictor: Predictor) -> str:
+    if seal := predictor.manifest.get("sha256"):
+        return str(seal)
+    try:
+        content = pickle.dumps(predictor)
+    except Exception as error:  # what it holds may raise what it likes
+        raise CheckpointError(
+            f"a {type(predictor).__name__} that is neither sealed nor can be pickled cannot be told from others: {error}",
+            where=_WHERE,
+            hint="Give its import path, or save it first",
+        ) from error
+    return fingerprint(type(predictor).__qualname__, hashlib.sha256(content).hexdigest())
+
+
+def output_schema(predictor: Predictor, schema: pa.Schema) -> pa.Schema:
+    """The columns that predictions of rows with this schema have.
+
+    Raises:
+        DataError: The rows lack a column, or have one of a wrong type.
+        ConfigError: It fails for a table without rows.
+    """
+    try:
+        return predictor.predict(schema.empty_table()).schema.remove_metadata()
+    except SpRayError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{type(predictor).__name__}.predict fails for a table without rows, by which its columns are found: "
+            f"{type(error).__name__}: {error}",
+            where=_WHERE,
+            hint="Let it return such a table, with the columns that it adds",
+        ) from error

@@ -1,0 +1,142 @@
+"""Partitions predicted by actors of Ray Data: each loads the model once, the pool grows and shrinks with the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from sp_ray_ml import errors
+from sp_ray_ml.errors import ClusterError, SpRayError
+from sp_ray_ml.inference._batch_engine import Engine, Job
+from sp_ray_ml.inference._batch_stage import Done, check_seen
+from sp_ray_ml.inference.batch_settings import Pool
+from sp_ray_ml.logger import LOGGER
+
+if TYPE_CHECKING:
+    from sp_ray_ml.inference._batch_model import Model
+    from sp_ray_ml.inference._batch_parts import Part
+    from sp_ray_ml.inference.batch_settings import BatchScaling
+
+__all__ = ["run_on_ray"]
+
+_AHEAD = 2  # partitions that wait at an actor beside the one that it is at
+
+
+class _Again(Exception):  # noqa: N818  Ray gives the partition out again when it sees this one
+    pass
+
+
+class Worker:
+    """An actor of the pool."""
+
+    def __init__(self, job: Job, model: Model, parts: list[Any], sys_path: list[str]) -> None:
+        began = time.time()
+        sys.path += [path for path in sys_path if path not in sys.path]
+        self._parts: list[Part] = ray.get(parts[0])
+        self._engine: Engine | None = None
+        self._refused: SpRayError | None = None
+        try:
+            check_seen(job.folder)
+            self._engine = Engine(job, model.open(), began)
+        except SpRayError as error:  # raised here, Ray would start the actor again and again
+            self._refused = error
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Predict the partition that the only row names; what comes back is its record, or an error."""
+        if self._refused is not None:
+            return _answer(self._refused)
+        assert self._engine is not None
+        try:
+            [done] = self._engine.run([self._parts[batch["index"][0].as_py()]])
+        except SpRayError as error:
+            return _answer(error)
+        except Exception as error:
+            if "CUDA" in str(error) or type(error).__name__ == "AcceleratorError":
+                LOGGER.error("the GPU failed, this worker starts again: %s", error)
+                os._exit(1)  # nothing in this process can use the GPU any more
+            raise _Again(f"{type(error).__name__}: {error}") from error
+        return _answer(done)
+
+
+def _answer(value: Done | SpRayError) -> pa.Table:
+    # Through Ray an error would come out wrapped, and lose what it says beside its text.
+    if isinstance(value, Done):
+        content: dict[str, Any] = {"done": asdict(value)}
+    else:
+        kind = next(cls.__name__ for cls in type(value).__mro__ if cls.__name__ in errors.__all__)
+        content = {"error": kind, "message": value.message, "where": value.where, "hint": value.hint}
+    return pa.table({"answer": [json.dumps(content)]})
+
+
+def _read(answer: str) -> Done:
+    content = json.loads(answer)
+    if "done" in content:
+        return Done(**content["done"])
+    kind: type[SpRayError] = getattr(errors, content["error"])
+    raise kind(content["message"], where=content["where"], hint=content["hint"])
+
+
+def run_on_ray(
+    parts: Sequence[Part], job: Job, model: Model, scaling: BatchScaling, sys_path: list[str]
+) -> Generator[Done]:
+    """Predict partitions, and give the record of each when it is kept, in whatever order they come.
+
+    Raises:
+        SpRayError: What a worker raised.
+        ClusterError: A worker died too often.
+    """
+    if not parts:
+        return
+    # Each partition is a row, and a block, of its own: Ray Data gives blocks out one by one.
+    tickets = ray.data.from_items([{"index": i} for i in range(len(parts))], override_num_blocks=len(parts))
+    tickets.context.actor_task_retry_on_errors = [_Again]
+    workers = scaling.workers
+    sizes = (
+        {"min_size": workers.min, "max_size": workers.max} if isinstance(workers, Pool) else {"size": workers}
+    )
+    options: dict[str, Any] = {}
+    if scaling.gpu_type is not None:
+        options["accelerator_type"] = scaling.gpu_type
+    if scaling.memory_per_worker is not None:
+        options["memory"] = scaling.memory_per_worker
+    answers = tickets.map_batches(
+        Worker,
+        fn_constructor_args=(job, model, [ray.put(list(parts))], sys_path),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=1 + _AHEAD),
+        num_cpus=scaling.cpus_per_worker,
+        num_gpus=scaling.gpus_per_worker or None,
+        max_restarts=scaling.max_failures,
+        max_task_retries=scaling.max_failures,
+        **options,
+    )
+    try:
+        with closing(
+            iter(answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        ) as tables:
+            for table in tables:
+                for value in table["answer"]:
+                    yield _read(value.as_py())
+    except ray.exceptions.RayError as error:
+        raise ClusterError(
+            f"a worker has failed more than {scaling.max_failures} times: {_last(error)}",
+            where="scaling",
+            hint="Partitions that are done are kept: run it again to go on. With too little memory: fewer workers a "
+            "machine, or memory_per_worker",
+        ) from error
+
+
+def _last(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[-400:]
