@@ -1,9 +1,11 @@
-"""What all tests share: no test leaves anything in the working directory, or reaches a user's own MLflow."""
+"""What all tests share: no test leaves anything in the working or temporary directory, or reaches a user's own MLflow."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,22 @@ settings.register_profile(
 )
 settings.load_profile("same")
 
+# Ray, MLflow, PyG and TensorFlow leave files in the temporary folder: the tests have one of their own, removed at the
+# end. The paths are short, for Ray's sockets; each process of xdist has a folder in that of the process that started
+# it, so that no Ray sees another's. What pytest keeps of failed tests stays where it always is.
+if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    _temporary = Path(os.environ["TMPDIR"]) / _worker
+    _temporary.mkdir()
+else:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    _temporary = Path(tempfile.mkdtemp(prefix="sp-ray-"))
+os.environ["TMPDIR"] = tempfile.tempdir = str(_temporary)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_temporary, ignore_errors=True)  # a process of Ray that is about to end may write yet
+
+
 # Test worlds are tiny: threads of BLAS and OpenMP cost more than they give, above all where tests share cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,6 +41,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in [name for name in os.environ if name.startswith("MLFLOW_")]:
     del os.environ[_name]
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+# A server would start five processes more, each of which imports MLflow, for jobs that nobody here gives it.
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 
 
 @pytest.fixture(autouse=True)
