@@ -5,13 +5,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Tests and demo need no more than these; GPU machines and other frameworks: make setup EXTRAS=all,dev
 EXTRAS ?= dev
-# Processes of the fast tests: each imports PyTorch anew, so more than a few gain nothing.
+# Processes of the tests: each imports PyTorch anew, so more than a few gain nothing.
 WORKERS ?= 2
 # The first Python of a version that we support.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test test-slow test-image lint format clean
+.PHONY: help setup demo test test-slow test-kubernetes test-image lint format clean
 
 help:
 	@echo "make demo       set up, and run the main job on a demo warehouse (a minute)"
@@ -41,7 +41,7 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow and not kubernetes" -n $(WORKERS) --dist loadfile --cov --cov-report=term
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not kubernetes"
+	$(BIN)/python -m pytest -m "slow and not kubernetes" -n $(WORKERS) --dist loadfile --durations 15
 
 test-kubernetes: setup
 	$(BIN)/python -m pytest -m kubernetes --durations 15
