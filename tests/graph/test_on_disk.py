@@ -340,7 +340,7 @@ def test_on_ray_the_bytes_are_the_same_for_any_number_of_partitions(tmp_path: Pa
         ray.data.DataContext.get_current().enable_progress_bars = False
         blocks = [ray.data.from_arrow(table.slice(begin, 900)) for begin in range(0, len(table), 900)]
         cut = {**edges, PLAYS: edges[PLAYS].model_copy(update={"table": blocks[0].union(*blocks[1:])})}
-        for partitions, given in ((1, edges), (2, cut), (4, edges)):
+        for partitions, given in ((1, edges), (4, cut)):  # in two below, added to what was there
             construct(tmp_path / str(partitions), given, {}, None, partitions, Limits(chunk_rows=400))
             assert contents(tmp_path / str(partitions)) == contents(tmp_path / "local")
         wrong = played(table.set_column(0, "user", pa.array([None, *table["user"].to_pylist()[1:]])))

@@ -73,9 +73,10 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, fresh_store):
     folder = tmp_path / "server"
     folder.mkdir()
+    shutil.copy(fresh_store, folder / "server.db")
     server = Server(folder)
     try:
         server.start()

@@ -52,6 +52,14 @@ class Case:
             return dict(arrays), json.loads(run.stdout.splitlines()[-1])
 
 
+@pytest.fixture(scope="module", params=["torch", "pyg"])
+def unbroken(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """A kind of training, what two workers that are left alone make of it, and what they told."""
+    return request.param, *Case(request.param, 2, tmp_path_factory.mktemp(request.param)).start("whole")
+
+
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -80,12 +88,11 @@ def test_a_process_killed_amid_an_epoch_goes_on_at_the_step_to_the_same_bits(
     assert told_again["losses"] == told["losses"]
 
 
-@pytest.mark.parametrize("kind", ["torch", "pyg"])
 def test_a_worker_killed_amid_an_epoch_is_restarted_and_ends_with_the_same_bits(
-    kind: str, tmp_path: Path
+    unbroken: tuple[str, dict[str, Any], dict[str, Any]], tmp_path: Path
 ) -> None:
+    kind, whole, told = unbroken
     case = Case(kind, 2, tmp_path)
-    whole, told = case.start("whole")
     assert not any("restarts" in metrics for metrics in told["heard"])
     restarted, told_again = case.start("killed", steps=STEPS[kind], failures=1)
     assert (tmp_path / "killed-marker").exists()
@@ -96,12 +103,11 @@ def test_a_worker_killed_amid_an_epoch_is_restarted_and_ends_with_the_same_bits(
     assert marked in ([(1, 0), (2, 0), (3, 1), (4, 1)], [(1, 0), (2, 0), (2, 1), (3, 1), (4, 1)])
 
 
-@pytest.mark.parametrize("kind", ["torch", "pyg"])
 def test_a_driver_killed_amid_an_epoch_goes_on_at_the_step_to_the_same_bits(
-    kind: str, tmp_path: Path
+    unbroken: tuple[str, dict[str, Any], dict[str, Any]], tmp_path: Path
 ) -> None:
+    kind, whole, told = unbroken
     case = Case(kind, 2, tmp_path)
-    whole, told = case.start("whole")
     # The driver hears of an epoch within a third of a second, when slow steps are amid the next.
     case.start("killed", dies=True, die=2, steps=10_000, pause=0.1)
     resumed, told_again = case.start("killed", again=True, steps=0)
