@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import float64, uint64, void
+from numba import boolean, float64, uint64, void
 
 from sp_ray_ml._compiled import compiled
 
-__all__ = ["poisson_weights"]
+__all__ = ["poisson_weights", "weighted_precision"]
 
 # 65,536 times the probability that a Poisson(1) number is at most 0, 1, …, 6: four weights from 64 random bits.
 _T0, _T1, _T2, _T3, _T4, _T5, _T6 = 24109, 48219, 60274, 64292, 65296, 65497, 65531
@@ -43,3 +43,20 @@ def poisson_weights(units: Any, seed: Any, out: Any) -> None:
                     + np.int32(draw >= _T5)
                     + np.int32(draw >= _T6)
                 )
+
+
+@compiled(float64(float64[::1], boolean[::1], boolean[::1]))
+def weighted_precision(weights: Any, truth: Any, ends: Any) -> float:
+    """Average precision of weighted rows, the highest score first; `ends` marks the last row of each distinct score."""
+    right, wrong, gained, total = 0.0, 0.0, 0.0, 0.0
+    for i in range(weights.shape[0]):
+        if truth[i]:
+            right += weights[i]
+            gained += weights[i]
+        else:
+            wrong += weights[i]
+        if ends[i]:
+            if gained > 0:
+                total += gained * right / (right + wrong)
+            gained = 0.0
+    return total / right if right > 0 else np.nan

@@ -69,7 +69,7 @@ class Means:
             poisson_weights(part, np.uint64(self.seed), weights)
             self._drawn += weights.sum(axis=1).astype(np.int64)
             for total, digit in zip(sums, digits, strict=True):
-                total += weights @ digit[begin : begin + _CHUNK]
+                np.add(total, weights @ digit[begin : begin + _CHUNK], out=total)
         for place, total in enumerate(sums):
             self._drawn_sums = self._drawn_sums + total.astype(np.int64).astype(object) * _LIMB**place
 

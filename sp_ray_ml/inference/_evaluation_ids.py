@@ -1,0 +1,130 @@
+"""Ids of users and items as codes: small whole numbers as they are, all others by a hash table."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from sp_ray_ml.data._columns import plain
+from sp_ray_ml.errors import DataError
+from sp_ray_ml.graph._id_table import SHARDS, IdTable, ids_of
+
+__all__ = ["Ids", "NotSmallError", "unit_numbers"]
+
+SMALL = 1 << 24
+"""Whole numbers from 0 to below it are codes themselves."""
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_ANY_TIME = np.zeros(1, np.int64)
+
+
+def unit_numbers(columns: list[pa.Array], where: str) -> NDArray[np.uint64]:
+    """64 bits of each row that are a function of its ids alone; of one whole number they are that number."""
+    found: NDArray[np.uint64] | None = None
+    for column in columns:
+        rows, text = ids_of(pa.chunked_array([column]), where, _ANY_TIME, text=None)
+        if text:
+            numbers = np.empty(len(rows), np.uint64)
+            numbers[rows.order] = rows.hashes
+        else:
+            numbers = plain(column).cast(pa.int64()).to_numpy().astype(np.uint64)
+        found = numbers if found is None else found * _ODD ^ numbers
+    assert found is not None
+    return found
+
+
+class NotSmallError(Exception):
+    """An id is no small whole number: all must be read again, with tables."""
+
+
+class Ids:
+    """Codes for the ids of one kind.
+
+    Args:
+        small: Whether the ids are hoped to be small whole numbers, which costs nothing.
+    """
+
+    def __init__(self, small: bool) -> None:
+        self.small = small
+        self.end = 0
+        self._table = IdTable()
+        self._hashes = np.zeros(0, np.uint64)
+        self._seen = np.zeros(0, np.bool_)
+
+    @property
+    def known(self) -> int:
+        """How many ids there were."""
+        return int(self._seen.sum()) if self.small else len(self._table)
+
+    def codes(self, pool: Executor, column: pa.Array, where: str) -> NDArray[np.int32]:
+        """The codes of some ids, int32 `[rows]`; unknown ones get the next.
+
+        Raises:
+            NotSmallError: One is no small whole number, and `small` was hoped for.
+            DataError: One is missing, or neither text nor a whole number.
+        """
+        if self.small:
+            return self._as_they_are(column, where)
+        if len(column) > 1:
+            runs = pc.run_end_encode(column) if not pa.types.is_run_end_encoded(column.type) else column
+            if 2 * len(runs.values) < len(column):  # predictions come user by user
+                lengths = np.diff(runs.run_ends.to_numpy(), prepend=0)
+                return np.repeat(self._by_table(pool, runs.values, where), lengths)
+        return self._by_table(pool, column, where)
+
+    def _as_they_are(self, column: pa.Array, where: str) -> NDArray[np.int32]:
+        values = plain(column)
+        if not pa.types.is_integer(values.type):
+            raise NotSmallError
+        if values.null_count:
+            raise DataError(f"{values.null_count:,} of {len(values):,} rows have no id", where=where)
+        numbers = values.to_numpy()
+        low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, -1)
+        if low < 0 or high >= SMALL:
+            raise NotSmallError
+        if high >= len(self._seen):
+            longer = np.zeros(max(high + 1, 3 * len(self._seen) // 2), np.bool_)
+            longer[: len(self._seen)] = self._seen
+            self._seen = longer
+        self._seen[numbers] = True
+        self.end = max(self.end, high + 1)
+        return numbers.astype(np.int32)
+
+    def _by_table(self, pool: Executor, column: pa.Array, where: str) -> NDArray[np.int32]:
+        rows, text = ids_of(pa.chunked_array([column]), where, _ANY_TIME, text=self._table.text)
+        self._table.text = text
+        codes = np.empty(len(rows), np.int64)
+        list(pool.map(lambda shard: self._table.visit(shard, rows, codes), range(SHARDS)))
+        self.end = self._table.end
+        if self.end > np.iinfo(np.int32).max:
+            raise DataError(f"{self.end:,} distinct ids are more than can be evaluated at once", where=where)
+        if len(self._hashes) < self.end:
+            longer = np.zeros(max(self.end, 3 * len(self._hashes) // 2), np.uint64)
+            longer[: len(self._hashes)] = self._hashes
+            self._hashes = longer
+        self._hashes[codes[rows.order]] = rows.hashes
+        return codes.astype(np.int32)
+
+    def units(self, codes: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """64 bits that are a function of the id alone, uint64 `[codes]`: of whole numbers they are the number."""
+        if self.small:
+            return codes.astype(np.uint64)
+        if self._table.text is False:
+            return self._table.ids(codes).to_numpy().astype(np.uint64)
+        return self._hashes[codes]
+
+    def ids(self, codes: NDArray[np.int64]) -> pa.Array:
+        """The original ids of some codes."""
+        return pa.array(codes) if self.small else self._table.ids(codes)
+
+    def sort_keys(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers that sort as the ids do, `[codes]`."""
+        if self.small:
+            return codes.astype(np.int64)
+        ranks = np.empty(len(codes), np.int64)
+        ranks[pc.array_sort_indices(self.ids(codes)).to_numpy()] = np.arange(len(codes))
+        return ranks

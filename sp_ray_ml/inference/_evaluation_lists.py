@@ -1,0 +1,165 @@
+"""Ranked lists and what users then chose, from tables of any size: brought together by user, and measured.
+
+Both tables pass through once, as codes. A few million rows stay in memory; more go to files, cut by ranges of users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sp_ray_ml.data._columns import plain
+from sp_ray_ml.data.source import Source, require_columns
+from sp_ray_ml.errors import DataError
+from sp_ray_ml.graph._external import Limits, Partitions, Spool
+from sp_ray_ml.graph._ingest import ahead
+from sp_ray_ml.graph._row_kernels import count_into, group
+from sp_ray_ml.inference._evaluation_ids import Ids, NotSmallError
+from sp_ray_ml.metrics._lists_kernel import TRUTH
+
+if TYPE_CHECKING:
+    from sp_ray_ml.inference.evaluators import Ranking
+
+__all__ = ["Lists", "Part", "read_lists"]
+
+_IN_MEMORY = 1 << 23  # rows, 16 bytes each
+_CHUNK = 1 << 18
+_TYPES = [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.float64)]
+
+_Rows = tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of a range of users, predictions and truth together.
+
+    Attributes:
+        first: Code of the first user.
+        indptr: int64 [users + 1], where each user's rows are in `order`.
+        order: int64 [rows].
+        items: int32 [rows], codes.
+        keys: float64 [rows], ascending in the list; `TRUTH` for a test item.
+    """
+
+    first: int
+    indptr: NDArray[np.int64]
+    order: NDArray[np.int64]
+    items: NDArray[np.int32]
+    keys: NDArray[np.float64]
+
+
+class Lists:
+    """All rows as codes, in memory or in files.
+
+    Args:
+        small: As in `Ids`.
+        folder: For the files.
+    """
+
+    def __init__(self, small: bool, folder: Path) -> None:
+        self.users, self.items = Ids(small), Ids(small)
+        self.predictions = self.truth = 0
+        self._folder = folder
+        self._chunks: list[_Rows] = []
+        self._spool: Spool | None = None
+        self._rows = 0
+
+    def add(self, pool: Executor, source: Source, settings: Ranking, *, truth: bool) -> None:
+        """Take the rows of a table.
+
+        Raises:
+            ColumnNotFoundError: A column is not there.
+            DataError: An id, a rank or a score is missing.
+        """
+        key = None if truth else (settings.rank if settings.score is None else settings.score)
+        columns = [settings.user, settings.item, *([] if key is None else [key])]
+        require_columns(source.schema, columns, source.name)
+        for block in ahead(source.select(columns).blocks(_CHUNK)):
+            user = self.users.codes(pool, block.column(0), f"{source.name}.{settings.user}")
+            item = self.items.codes(pool, block.column(1), f"{source.name}.{settings.item}")
+            if key is None:
+                keys = np.full(len(user), TRUTH)
+            else:
+                keys = _numbers(block.column(2), f"{source.name}.{key}")
+                keys = keys if settings.score is None else -keys
+            self._append((user, item, keys))
+            self.truth, self.predictions = (
+                self.truth + truth * len(user),
+                self.predictions + (not truth) * len(user),
+            )
+
+    def _append(self, rows: _Rows) -> None:
+        self._rows += len(rows[0])
+        if self._spool is None and self._rows > _IN_MEMORY:
+            self._spool = Spool(self._folder / "rows", _TYPES)
+            for chunk in self._chunks:
+                self._spool.append(chunk)
+            self._chunks = []
+        if self._spool is None:
+            self._chunks.append(rows)
+        else:
+            self._spool.append(rows)
+
+    def parts(self, pool: Executor, threads: int) -> Iterator[Part]:
+        """The rows by ranges of users, in the order of their codes."""
+        end = self.users.end
+        if self._spool is None:
+            whole = tuple(
+                np.concatenate([chunk[i] for chunk in self._chunks])
+                if self._chunks
+                else np.zeros(0, _TYPES[i])
+                for i in range(3)
+            )
+            yield _part(0, end, whole)
+            return
+        counts = np.zeros(end, np.int64)
+        for number in range(len(self._spool.rows)):
+            count_into(self._spool.chunk(number)[0], counts)
+        limits = Limits(_CHUNK, max(self._rows >> 7, 1 << 20), threads)
+        partitions = Partitions(self._folder, counts, _TYPES, limits)
+        spool = self._spool
+        partitions.fill(
+            pool, ((lambda number=number: spool.chunk(number)) for number in range(len(spool.rows)))
+        )
+        spool.remove()
+        for number in range(len(partitions)):
+            first, last = partitions.begins[number : number + 2].tolist()
+            yield _part(first, last, partitions.read(number))
+        partitions.remove()
+
+
+def _part(first: int, last: int, rows: _Rows) -> Part:
+    user, item, key = rows
+    indptr, order = np.zeros(last - first + 1, np.int64), np.empty(len(user), np.int64)
+    group(user, first, indptr, order)
+    return Part(first, indptr, order, item, key)
+
+
+def _numbers(column: pa.Array, where: str) -> NDArray[np.float64]:
+    values = plain(column)
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        raise DataError(f"ranks and scores must be numbers, this column is {values.type}", where=where)
+    numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    if missing := int(np.isnan(numbers).sum()):
+        raise DataError(f"{missing:,} of {len(numbers):,} rows have no rank or score", where=where)
+    return numbers  # type: ignore[no-any-return]
+
+
+def read_lists(settings: Ranking, tables: list[tuple[Source, bool]], folder: Path, pool: Executor) -> Lists:
+    """Read tables, each either of predictions or (True) of test items."""
+    for small in (True, False):
+        lists = Lists(small, folder)
+        try:
+            for source, truth in tables:
+                lists.add(pool, source, settings, truth=truth)
+        except NotSmallError:
+            continue
+        return lists
+    raise AssertionError("unreachable: tables of ids take all")
