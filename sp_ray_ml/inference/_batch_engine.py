@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from sp_ray_ml.data._schema import plain
 from sp_ray_ml.errors import DataError, ResourceError, StorageError
 from sp_ray_ml.inference._batch_pipe import piped
 from sp_ray_ml.inference._batch_stage import Done, PartWriter, Stage
@@ -61,7 +62,7 @@ class Job:
 
 def rejected_schema(schema: pa.Schema) -> pa.Schema:
     """Columns of the table of rows that could not be predicted."""
-    return pa.schema([pa.field(ROW, pa.int64()), pa.field(REASON, pa.string()), *schema])
+    return plain(pa.schema([pa.field(ROW, pa.int64()), pa.field(REASON, pa.string()), *schema]))
 
 
 @dataclass
@@ -153,8 +154,8 @@ class Engine:
                 batch.error = error
                 self._halve(batch, batch.rows, batch.start, error)
         for kind, tables in (("part", batch.predicted), ("rejected", batch.rejected)):
-            for table in tables:
-                self._writer(kind, batch.part.number).write(table)
+            if tables:
+                self._writer(kind, batch.part.number).write(pa.concat_tables(tables))
         return self._done(batch) if batch.last else None
 
     def _writer(self, kind: str, number: int) -> PartWriter:
@@ -241,7 +242,7 @@ class Engine:
             raise too_many(self._job.most_rejected, where, reason) from error
         own = [pa.array([number], pa.int64()), pa.array([reason])]
         schema = rejected_schema(self._job.input)
-        batch.rejected.append(pa.Table.from_arrays([*own, *row.columns], schema=schema))
+        batch.rejected.append(pa.Table.from_arrays([*own, *row.columns], names=schema.names).cast(schema))
 
 
 def too_many(most: int, where: str, reason: str) -> DataError:

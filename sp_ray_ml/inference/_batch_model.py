@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml._import_path import IMPORT_PATH
 from sp_ray_ml.config import Custom, fingerprint
+from sp_ray_ml.data._schema import plain
 from sp_ray_ml.errors import CheckpointError, ConfigError, SpRayError
 from sp_ray_ml.train.predictor import Predictor
 
@@ -128,7 +129,7 @@ def output_schema(predictor: Predictor, schema: pa.Schema) -> pa.Schema:
         ConfigError: It fails for a table without rows.
     """
     try:
-        return predictor.predict(schema.empty_table()).schema.remove_metadata()
+        return plain(predictor.predict(schema.empty_table()).schema)
     except SpRayError:
         raise
     except Exception as error:

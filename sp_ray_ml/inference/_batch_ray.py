@@ -100,6 +100,7 @@ def run_on_ray(
     # Each partition is a row, and a block, of its own: Ray Data gives blocks out one by one.
     tickets = ray.data.from_items([{"index": i} for i in range(len(parts))], override_num_blocks=len(parts))
     tickets.context.actor_task_retry_on_errors = [_Again]
+    tickets.context.enable_progress_bars = False  # `progress` tells how far it is
     workers = scaling.workers
     sizes = (
         {"min_size": workers.min, "max_size": workers.max} if isinstance(workers, Pool) else {"size": workers}

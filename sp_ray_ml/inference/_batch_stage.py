@@ -116,9 +116,19 @@ class Stage:
             for file in files:
                 with storage_errors(file, "read"), pq.ParquetFile(file, pre_buffer=False) as opened:
                     for batch in opened.iter_batches():
-                        yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+                        yield from pa.Table.from_batches([batch]).cast(schema).to_batches()
 
         return Source(name, schema, stream, num_rows=rows)
+
+
+def _kept(schema: pa.Schema) -> pa.Schema:
+    """What Parquet gives back as it was: Arrow reads no nulls among lists of a fixed size."""
+    return pa.schema(
+        [
+            pa.field(f.name, pa.list_(f.type.value_type) if pa.types.is_fixed_size_list(f.type) else f.type)
+            for f in schema
+        ]
+    )
 
 
 def _size(file: Path) -> int | None:
@@ -131,7 +141,7 @@ class PartWriter:
     def __init__(self, folder: Path, kind: str, number: int, schema: pa.Schema) -> None:
         # Another process may be at the same partition, which was given out again: no two write into one file.
         self._file = folder / f"{kind}-{number:06}-{uuid.uuid4().hex[:12]}.parquet"
-        self._schema = schema
+        self._schema = _kept(schema)
         self._writer: Any = None
         self.rows = 0
 
@@ -142,7 +152,7 @@ class PartWriter:
         with storage_errors(self._file):
             if self._writer is None:
                 self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
-            self._writer.write_table(table, row_group_size=table.num_rows)
+            self._writer.write_table(table.cast(self._schema), row_group_size=table.num_rows)
         self.rows += table.num_rows
 
     def close(self) -> dict[str, int]:

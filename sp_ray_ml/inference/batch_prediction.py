@@ -269,7 +269,7 @@ def _most(rejected: Rejected | None, rows: int | None) -> int | None:
         return None
     if isinstance(rejected.most, int):
         return rejected.most
-    return sys.maxsize if rows is None else math.floor(rejected.most * rows)
+    return sys.maxsize if rows is None else math.floor(rejected.most * rows + 1e-9)
 
 
 def _resources(scaling: BatchScaling) -> Any:
@@ -388,7 +388,7 @@ class _Work:
         found, most = sum(done.rejected for done in every), self.job.most_rejected
         assert most is not None
         if isinstance(self.rejected.most, float) and self.source.num_rows is None:
-            most = math.floor(self.rejected.most * sum(done.rows for done in every))
+            most = math.floor(self.rejected.most * sum(done.rows for done in every) + 1e-9)
             most = most if last else max(most, _FEW)
         if found > most:
             raise too_many(

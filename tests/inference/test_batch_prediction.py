@@ -1,0 +1,417 @@
+"""Batch prediction in one process: each row once, rows that fail set aside, broken off and gone on with."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sp_ray_ml import Predictor, batch_predict
+from sp_ray_ml.config import Custom
+from sp_ray_ml.data import Source, as_source, open_warehouse
+from sp_ray_ml.errors import ConfigError, DataError, LockedError, StorageError
+from sp_ray_ml.inference import BatchScaling, Output, Pool, Rejected
+from sp_ray_ml.inference._batch_pipe import piped
+
+ROWS = 10_000
+SMALL = {"batch_rows": 1_000, "partition_rows": 2_000}
+
+OWN = '''
+import pyarrow as pa
+import pyarrow.compute as pc
+from sp_ray_ml import Predictor
+
+class Doubled(Predictor):
+    """Twice the column, where it is a number and not negative."""
+
+    def __init__(self, factor=2.0):
+        super().__init__()
+        self.factor = factor
+
+    def predict(self, table):
+        values = table["x"].cast(pa.float64())
+        if len(values) and (pc.min(values).as_py() or 0) < 0:
+            raise ValueError("a number is negative")
+        return table.append_column("prediction", pc.multiply(values, self.factor))
+'''
+
+
+class Doubled(Predictor):
+    """Twice the column; keeps how many rows each call had."""
+
+    def __init__(self) -> None:
+        super().__init__({"sha256": "doubled"})
+        self.calls: list[int] = []
+
+    def predict(self, table):
+        return self.assemble(table, self.infer(self.prepare(table)))
+
+    def prepare(self, rows):
+        return rows["x"].to_numpy()
+
+    def infer(self, prepared):
+        if len(prepared):
+            self.calls.append(len(prepared))
+        self.check(prepared)
+        return prepared * 2.0
+
+    def check(self, x):
+        if (x < 0).any():
+            raise ValueError("a number is negative")
+
+    def assemble(self, rows, found):
+        return rows.append_column("prediction", pa.array(found))
+
+
+def rows(count: int = ROWS) -> pa.Table:
+    return pa.table(
+        {"id": np.arange(count), "x": np.arange(count) / 7, "name": [f"n{i}" for i in range(count)]}
+    )
+
+
+def with_negative(table: pa.Table, *places: int) -> pa.Table:
+    x = table["x"].to_numpy().copy()
+    x[list(places)] = -1 - np.arange(len(places))
+    return table.set_column(1, "x", pa.array(x))
+
+
+def written(table: str = "predictions") -> pa.Table:
+    return open_warehouse("out").source(table).to_arrow()
+
+
+@pytest.fixture(params=["stream", "table", "parquet", "partitioned"])
+def data(request, tmp_path):
+    table = rows()
+    if request.param == "stream":
+        return Source("rows", table.schema, lambda: iter(table.to_batches(max_chunksize=777)))
+    if request.param == "table":
+        return table
+    if request.param == "parquet":
+        (tmp_path / "rows").mkdir()
+        for number in range(3):
+            part = table.slice(number * 4_000, 4_000)
+            pq.write_table(part, tmp_path / "rows" / f"{number}.parquet", row_group_size=900)
+        return tmp_path / "rows"
+    cut = table.append_column("day", pa.array([i // 6_000 for i in range(ROWS)], pa.int64()))
+    open_warehouse(tmp_path / "in").write("rows", cut, mode="partition", partition_by="day")
+    return open_warehouse(tmp_path / "in").source("rows")
+
+
+@pytest.mark.parametrize(
+    ("batch", "partition"), [(1_000, 2_500), (10_000, 100_000 // 65_536 * 65_536), (None, None)]
+)
+def test_predictions_are_those_of_predict_in_the_order_of_the_rows(data, batch, partition):
+    whole = (
+        data.to_arrow()
+        if isinstance(data, Source)
+        else pq.read_table(data)
+        if not isinstance(data, pa.Table)
+        else data
+    )
+    result = batch_predict(
+        Doubled(), data, ("out", "predictions"), batch_rows=batch, partition_rows=partition
+    )
+    assert written().equals(Doubled().predict(whole))
+    assert (result.rows, result.written, result.rejected, result.resumed) == (ROWS, ROWS, 0, 0)
+    assert result.gpu_busy is None or 0 <= result.gpu_busy <= 1
+    assert f"{ROWS:,} rows" in str(result)
+
+
+def test_nothing_stays_of_the_folder_that_predictions_are_kept_in(tmp_path):
+    batch_predict(Doubled(), rows(), ("out", "predictions"))
+    assert list((tmp_path / "runs" / "batch").iterdir()) == []
+
+
+def test_a_predictor_of_ones_own_comes_by_import_path_and_with_arguments(tmp_path):
+    (tmp_path / "own_doubled.py").write_text(OWN)
+    batch_predict("own_doubled:Doubled", rows(), ("out", "predictions"))
+    assert written()["prediction"].equals(pa.chunked_array([rows()["x"].to_numpy() * 2]))
+    batch_predict(
+        Custom(target="own_doubled:Doubled", arguments={"factor": 3.0}), rows(), ("out", "predictions")
+    )
+    assert written()["prediction"].equals(pa.chunked_array([rows()["x"].to_numpy() * 3]))
+
+
+@pytest.mark.parametrize(
+    ("predictor", "says"),
+    [
+        ("no_such_module:Thing", "no module"),
+        ("collections:OrderedDict", "no Predictor"),
+        (Custom(target=Doubled, arguments={"nothing": 1}), "cannot be made"),
+    ],
+)
+def test_what_is_no_predictor_is_refused(predictor, says):
+    with pytest.raises(ConfigError, match=says):
+        batch_predict(predictor, rows(), ("out", "predictions"))
+
+
+# --- rows that fail ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("partition", [None, 1_500])
+def test_rows_that_fail_are_set_aside_with_the_reason_and_all_others_predicted(partition):
+    table = with_negative(rows(), 0, 77, 78, 9_999)
+    result = batch_predict(
+        Doubled(),
+        table,
+        ("out", "predictions"),
+        rejected=Rejected(),
+        batch_rows=1_000,
+        partition_rows=partition,
+    )
+    good = table.filter(pa.array(table["x"].to_numpy() >= 0))
+    assert written().equals(Doubled().predict(good))
+    aside = written("predictions_rejected")
+    assert aside["rejected_row"].to_pylist() == [0, 77, 78, 9_999]
+    assert aside["rejected_reason"].unique().to_pylist() == ["ValueError: a number is negative"]
+    assert aside.select(table.column_names).equals(table.take([0, 77, 78, 9_999]))
+    assert (result.rows, result.written, result.rejected) == (ROWS, ROWS - 4, 4)
+
+
+@pytest.mark.parametrize("part", ["prepare", "assemble"])
+def test_rows_fail_in_any_part_of_the_work(monkeypatch, part):
+    table = with_negative(rows(2_000), 1_234)
+    before = getattr(Doubled, part)
+    monkeypatch.setattr(Doubled, "check", lambda self, x: None)
+
+    def fails(self, given, *more):
+        values = given["x"].to_numpy()
+        if (values < 0).any():
+            raise KeyError("negative")
+        return before(self, given, *more)
+
+    monkeypatch.setattr(Doubled, part, fails)
+    batch_predict(Doubled(), table, ("out", "predictions"), rejected=Rejected(table="aside", most=1))
+    assert written("aside")["rejected_row"].to_pylist() == [1_234]
+    assert written().num_rows == 1_999
+
+
+def test_the_first_row_that_fails_is_named_where_none_may():
+    with pytest.raises(DataError, match="row 4,321: cannot be predicted: ValueError: a number is negative"):
+        batch_predict(Doubled(), with_negative(rows(), 4_321), ("out", "predictions"))
+
+
+@pytest.mark.parametrize("most", [3, 0.0003])
+def test_more_rows_that_fail_than_may_end_it_and_nothing_is_written(most):
+    batch_predict(Doubled(), rows(10), ("out", "predictions"))
+    table = with_negative(rows(), 5, 6, 7, 8_000)
+    options = {"batch_rows": 1_000, "partition_rows": 2_000}
+    with pytest.raises(DataError, match="more than 3 rows cannot be predicted"):
+        batch_predict(Doubled(), table, ("out", "predictions"), rejected=Rejected(most=most), **options)
+    assert written().num_rows == 10
+    result = batch_predict(Doubled(), table, ("out", "predictions"), rejected=Rejected(most=4), **options)
+    assert (result.rejected, result.resumed > 0) == (4, True)
+
+
+def test_a_share_of_an_unknown_number_of_rows_is_judged_at_the_end():
+    table = with_negative(rows(), *range(20))
+    source = Source("rows", table.schema, lambda: iter(table.to_batches()))
+    with pytest.raises(DataError, match="more than 10 rows"):
+        batch_predict(Doubled(), source, ("out", "predictions"), rejected=Rejected(most=0.001))
+    batch_predict(Doubled(), source, ("out", "predictions"), rejected=Rejected(most=0.002))
+    assert written().num_rows == ROWS - 20
+
+
+def test_what_is_not_a_rows_fault_sets_no_row_aside(monkeypatch):
+    def full(self, x):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(Doubled, "check", lambda self, x: full(self, x) if len(x) else None)
+    with pytest.raises(OSError, match="no space"):
+        batch_predict(Doubled(), rows(), ("out", "predictions"), rejected=Rejected(most=1.0))
+
+
+def test_too_little_memory_for_a_batch_makes_it_smaller(monkeypatch):
+    def tight(self, x):
+        if len(x) > 2_000:
+            raise MemoryError
+
+    predictor = Doubled()
+    with monkeypatch.context() as patch:
+        patch.setattr(Doubled, "check", tight)
+        batch_predict(predictor, rows(), ("out", "predictions"))
+    assert written().equals(Doubled().predict(rows()))
+    assert max(predictor.calls[-3:]) <= 2_000
+
+
+def test_a_predictor_that_gives_other_columns_for_rows_is_an_error_and_no_rejection(monkeypatch):
+    monkeypatch.setattr(Doubled, "assemble", lambda self, rows, found: rows if len(rows) else rows.append_column("p", pa.array([], pa.int64())))  # fmt: skip
+    with pytest.raises(DataError, match="other columns"):
+        batch_predict(Doubled(), rows(), ("out", "predictions"), rejected=Rejected(most=1.0))
+
+
+# --- once, whatever happens --------------------------------------------------------------------------------------
+
+
+def break_off(monkeypatch, data, output, at: int = 5_500) -> None:
+    """The model fails at the rows from this one on, as a machine does."""
+
+    def fails(self, x):
+        if len(x) and x[-1] >= at / 7:
+            raise ConnectionError("the network is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Doubled, "check", fails)
+        with pytest.raises(ConnectionError):
+            batch_predict(Doubled(), data, output, **SMALL)
+
+
+def test_what_was_broken_off_goes_on_and_writes_each_row_once(data, monkeypatch):
+    output = Output(warehouse="out", table="predictions", mode="append")
+    before = Doubled().predict(as_source(data).to_arrow().slice(0, 5))
+    open_warehouse("out").write("predictions", before)
+    break_off(monkeypatch, data, output, at=7_500)
+    assert written().num_rows == 5
+    predictor = Doubled()
+    result = batch_predict(predictor, data, output, **SMALL)
+    assert 0 < result.resumed < result.partitions
+    assert sum(predictor.calls) < ROWS  # what was done is not predicted again
+    assert written()["id"].to_pylist() == [*range(5), *range(ROWS)]
+
+
+def test_partitions_whose_rows_are_others_by_now_are_predicted_again(monkeypatch):
+    break_off(monkeypatch, rows(), ("out", "predictions"))
+    changed = rows()
+    x = changed["x"].to_numpy().copy()
+    x[1_500] = 0.25
+    changed = changed.set_column(1, "x", pa.array(x))
+    result = batch_predict(Doubled(), changed, ("out", "predictions"), **SMALL)
+    assert result.resumed == 1
+    assert written().equals(Doubled().predict(changed))
+
+
+def test_files_that_were_written_again_are_predicted_again(monkeypatch, tmp_path):
+    pq.write_table(rows(), tmp_path / "rows.parquet", row_group_size=1_000)
+    break_off(monkeypatch, "rows.parquet", ("out", "predictions"))
+    other = rows().set_column(1, "x", pa.array(np.ones(ROWS)))
+    pq.write_table(other, tmp_path / "rows.parquet", row_group_size=1_000)
+    result = batch_predict(Doubled(), "rows.parquet", ("out", "predictions"), **SMALL)
+    assert result.resumed == 0
+    assert written().equals(Doubled().predict(other))
+
+
+def test_a_write_that_was_done_already_is_not_done_again(monkeypatch):
+    output = Output(warehouse="out", table="predictions", mode="append")
+    first = batch_predict(Doubled(), rows(50), output, commit="monday")
+    batch_predict(Doubled(), rows(50), output, commit="monday")
+    assert written().num_rows == first.written == 50
+    batch_predict(Doubled(), rows(50), output)  # without one, every call is a write of its own
+    assert written().num_rows == 100
+
+
+def test_partitions_of_the_output_are_replaced():
+    output = Output(warehouse="out", table="predictions", mode="partition", partition_by="day")
+    for day, count in ((1, 30), (2, 40), (1, 20)):
+        table = rows(count).append_column("day", pa.array([day] * count, pa.int32()))
+        batch_predict(Doubled(), table, output)
+    assert sorted(written()["day"].to_pylist()) == [1] * 20 + [2] * 40
+
+
+def test_a_table_is_predicted_by_one_process_at_a_time(tmp_path):
+    def while_it_runs(done, total, text):
+        with pytest.raises(LockedError):
+            batch_predict(Doubled(), rows(), ("out", "predictions"))
+        seen.append(done)
+
+    seen: list[float] = []
+    batch_predict(Doubled(), rows(), ("out", "predictions"), progress=while_it_runs)
+    assert seen == [ROWS]
+
+
+# --- what it is told ---------------------------------------------------------------------------------------------
+
+
+def test_row_numbers_are_a_column_where_a_table_has_no_order():
+    table = with_negative(rows(), 3)
+    batch_predict(
+        Doubled(), table, ("out", "predictions"), order_column="row", rejected=Rejected(), batch_rows=700
+    )
+    assert written()["row"].to_pylist() == [number for number in range(ROWS) if number != 3]
+    with pytest.raises(ConfigError, match="have a column"):
+        batch_predict(Doubled(), table, ("out", "predictions"), order_column="prediction")
+
+
+def test_no_rows_give_a_table_with_the_columns():
+    batch_predict(Doubled(), rows(0), ("out", "predictions"), rejected=Rejected())
+    assert written().schema.equals(Doubled().predict(rows(0)).schema)
+    assert written("predictions_rejected").num_rows == 0
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("…")
+    with pytest.raises(ConfigError, match="other files"):
+        batch_predict(Doubled(), rows(), ("out", "predictions"), folder=tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_an_append_that_would_be_refused_is_refused_before_any_work():
+    open_warehouse("out").write("predictions", pa.table({"other": [1]}))
+    predictor = Doubled()
+    with pytest.raises(DataError, match="column"):
+        batch_predict(predictor, rows(), Output(warehouse="out", table="predictions", mode="append"))
+    assert predictor.calls == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (lambda: Pool(min=3, max=2), "is more than max"),
+        (lambda: BatchScaling(workers=-1), "greater than or equal to 0"),
+        (lambda: BatchScaling(gpu_type="H100"), "needs gpus_per_worker"),
+        (lambda: Rejected(most=1.5), "less than or equal to 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        settings()
+
+
+# --- threads -----------------------------------------------------------------------------------------------------
+
+
+def test_stages_keep_the_order_and_an_error_comes_in_its_place():
+    def odd(number):
+        if number == 7:
+            raise ValueError(number)
+        return number
+
+    seen = []
+    with pytest.raises(ValueError, match="7"):
+        collections.deque(map(seen.append, piped(range(100), lambda number: number, odd)))
+    assert seen == list(range(7))
+
+
+def test_threads_end_when_nobody_wants_more():
+    before = threading.active_count()
+    closed = []
+
+    def endless():
+        try:
+            number = 0
+            while True:
+                yield number
+                number += 1
+        finally:
+            closed.append(True)
+
+    stream = piped(endless(), lambda number: number)
+    assert next(stream) == 0
+    stream.close()
+    assert (closed, threading.active_count()) == ([True], before)
+
+
+def test_a_full_disk_is_told_as_such(monkeypatch, tmp_path):
+    from sp_ray_ml.inference import _batch_stage
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(_batch_stage.pq.ParquetWriter, "write_table", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        batch_predict(Doubled(), rows(), ("out", "predictions"), rejected=Rejected(most=1.0))
