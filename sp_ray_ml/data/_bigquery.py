@@ -1,0 +1,305 @@
+"""A dataset of BigQuery as a warehouse: rows through the Storage Read API, queries and writes through jobs.
+
+What is read in one life of a warehouse is what was there when it was first read: the snapshot goes along when it is
+pickled, and moves on only with the warehouse's own writes. A query's rows are those of the moment it ran at; a table
+in it that says `FOR SYSTEM_TIME AS OF @snapshot` is read as the others are.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from sp_ray_ml.data._bigquery_errors import missing_table
+from sp_ray_ml.data._bigquery_note import Note, commit_mark, read_note
+from sp_ray_ml.data._bigquery_place import Place, parse_url
+from sp_ray_ml.data._bigquery_read import QueryResult, QuerySource, TableSource, narrowed, query_config
+from sp_ray_ml.data._bigquery_sql import one_statement
+from sp_ray_ml.data._bigquery_types import check_columns, kept, read_schema, stored
+from sp_ray_ml.data._bigquery_write import HIDDEN, Target, committed, move, staged
+from sp_ray_ml.data._schema import check_append
+from sp_ray_ml.data.source import Source, as_source, require_columns
+from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, is_sql, no_table
+from sp_ray_ml.errors import DataError, TableNotFoundError, WarehouseError
+from sp_ray_ml.logger import LOGGER
+
+__all__ = ["BigQueryWarehouse"]
+
+_ORDERED = re.compile(r"\border\s+by\b", re.IGNORECASE)
+
+
+class BigQueryWarehouse(Warehouse):
+    """See the module. Tables of other datasets and projects are named `dataset.table` and `project.dataset.table`,
+    and only read.
+
+    Args:
+        url: `bigquery://PROJECT/DATASET?location=EU&max_bytes_billed=100GB&billing_project=…&streams=8&patience=600`.
+    """
+
+    scheme = "bigquery"
+
+    def __init__(self, url: str) -> None:
+        self._place = parse_url(url)
+        self.url = url
+        self._snapshot: dt.datetime | None = None
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def tables(self) -> list[str]:
+        return sorted(item.table_id for item in self._listed() if not item.table_id.startswith(HIDDEN))
+
+    def _listed(self) -> list[Any]:
+        place = self._place
+        with place.client() as client:
+            return place.call(lambda: list(client.list_tables(f"{place.project}.{place.dataset}", retry=None, timeout=60)))  # fmt: skip
+
+    def source(self, query: str, *, columns: Sequence[str] | None = None, where: Where = ()) -> Source:
+        path = self._path(query)
+        if path is None:
+            if not is_sql(query):
+                raise no_table(query, self.tables(), self._place.url)
+            return self._query(query, columns, where)
+        found = self._found(path)
+        if found is None:
+            raise no_table(query, self.tables(), self._place.url)
+        if found.table_type != "TABLE":  # a view is a query, and so is what lies outside
+            sql = f"SELECT * FROM `{'.'.join(path)}`"  # noqa: S608
+            return self._query(sql, columns, where)
+        snapshot = self._fixed()
+        return TableSource(
+            query, self._place, path, self._schema_of(found), snapshot, columns=columns, where=where
+        )
+
+    def _path(self, name: str) -> tuple[str, str, str] | None:
+        """Project, dataset and table, None for what cannot be a table's name."""
+        parts = name.rsplit(".", 2)
+        if not _is_table(parts[-1]) or not all(re.match(r"^[\w:.-]+$", part) for part in parts[:-1]):
+            return None
+        own = [self._place.project, self._place.dataset]
+        project, dataset, table = (*own[: 3 - len(parts)], *parts)
+        return project, dataset, table
+
+    def _found(self, path: tuple[str, str, str]) -> Any:
+        """The table's description by BigQuery, None if there is none."""
+        try:
+            with self._place.client() as client:
+                return self._place.call(
+                    lambda: client.get_table(".".join(path), retry=None, timeout=60), table=path[2]
+                )
+        except (TableNotFoundError, WarehouseError) as error:
+            from google.api_core.exceptions import NotFound
+
+            if isinstance(error.__cause__, NotFound):
+                return None
+            raise
+
+    def _schema_of(self, found: Any) -> pa.Schema:
+        """The columns as readers get them: as they were before they were stored, where the table tells."""
+        where = f"{self._place.url}/{found.table_id}"
+        schema = read_schema(found.to_api_repr().get("schema", {}).get("fields", []), where)
+        note = read_note(found.description)
+        for field in note.types if note else ():
+            index = schema.get_field_index(field.name)
+            # Another program may have changed the column since.
+            if index >= 0 and stored(pa.schema([field]), where).field(0).type == schema.field(index).type:
+                schema = schema.set(index, field)
+        return schema
+
+    def _fixed(self) -> dt.datetime | None:
+        """The moment whose rows are read, by the server's own clock."""
+        if self._snapshot is None:
+            place = self._place
+            with place.client() as client:
+                rows = place.call(
+                    lambda: list(
+                        client.query("SELECT CURRENT_TIMESTAMP() AS now", retry=None, timeout=60).result()
+                    )
+                )
+            self._snapshot = rows[0][0]
+        return self._snapshot
+
+    # --- queries ------------------------------------------------------------------------------------------------
+
+    def _planned(self, sql: str) -> Any:
+        """The job that a query would be: its schema, its tables, the bytes that it reads."""
+        place = self._place
+        config = query_config(place, self._parameter(sql), dry=True)
+        try:
+            with place.client() as client:
+                return place.call(lambda: client.query(sql, job_config=config, retry=None, timeout=60))
+        except TableNotFoundError as error:
+            name = missing_table(error.__cause__ or error) or ""
+            raise no_table(name.rpartition(".")[2], self.tables(), place.url) from error
+
+    def _query(self, query: str, columns: Sequence[str] | None, where: Where) -> Source:
+        place = self._place
+        sql = one_statement(query, place.url)
+        plan = self._planned(sql)
+        if plan.statement_type not in {"SELECT", None}:
+            raise WarehouseError(
+                f"a query only reads, this would {str(plan.statement_type).replace('_', ' ')}",
+                where=place.url,
+                hint="Use SELECT, or WITH … SELECT",
+            )
+        schema = read_schema([field.to_api_repr() for field in plan.schema or ()], place.url)
+        asked = narrowed(sql, schema, columns, where)
+        if asked is not sql:
+            plan = self._planned(asked)
+        self._check_cost(int(plan.total_bytes_processed or 0))
+        names = require_columns(schema, columns, "query") if columns is not None else schema.names
+        result = QueryResult(place, asked, self._parameter(asked))
+        picked = pa.schema([schema.field(name) for name in names])
+        return QuerySource(result, picked, ordered=bool(_ORDERED.search(sql)))
+
+    def _parameter(self, sql: str) -> dt.datetime | None:
+        return self._fixed() if "@snapshot" in sql else None
+
+    def _check_cost(self, size: int) -> None:
+        limit = self._place.max_bytes_billed
+        LOGGER.info("%s: the query reads %s", self._place.url, _readable(size))
+        if limit is not None and size > limit:
+            raise WarehouseError(
+                f"the query would read {_readable(size)}, and max_bytes_billed is {_readable(limit)}",
+                where=self._place.url,
+                hint="Read fewer columns or partitions, or raise max_bytes_billed in the URL",
+            )
+
+    def fingerprint(self, table: str) -> str:
+        path = self._path(table)
+        if path is None and not is_sql(table):
+            raise no_table(table, self.tables(), self._place.url)
+        digest = hashlib.sha256(table.encode())
+        paths = [path] if path else self._referenced(table)
+        for one in paths:
+            found = self._found(one)
+            if found is None:
+                raise no_table(one[2], self.tables(), self._place.url)
+            digest.update(
+                f"{'.'.join(one)}\0{found.etag}\0{found.modified}\0{found.num_rows}\0{found.num_bytes}\n".encode()
+            )
+            # Rows that came after the snapshot are not read: what was read is none of the table's later states.
+            if self._snapshot is not None and found.modified is not None and found.modified > self._snapshot:
+                digest.update(self._snapshot.isoformat().encode())
+        return digest.hexdigest()[:32]
+
+    def _referenced(self, query: str) -> list[tuple[str, str, str]]:
+        plan = self._planned(one_statement(query, self._place.url))
+        if plan.referenced_tables:
+            return sorted((ref.project, ref.dataset_id, ref.table_id) for ref in plan.referenced_tables)
+        own = (self._place.project, self._place.dataset)
+        return [(*own, name) for name in self.tables() if name.lower() in query.lower()]
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        table: str,
+        data: Any,
+        *,
+        mode: Mode = "replace",
+        partition_by: str | None = None,
+        commit: str | None = None,
+    ) -> int:
+        source = as_source(data, name=table)
+        check_write(table, mode, source, partition_by)
+        place = self._place
+        where = f"{place.url}/{table}"
+        if not _is_table(table):
+            raise DataError(
+                f"{table!r} cannot be a table's name in BigQuery",
+                where=place.url,
+                hint="Take letters and digits of any language, spaces, dashes and underscores",
+            )
+        check_columns(source.schema, where)
+        stored(source.schema, where)
+        with self._located() as (place, client):
+            while True:
+                found = self._found((place.project, place.dataset, table))
+                make = found is None or mode == "replace"
+                target = Target(
+                    place,
+                    table,
+                    stored(source.schema, where) if make else self._fitting(found, source, where),
+                    made=None if found is None else str(found.created),
+                    before=None if found is None else read_note(found.description),
+                    note=self._note(found, source, commit),
+                )
+                if commit is not None and committed(target, client, commit):
+                    return 0
+                with staged(target, client, source, partition_by) as (staging, rows):
+                    try:
+                        written = move(target, client, staging, rows, mode, partition_by, commit)
+                        break
+                    except WarehouseError as error:
+                        if found is not None or not _exists(error):
+                            raise  # otherwise another writer has just made the table: these rows go into it
+        self._snapshot = None  # what was just written is read
+        return written
+
+    @contextmanager
+    def _located(self) -> Iterator[tuple[Place, Any]]:
+        """The dataset, made if there is none yet, and a client for where it is: jobs are known by their place."""
+        from google.api_core import exceptions
+        from google.cloud import bigquery
+
+        place = self._place
+        path = f"{place.project}.{place.dataset}"
+
+        def look() -> Any:
+            try:
+                return client.get_dataset(path, retry=None, timeout=60)
+            except exceptions.NotFound:
+                return client.create_dataset(bigquery.Dataset(path), exists_ok=True, retry=None, timeout=60)
+
+        with place.client() as client:
+            place = replace(place, location=place.call(look).location or place.location)
+        with place.client() as client:
+            yield place, client
+
+    def _fitting(self, found: Any, source: Source, where: str) -> pa.Schema:
+        """The table's columns as they are stored, if the rows fit."""
+        have = self._schema_of(found)
+        new = stored(source.schema, where)
+        note = read_note(found.description)
+        narrow = kept(source.schema)
+        for field in note.types if note else ():
+            index = new.get_field_index(field.name)
+            if index >= 0:
+                held = narrow.get_field_index(field.name)
+                new = new.set(index, narrow.field(held) if held >= 0 else new.field(index))
+        check_append(have, new, where)
+        return stored(have, where)
+
+    def _note(self, found: Any, source: Source, commit: str | None) -> Note:
+        before = read_note(found.description) if found is not None else None
+        own = before.own if before else (found.description or "" if found is not None else "")
+        return Note("" if commit is None else commit_mark(commit), kept(source.schema), own)
+
+
+def _exists(error: WarehouseError) -> bool:
+    from google.api_core.exceptions import Conflict
+
+    return isinstance(error.__cause__, Conflict)
+
+
+def _is_table(name: str) -> bool:
+    """Whether BigQuery can have a table of this name: letters, marks, digits, connectors, dashes and spaces."""
+    return 0 < len(name.encode()) <= 1024 and all(
+        unicodedata.category(c)[0] in "LMN" or unicodedata.category(c) in {"Pc", "Pd", "Zs"} for c in name
+    )
+
+
+def _readable(size: int) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.3g} {unit}"
+        size /= 1000  # type: ignore[assignment]
+    return f"{size:,.3g} TB"
