@@ -22,6 +22,7 @@ _EXTRAS = {
     "ray.rllib.algorithms.dqn": "rl",
     "faiss": "ann",
     "google.cloud.bigquery": "gcp",
+    "google.cloud.bigquery_storage": "gcp",
     "gcsfs": "gcp",
 }
 
