@@ -9,26 +9,20 @@ Partitions that are done are kept in a folder until the end, so that a predictio
 
 from __future__ import annotations
 
-import math
-import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sp_ray_ml.config import fingerprint as digest_of
-from sp_ray_ml.config import redact
-from sp_ray_ml.data._schema import check_append
-from sp_ray_ml.data.source import BLOCK_ROWS, Source, as_source
-from sp_ray_ml.data.warehouse import Mode, Warehouse, check_write, open_warehouse
-from sp_ray_ml.errors import ConfigError, DataError, ResourceError
-from sp_ray_ml.inference._batch_engine import REASON, ROW, Engine, Job, rejected_schema, too_many
-from sp_ray_ml.inference._batch_model import Model, find_model, output_schema, sent
-from sp_ray_ml.inference._batch_parts import copied_parts, mark_of, pieces_of, stream_parts
-from sp_ray_ml.inference._batch_size import batch_rows_for, memory_of, partition_rows_for, row_bytes
+from sp_ray_ml.data.source import BLOCK_ROWS, as_source
+from sp_ray_ml.errors import ConfigError, ResourceError
+from sp_ray_ml.inference._batch_model import find_model, output_schema
+from sp_ray_ml.inference._batch_parts import mark_of
+from sp_ray_ml.inference._batch_run import Work
 from sp_ray_ml.inference._batch_stage import Done, Stage
+from sp_ray_ml.inference._batch_target import Target
 from sp_ray_ml.inference.batch_settings import BatchScaling, Rejected
 from sp_ray_ml.inference.settings import Output
 from sp_ray_ml.storage import Lock, remove, storage_errors
@@ -38,13 +32,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from sp_ray_ml.inference._batch_parts import Part
     from sp_ray_ml.train.predictor import Predictor
 
 __all__ = ["BatchResult", "batch_predict"]
-
-_FEW = 1_000
-"""Rejected rows below which a share of rows whose number is not known yet is not judged."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +136,7 @@ def batch_predict(
     """
     began = time.perf_counter()
     scaling = scaling or BatchScaling()
-    target = _Target.of(output, rejected)
+    target = Target.of(output, rejected)
     _check_sizes(batch_rows, partition_rows)
     model, opened = find_model(predictor)
     source = as_source(data)
@@ -163,85 +153,17 @@ def batch_predict(
             "sizes": [batch_rows, partition_rows],
             "commit": commit,
         }
-        plan = stage.begin(mark, lambda: _plan(source, opened, scaling, batch_rows, partition_rows))
-        most = _most(rejected, source.num_rows)
-        job = Job(stage.path, source.schema, schema, plan["batch_rows"], most, order_column)
-        work = _Work(job, model, opened, source, plan["partition_rows"], scaling, rejected, progress)
-        try:
-            done, resumed = work.run(stage)
-        finally:
-            remove(stage.path / "predictor")
-            remove(stage.path / "rows")
-        target.write(stage, job, done, commit or str(plan["commit"]))
+        work = Work(opened, model, source, schema, scaling, rejected, order_column, progress)
+        commit_id, done, resumed = work.run(stage, mark, batch_rows, partition_rows)
+        target.write(stage, schema, source.schema, done, commit or commit_id)
         took = time.perf_counter() - began
-        result = _result(target, done, resumed, job.batch_rows, took, in_process=not scaling.most)
+        result = _result(target, done, resumed, took, in_process=not scaling.most)
         stage.clear()
         remove(place)
     return result
 
 
 # --- before ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Target:
-    """Where predictions go."""
-
-    warehouse: Warehouse
-    table: str
-    mode: Mode
-    partition_by: str | None
-    rejected: str | None
-
-    @classmethod
-    def of(cls, output: Output | tuple[Any, str], rejected: Rejected | None) -> _Target:
-        if isinstance(output, Output):
-            place, table, mode, by = output.warehouse, output.table, output.mode, output.partition_by
-        else:
-            (place, table), mode, by = output, "replace", None
-        warehouse = place if isinstance(place, Warehouse) else open_warehouse(place)
-        side = None if rejected is None else rejected.table or f"{table}_rejected"
-        if side == table:
-            raise ConfigError(f"is the table of the predictions, {table}, as well", where="rejected.table")
-        return cls(warehouse, table, mode, by, side)
-
-    @property
-    def mark(self) -> list[Any]:
-        return [redact(self.warehouse.url), self.table, self.mode, self.partition_by, self.rejected]
-
-    def default_folder(self) -> Path:
-        name = "".join(letter if letter.isalnum() else "-" for letter in self.table)[:40]
-        return Path("runs") / "batch" / f"{name}-{digest_of(self.warehouse.url, self.table)[:8]}"
-
-    def check(self, output: pa.Schema, rows: pa.Schema) -> None:
-        """Refuse now what the write at the end would refuse."""
-        check_write(self.table, self.mode, Source(self.table, output, lambda: iter(())), self.partition_by)
-        if self.mode != "replace" and self.table in _tables(self.warehouse):
-            check_append(self.warehouse.schema(self.table), output, self.table)
-        if self.rejected is not None and (taken := {ROW, REASON} & set(rows.names)):
-            raise DataError(
-                f"the rows have a column {min(taken)!r}, which the table of rejected rows adds",
-                where=self.rejected,
-                hint="Rename it",
-            )
-
-    def write(self, stage: Stage, job: Job, done: list[Done], commit: str) -> None:
-        """Write both tables, the predictions last: they say that it is over."""
-        if self.rejected is not None:
-            rows = stage.source(self.rejected, "rejected", rejected_schema(job.input), done)
-            mode: Mode = "replace" if self.mode == "replace" else "append"
-            self.warehouse.write(self.rejected, rows, mode=mode, commit=commit)
-        rows = stage.source(self.table, "part", job.output, done)
-        self.warehouse.write(self.table, rows, mode=self.mode, partition_by=self.partition_by, commit=commit)
-
-
-def _tables(warehouse: Warehouse) -> list[str]:
-    from sp_ray_ml.errors import WarehouseError
-
-    try:
-        return warehouse.tables()
-    except WarehouseError:  # there is none yet: the write makes it
-        return []
 
 
 def _check_sizes(batch_rows: int | None, partition_rows: int | None) -> None:
@@ -263,15 +185,6 @@ def _output_schema(predictor: Predictor, schema: pa.Schema, order_column: str | 
     return output.append(pa.field(order_column, pa.int64()))
 
 
-def _most(rejected: Rejected | None, rows: int | None) -> int | None:
-    """How many rows may be rejected; of an unknown number of rows, a share is judged as they are done."""
-    if rejected is None:
-        return None
-    if isinstance(rejected.most, int):
-        return rejected.most
-    return sys.maxsize if rows is None else math.floor(rejected.most * rows + 1e-9)
-
-
 def _resources(scaling: BatchScaling) -> Any:
     """Ray for as long as it is needed; refuses what would wait for ever."""
     from sp_ray_ml.train._resources import check_resources
@@ -289,23 +202,6 @@ def _resources(scaling: BatchScaling) -> Any:
     return ray_running()
 
 
-def _plan(
-    source: Source,
-    predictor: Predictor,
-    scaling: BatchScaling,
-    batch_rows: int | None,
-    partition_rows: int | None,
-) -> dict[str, int]:
-    """Sizes, by the memory and the workers of the first start of a job; later ones keep to them."""
-    from sp_ray_ml.train._resources import available
-
-    a_row = row_bytes(source)
-    memory = memory_of(scaling, available() if scaling.most else None)
-    batch = batch_rows or batch_rows_for(a_row, predictor, memory)
-    size = partition_rows or partition_rows_for(a_row, batch, source.num_rows, scaling.most)
-    return {"batch_rows": batch, "partition_rows": size}
-
-
 def _locked(folder: Path) -> Lock:
     with storage_errors(folder):
         if folder.is_dir():
@@ -320,89 +216,8 @@ def _locked(folder: Path) -> Lock:
     return Lock(folder / ".lock", "this batch prediction")
 
 
-# --- the work ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Work:
-    job: Job
-    model: Model
-    predictor: Predictor
-    source: Source
-    size: int
-    scaling: BatchScaling
-    rejected: Rejected | None
-    progress: Callable[[float, float, str], None] | None
-
-    def run(self, stage: Stage) -> tuple[list[Done], set[int]]:
-        """All partitions' records in their order, and the numbers of those that were there before."""
-        records = stage.records()
-        kept: dict[int, Done] = {}
-        new: dict[int, Done] = {}
-        with closing(self._run(self._parts(stage, records, kept))) as records_of:
-            for done in records_of:
-                new[done.number] = done
-                self._judge(kept, new)
-                self._tell(kept, new)
-        every = {**kept, **new}
-        self._judge(kept, new, last=True)
-        return [every[number] for number in sorted(every)], set(kept)
-
-    def _parts(self, stage: Stage, records: dict[int, Done], kept: dict[int, Done]) -> Iterator[Part]:
-        """The partitions that are to do; those that are done go to `kept`."""
-        pieces = pieces_of(self.source, self.size)
-        if pieces is not None:
-            for part in pieces:
-                found = records.get(part.number)
-                if found is not None and found.rows == part.source.num_rows:
-                    kept[part.number] = found
-                else:
-                    yield part
-            return
-
-        def there(number: int, checksum: int) -> bool:
-            found = records.get(number)
-            if found is None or found.checksum != checksum:
-                return False
-            kept[number] = found
-            return True
-
-        parts = stream_parts(self.source, self.size, there)
-        yield from copied_parts(parts, stage.path / "rows") if self.scaling.most else parts
-
-    def _run(self, parts: Iterator[Part]) -> Generator[Done]:
-        if not self.scaling.most:
-            yield from Engine(self.job, self.predictor, time.time()).run(parts)
-            return
-        from sp_ray_ml.inference._batch_ray import run_on_ray
-
-        model = sent(self.model, self.predictor, self.job.folder)
-        path = [*sys.path, str(Path.cwd())]
-        yield from run_on_ray(list(parts), self.job, model, self.scaling, path)
-
-    def _judge(self, kept: dict[int, Done], new: dict[int, Done], *, last: bool = False) -> None:
-        """Whether too many rows are rejected, over all workers and starts."""
-        if self.rejected is None:
-            return
-        every = [*kept.values(), *new.values()]
-        found, most = sum(done.rejected for done in every), self.job.most_rejected
-        assert most is not None
-        if isinstance(self.rejected.most, float) and self.source.num_rows is None:
-            most = math.floor(self.rejected.most * sum(done.rows for done in every) + 1e-9)
-            most = most if last else max(most, _FEW)
-        if found > most:
-            raise too_many(
-                most, self.source.name, f"see {ROW} and {REASON} of the files kept in {self.job.folder}"
-            )
-
-    def _tell(self, kept: dict[int, Done], new: dict[int, Done]) -> None:
-        if self.progress is not None:
-            rows = sum(done.rows for done in (*kept.values(), *new.values()))
-            self.progress(rows, self.source.num_rows or 0, f"{rows:,} rows")
-
-
 def _result(
-    target: _Target, done: list[Done], resumed: set[int], batch: int, seconds: float, *, in_process: bool
+    target: Target, done: list[Done], resumed: set[int], seconds: float, *, in_process: bool
 ) -> BatchResult:
     new = [record for record in done if record.number not in resumed]
     spans: dict[str, tuple[float, float]] = {}
@@ -421,7 +236,7 @@ def _result(
         rows_per_second=sum(record.rows for record in new) / seconds,
         gpu_busy=min(1.0, sum(busy) / worked) if busy and worked else None,
         worker_hours=(seconds if in_process else worked) / 3600,
-        batch_rows=batch,
+        batch_rows=max((record.batch_rows for record in done), default=0),
         partitions=len(done),
         resumed=len(resumed),
     )
