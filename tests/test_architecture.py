@@ -30,7 +30,7 @@ BOTTOM = {
     "_transfer",
 }
 TOP = {
-    "pipeline", "demo", "draft", "_job", "_event_job", "_table_job", "_runs", "_steps", "_table_steps", "_console", "_results",
+    "pipeline", "demo", "draft", "_job", "_event_job", "_table_job", "_predict_job", "_runs", "_steps", "_table_steps", "_console", "_results", "_compare",
     "_demo_words", "_demo_world", "_draft_tables",
 }  # fmt: skip
 MAY_IMPORT = {
@@ -48,8 +48,8 @@ MAY_IMPORT["testing"] = MAY_IMPORT["cli"] | {"testing"}
 
 PUBLIC = {
     "sp_ray_ml": [
-        "BatchResult", "Pipeline", "Predictor", "PyGTrainer", "Recommender", "RunResult", "SpRayError", "__version__",
-        "batch_predict", "run",
+        "BatchResult", "Pipeline", "PredictResult", "Predictor", "PyGTrainer", "Recommender", "RunResult", "SpRayError", "__version__",
+        "batch_predict", "predict", "run",
     ],
     "sp_ray_ml.cluster": [
         "Cause", "ClusterOptions", "ClusterSettings", "HeadGroup", "RayCluster", "Reporter", "WorkerGroup",
@@ -68,7 +68,9 @@ PUBLIC = {
         "LayeredGNN", "NearestIndex", "NodeVectors",
     ],
     "sp_ray_ml.inference": [
-        "Baseline", "BatchResult", "BatchScaling", "Ease", "Output", "Pool", "Popularity", "Rejected", "batch_predict",
+        "Baseline", "BatchResult", "BatchScaling", "Classification", "Comparison", "Ease", "Evaluation", "Evaluator", "Output",
+        "Pool", "Popularity", "Ranking", "Regression", "Rejected", "RowEvaluator", "batch_predict", "compare_units",
+        "evaluate_predictions",
     ],
     "sp_ray_ml.metrics": [
         "RankingMetrics", "Scorer", "top_k",

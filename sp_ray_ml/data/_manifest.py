@@ -1,20 +1,30 @@
-"""Which files of a table's folder are its rows: `_manifest.json`, replaced at once, is the commit of a write."""
+"""Which files of a table's folder are its rows.
+
+`_manifests/00000012.json` is the state after the twelfth write: made in one step, and only if no other writer made it
+first, it is the commit of that write. The highest number counts. On an object store the state before it and its files
+are kept for whoever still reads them.
+"""
 
 from __future__ import annotations
 
 import base64
+import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from sp_ray_ml import storage
 from sp_ray_ml.data._parquet_files import Layout, TableFiles, find_files
-from sp_ray_ml.errors import StorageError
+from sp_ray_ml.data._store import Store
+from sp_ray_ml.errors import LockedError, StorageError
 
-__all__ = ["MANIFEST", "Manifest", "live_files", "read_manifest"]
+__all__ = ["Manifest", "clean", "live_files", "read_manifest"]
 
-MANIFEST = "_manifest.json"
+_FOLDER = "_manifests"
+_NAME = re.compile(r"(\d{8})\.json")
+_PART = re.compile(r"part-(\d+)-[0-9a-f]+-\d+\.parquet")
 
 
 @dataclass
@@ -23,56 +33,106 @@ class Manifest:
 
     Attributes:
         version: How many writes there were.
-        files: Path of every live file, relative to the folder, and its rows.
+        files: Path of every live file, relative to the folder, and its rows; `../NAME.parquet` for a table that was
+            a single file.
         commits: Ids of the writes that had one.
         layout: How the table is partitioned; None if it is not.
     """
 
     version: int = 0
-    files: dict[str, int] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
     layout: Layout | None = None
 
-    def write(self, folder: Path) -> None:
-        """Make it the table's state: this is the moment in which a write becomes visible."""
+    def commit(self, store: Store, table: str) -> None:
+        """Make it the table's state: this is the moment in which a write becomes visible.
+
+        Raises:
+            LockedError: Another writer was first.
+        """
         files = [{"path": path, "rows": rows} for path, rows in self.files.items()]
-        raw = {"version": self.version, "files": files, "commits": self.commits}
+        raw: dict[str, Any] = {"version": self.version, "files": files, "commits": self.commits}
         if self.layout is not None:
             schema = base64.b64encode(self.layout.schema.serialize().to_pybytes()).decode()
             raw |= {"partition_by": self.layout.column, "schema": schema}
-        storage.write_json(folder / MANIFEST, raw)
+        data = (json.dumps(raw, indent=1, ensure_ascii=False) + "\n").encode()
+        if not store.create(_path(table, self.version), data):
+            raise LockedError(
+                f"another writer changed the table {table} meanwhile; nothing was written",
+                where=store.place(table),
+                hint="Write again, one after the other",
+            )
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder, None where there is none.
+def _path(table: str, version: int) -> str:
+    return _below(table, f"{_FOLDER}/{version:08d}.json")
+
+
+def _below(table: str, path: str) -> str:
+    return f"{table}/{path}" if table else path
+
+
+def _versions(store: Store, table: str) -> list[int]:
+    return sorted(
+        int(found[1]) for name in store.children(_below(table, _FOLDER)) if (found := _NAME.fullmatch(name))
+    )
+
+
+def read_manifest(store: Store, table: str) -> Manifest | None:
+    """The state of a table, None where none was written here.
 
     Raises:
         StorageError: It is damaged.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    raw = storage.read_json(path)
+    versions = _versions(store, table)
+    return _read(store, table, versions[-1]) if versions else None
+
+
+def _read(store: Store, table: str, version: int) -> Manifest:
+    path = _path(table, version)
     try:
+        raw = json.loads(store.read(path))
         files = {str(entry["path"]): int(entry["rows"]) for entry in raw["files"]}
         layout = None
         if "partition_by" in raw:
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(raw["schema"])))
             layout = Layout(schema.field(raw["partition_by"]).name, schema)
         return Manifest(int(raw["version"]), files, [str(commit) for commit in raw["commits"]], layout)
-    except (KeyError, TypeError, ValueError, OSError):
+    except (KeyError, TypeError, ValueError, pa.ArrowException):
         raise StorageError(
             "damaged: not a manifest that sp_ray_ml wrote",
-            where=str(path),
-            hint="Remove it to read every Parquet file in the folder",
+            where=store.place(path),
+            hint=f"Remove {store.place(_below(table, _FOLDER))} to read every Parquet file in the folder",
         ) from None
 
 
-def live_files(folder: Path) -> TableFiles:
+def live_files(store: Store, table: str) -> TableFiles:
     """The files that are the table's rows: those of the manifest, all where there is none."""
-    manifest = read_manifest(folder)
+    manifest = read_manifest(store, table)
     if manifest is None:
-        return TableFiles(find_files(folder), folder)
-    # Not `resolve`: a path through a link keeps its name in messages.
-    files = [folder.parent / name[3:] if name.startswith("../") else folder / name for name in manifest.files]
-    return TableFiles(files, folder, sum(manifest.files.values()), manifest.layout)
+        return TableFiles(store, find_files(store, table), table)
+    files = [_beside(table, path) for path in manifest.files]
+    return TableFiles(store, files, table, sum(manifest.files.values()), manifest.layout)
+
+
+def _beside(table: str, path: str) -> str:
+    return path[3:] if path.startswith("../") else _below(table, path)
+
+
+def clean(store: Store, table: str, now: Manifest) -> None:
+    """Remove what is no part of the table any more: what was replaced, and what a writer that was killed left.
+
+    A file of a writer that is still at work has a later version in its name than `now`, and stays.
+    """
+    older = [version for version in _versions(store, table) if version < now.version]
+    kept = older[-1:] if older and not store.is_local else []
+    named = set(now.files).union(*(_read(store, table, version).files for version in kept))
+    dead = [f"{_FOLDER}/{version:08d}.json" for version in older if version not in kept]
+    for file in find_files(store, table):
+        path = file.removeprefix(f"{table}/")
+        part = _PART.fullmatch(path.rpartition("/")[2])
+        if path not in named and (part is None or int(part[1]) <= now.version):
+            dead.append(path)
+    store.remove(table, dead)
+    if f"{table}.parquet" in store.children() and f"../{table}.parquet" not in named:
+        store.remove("", [f"{table}.parquet"])

@@ -1,73 +1,85 @@
-"""A folder of Parquet files as a warehouse.
+"""Parquet files as a warehouse: a folder, or any URL that fsspec reads (`s3://bucket/folder`, `gs://…`).
 
 A table is a file `NAME.parquet` or a folder `NAME/` of files (folders `key=value` in it are columns). Tables
-written here are folders with a `_manifest.json`, which names the live files and the ids of the commits: a write
-makes new files, then replaces the manifest at once, then removes what the manifest does not name.
+written here are folders with `_manifests/`, which name the live files and the ids of the commits: a write makes new
+files, then the next manifest at once, then removes what is no part of the table any more.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import re
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sp_ray_ml.data._manifest import Manifest, live_files, read_manifest
-from sp_ray_ml.data._parquet_files import Layout, ParquetSource, TableFiles, find_files, near_file
+from sp_ray_ml.data._manifest import Manifest, clean, live_files, read_manifest
+from sp_ray_ml.data._parquet_files import (
+    Layout,
+    ParquetSource,
+    TableFiles,
+    find_files,
+    near_file,
+    rows_of,
+)
 from sp_ray_ml.data._parquet_parts import Parts
 from sp_ray_ml.data._schema import cast_batch, check_append, plain, rows_per_group
 from sp_ray_ml.data._sql import SqlSource, parquet_connection
+from sp_ray_ml.data._store import LocalStore, store_at
 from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, is_sql, no_table
 from sp_ray_ml.errors import DataError, WarehouseError
-from sp_ray_ml.storage import Lock, storage_errors
 
 __all__ = ["ParquetWarehouse"]
 
-_LOCK = ".lock"
+_LOOKS = 16
 
 
 class ParquetWarehouse(Warehouse):
     """See the module. SQL is DuckDB's, over views of the files.
 
     Args:
-        path: The folder.
+        path: The folder, or its URL.
     """
 
     scheme = "parquet"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.expanduser()
-        self.url = f"parquet://{self.path}"
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.store = store_at(path)
+        self.url = f"parquet://{self.store.url}" if self.store.is_local else self.store.url
 
     def tables(self) -> list[str]:
-        if not self.path.is_dir():
-            what = "this is a file, not a folder" if self.path.exists() else "no such folder"
+        children = self._children()
+        folders = [name for name, is_folder in children.items() if is_folder]
+        with ThreadPoolExecutor(_LOOKS) as pool:
+            live = [
+                name
+                for name, found in zip(folders, pool.map(self._folder, folders), strict=True)
+                if found is not None
+            ]
+        return sorted({*live, *_single(children)})
+
+    def _children(self) -> dict[str, bool]:
+        """What may be tables; names that begin with a dot or a line are none."""
+        children = self.store.children()
+        if not children and isinstance(self.store, LocalStore) and not self.store.path.is_dir():
+            path = self.store.path
+            what = "this is a file, not a folder" if path.exists() else "no such folder"
             raise WarehouseError(
-                f"{what}{near_file(self.path)}",
-                where=str(self.path),
+                f"{what}{near_file(path)}",
+                where=str(path),
                 hint="A warehouse is a folder of Parquet files or a DuckDB file. To make one up: sp-ray demo demo/warehouse",
             )
-        names = set()
-        with storage_errors(self.path, "read"):
-            for entry in self.path.iterdir():
-                if entry.name.startswith((".", "_")):
-                    continue
-                if entry.is_dir():
-                    names |= {entry.name} if live_files(entry).files else set()
-                elif entry.suffix == ".parquet":
-                    names.add(entry.stem)
-        return sorted(names)
+        return {name: is_folder for name, is_folder in children.items() if not name.startswith((".", "_"))}
 
     def source(self, query: str, *, columns: Sequence[str] | None = None, where: Where = ()) -> Source:
+        found = self._find(query)
+        if found is not None:
+            return ParquetSource(query, found, columns=columns, where=where)
         tables = self.tables()
-        if query in tables:
-            return ParquetSource(query, self._files(query), columns=columns, where=where)
         if not is_sql(query):
             raise no_table(query, tables, self.url)
         # Only what the query can name becomes a view: each costs a look into a file.
@@ -77,25 +89,40 @@ class ParquetWarehouse(Warehouse):
         )
 
     def fingerprint(self, table: str) -> str:
-        tables = self.tables()
-        names = [table]
-        if table not in tables:
+        names, found = [table], self._find(table)
+        if found is None:
+            tables = self.tables()
             if not is_sql(table):
                 raise no_table(table, tables, self.url)
             names = _named(table, tables)
         digest = hashlib.sha256(table.encode())
         for name in names:
-            for file in self._files(name).files:
-                with storage_errors(file, "read"):
-                    stat = file.stat()
-                digest.update(f"{file.relative_to(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            files = found or self._files(name)
+            marks = {} if files.folder is None else self.store.find(name)
+            for file in files.files:
+                mark = marks.get(file.removeprefix(f"{name}/")) or self.store.mark(file)
+                digest.update(f"{file}\0{mark}\n".encode())
         return digest.hexdigest()[:32]
 
-    def _files(self, table: str) -> TableFiles:
-        folder = self.path / table
-        if folder.is_dir() and (found := live_files(folder)).files:
+    def _folder(self, table: str) -> TableFiles | None:
+        found = live_files(self.store, table)
+        return found if found.files else None
+
+    def _find(self, table: str) -> TableFiles | None:
+        """The files of a table; None if there is none of that name."""
+        if table.startswith((".", "_")) or table not in (children := self._children()) | dict.fromkeys(
+            _single(children)
+        ):
+            return None
+        if children.get(table) and (found := self._folder(table)):
             return found
-        return TableFiles([self.path / f"{table}.parquet"])
+        return TableFiles(self.store, [f"{table}.parquet"]) if table in _single(children) else None
+
+    def _files(self, table: str) -> TableFiles:
+        found = self._find(table)
+        if found is None:  # it was there a moment ago
+            raise no_table(table, [], self.url)
+        return found
 
     def write(
         self,
@@ -108,10 +135,8 @@ class ParquetWarehouse(Warehouse):
     ) -> int:
         source = as_source(data, name=table)
         check_write(table, mode, source, partition_by)
-        folder, place = self.path / table, f"{self.url}/{table}"
-        with storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with Lock(folder / _LOCK, f"table {table}"):
+        place = f"{self.url}/{table}"
+        with self.store.lock(table, f"table {table}"):
             before = self._state(table)
             if commit is not None and commit in before.commits:
                 return 0
@@ -120,11 +145,10 @@ class ParquetWarehouse(Warehouse):
             if mode == "append" and grows:
                 partition_by = None if before.layout is None else before.layout.column
             layout = None if partition_by is None else Layout(partition_by, schema)
-            self._clean(table, before)
-            kept = before.files if grows else {}
+            kept = dict(before.files) if grows else {}
             # What was committed to a table goes with its rows.
             commits = [*(before.commits if grows else []), *([] if commit is None else [commit])]
-            with Parts(folder, before.version + 1, schema, partition_by) as parts:
+            with Parts(self.store, table, before.version + 1, schema, partition_by) as parts:
                 for block in source.blocks(rows_per_group(schema)):
                     parts.write(_no_null_vectors(cast_batch(block, schema, place), place))
                 rows, replaced = parts.num_rows, parts.segments
@@ -136,32 +160,25 @@ class ParquetWarehouse(Warehouse):
                             parts.write(batch, leave_out=replaced)
                         kept = {}
                 parts.finish(needed=not kept)
-                # Files without a manifest are read as they lie there: before the first new one appears it is said
-                # which they were.
-                if read_manifest(folder) is None:
-                    before.write(folder)
-                new = parts.publish()
-            after = Manifest(before.version + 1, {**kept, **new}, commits, layout)
-            after.write(folder)
-            self._clean(table, after)
+                after = Manifest(before.version + 1, {**kept, **parts.files}, commits, layout)
+                after.commit(self.store, table)
+            clean(self.store, table, after)
         return rows
 
     def _state(self, table: str) -> Manifest:
-        """The table's manifest, or one that says what lies there without."""
-        folder, single = self.path / table, self.path / f"{table}.parquet"
-        manifest = read_manifest(folder)
-        if manifest is not None:
-            return manifest
-        files = find_files(folder) or ([single] if single.is_file() else [])
-        rows: dict[str, int] = {}
-        version = 0
-        for file in files:
-            name = f"../{file.name}" if file == single else file.relative_to(folder).as_posix()
-            with storage_errors(file, "read"):
-                rows[name] = int(pq.read_metadata(file).num_rows)
-            if number := re.match(r"part-(\d+)-", file.name):  # never give a name that is taken
-                version = max(version, int(number[1]))
-        return Manifest(version, rows)
+        """The table's manifest. What lies there without one is given one, so that new files are not read before
+        they are committed.
+        """
+        manifest = read_manifest(self.store, table)
+        if manifest is None:
+            files = {f.removeprefix(f"{table}/"): f for f in find_files(self.store, table)}
+            if not files and self.store.mark(single := f"{table}.parquet"):
+                files = {f"../{single}": single}
+            manifest = Manifest(0, {name: rows_of(self.store, file) for name, file in files.items()})
+            manifest.commit(self.store, table)
+        else:
+            clean(self.store, table, manifest)
+        return manifest
 
     def _stored_schema(self, table: str, source: Source, *, grows: bool) -> pa.Schema:
         where = f"{self.url}/{table}"
@@ -179,21 +196,6 @@ class ParquetWarehouse(Warehouse):
         check_append(have, wanted, where)
         return have
 
-    def _clean(self, table: str, manifest: Manifest) -> None:
-        """Remove what is no part of the table: files of writers that were killed, and those that were replaced."""
-        folder, single = self.path / table, self.path / f"{table}.parquet"
-        with contextlib.suppress(OSError):  # what stays is not read, and goes with the next write
-            for scratch in folder.glob(".part-*.tmp"):
-                scratch.unlink(missing_ok=True)
-            if read_manifest(folder) is None:
-                return
-            for file in find_files(folder):
-                if file.relative_to(folder).as_posix() not in manifest.files:
-                    file.unlink(missing_ok=True)
-                    _remove_empty(file.parent, folder)
-            if single.is_file() and f"../{single.name}" not in manifest.files:
-                single.unlink()
-
 
 def _named(query: str, tables: Sequence[str]) -> list[str]:
     """The tables that a query may read: those whose name is somewhere in it."""
@@ -201,10 +203,13 @@ def _named(query: str, tables: Sequence[str]) -> list[str]:
     return [name for name in tables if name.lower() in text]
 
 
-def _remove_empty(folder: Path, top: Path) -> None:
-    while folder != top and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
+def _single(children: Mapping[str, bool]) -> list[str]:
+    """Tables that are one file."""
+    return [
+        name.removesuffix(".parquet")
+        for name, is_folder in children.items()
+        if name.endswith(".parquet") and not is_folder
+    ]
 
 
 def _through_parquet(schema: pa.Schema, where: str) -> pa.Schema:

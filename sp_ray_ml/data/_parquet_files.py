@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,28 +14,28 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from sp_ray_ml._remote import is_remote
+from sp_ray_ml.data._store import Store, store_at
 from sp_ray_ml.data._where import Condition, as_arrow, as_ray, conditions
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import DataError, StorageError
 from sp_ray_ml.storage import storage_errors
 
-__all__ = ["Layout", "ParquetSource", "TableFiles", "find_files", "near_file", "parquet_source"]
+__all__ = ["Layout", "ParquetSource", "TableFiles", "find_files", "near_file", "parquet_source", "rows_of"]
 
 _SCAN_ROWS = 65_536
 _MANY_FILES = 256
 _BUFFER_BYTES = 1 << 16
 
 
-def find_files(folder: Path) -> list[Path]:
+def find_files(store: Store, folder: str) -> list[str]:
     """The Parquet files below a folder, in the order of their paths; hidden ones and those of `_…` are no data."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if any(part.startswith((".", "_")) for part in parts):
-            continue
-        if path.suffix in {".parquet", ".pq"} and path.is_file():
-            found.append(path)
-    return found
+    return [
+        f"{folder}/{path}" if folder else path
+        for path in store.find(folder)
+        if path.endswith((".parquet", ".pq"))
+        and not any(part.startswith((".", "_")) for part in path.split("/"))
+    ]
 
 
 def near_file(path: Path) -> str:
@@ -68,29 +70,40 @@ class TableFiles:
     """The files of one table.
 
     Attributes:
-        files: Every file, in the order of the rows.
+        store: Where they are.
+        files: Path of every file, in the order of the rows.
         folder: The folder of the table, below which folder names `key=value` are columns; None for a single file.
         num_rows: How many rows all the files have together, where that is known.
         layout: How it is partitioned, if it was written so here.
     """
 
-    files: list[Path]
-    folder: Path | None = None
+    store: Store
+    files: list[str]
+    folder: str | None = None
     num_rows: int | None = None
     layout: Layout | None = None
 
     @property
+    def place(self) -> str:
+        """What messages call the table's place."""
+        return self.store.place(self.files[0] if self.folder is None else self.folder)
+
+    @property
+    def paths(self) -> list[str]:
+        """The files in the store's file system."""
+        return [self.store.full(file) for file in self.files]
+
+    @property
     def is_partitioned(self) -> bool:
         """Whether values are in folder names (`country=de/`), as Hive and Spark write them."""
-        folder = self.folder
-        return self.layout is not None or (
-            folder is not None
-            and any(
-                "=" in part
-                for file in self.files
-                if folder in file.parents
-                for part in file.relative_to(folder).parts[:-1]
-            )
+        if self.layout is not None or self.folder is None:
+            return self.layout is not None
+        top = f"{self.folder}/" if self.folder else ""
+        return any(
+            "=" in part
+            for file in self.files
+            if file.startswith(top)
+            for part in file.removeprefix(top).split("/")[:-1]
         )
 
 
@@ -112,61 +125,63 @@ class ParquetSource(Source):
         columns: Sequence[str] | None = None,
         where: Sequence[tuple[str, str, Any]] = (),
     ) -> None:
-        self._name, self._table, self._files, self._where = name, table, table.files, tuple(where)
-        with storage_errors(self._files[0], "read"):
+        self._name, self._table, self._where = name, table, tuple(where)
+        with table.store.errors(table.files[0], "read"):
             full = self._dataset().schema.remove_metadata()
         self._full = full
         self._columns = require_columns(full, columns, name) if columns is not None else full.names
         self._conditions: list[Condition] = conditions(where, full, name)
         schema = pa.schema([full.field(column) for column in self._columns])
         num_rows = table.num_rows
-        if num_rows is None and len(self._files) <= _MANY_FILES:
-            num_rows = sum(self._rows_of(file) for file in self._files)
+        if num_rows is None and len(table.files) <= _MANY_FILES:
+            num_rows = sum(rows_of(table.store, file) for file in table.files)
         super().__init__(name, schema, self._stream, num_rows=None if where else num_rows)
 
-    def _rows_of(self, file: Path) -> int:
-        with storage_errors(file, "read"):
-            return int(pq.read_metadata(file).num_rows)
-
     def _dataset(self) -> Any:
-        partitioning, layout = None, self._table.layout
-        if layout is not None:
-            partitioning = layout.partitioning()
-        elif self._table.is_partitioned:
+        partitioning, table = None, self._table
+        if table.layout is not None:
+            partitioning = table.layout.partitioning()
+        elif table.is_partitioned:
             partitioning = pads.HivePartitioning.discover(infer_dictionary=False)
         try:
             return pads.dataset(
-                [str(file) for file in self._files],
-                schema=layout.schema if layout is not None else None,
+                table.paths,
+                schema=table.layout.schema if table.layout is not None else None,
                 format="parquet",
+                filesystem=table.store.arrow,
                 partitioning=partitioning,
-                partition_base_dir=str(self._table.folder) if partitioning is not None else None,
+                partition_base_dir=table.store.full(str(table.folder)) if partitioning is not None else None,
             )
+        except FileNotFoundError as error:
+            raise self._gone() from error
         except pa.ArrowInvalid as error:
-            raise StorageError(
-                f"not Parquet, or damaged: {error}", where=str(self._table.folder or self._files[0])
-            ) from error
+            raise StorageError(f"not Parquet, or damaged: {error}", where=table.place) from error
+
+    def _gone(self) -> StorageError:
+        return StorageError(
+            "a file of the table went away: it was replaced or removed while it was read",
+            where=self._name,
+            hint="Read it again",
+        )
 
     def _stream(self) -> Iterator[pa.RecordBatch]:
-        with storage_errors(self._name, "read"):
+        # Errors of files here are told with the table's name, as the file that is read is not known.
+        here = storage_errors(self._name, "read") if self._table.store.is_local else nullcontext()
+        with here, self._table.store.errors(self._table.folder or self._table.files[0], "read"):
             try:
-                if self._conditions or self._table.is_partitioned:
+                if self._conditions or self._table.is_partitioned or not self._table.store.is_local:
                     yield from self._scanned(self._dataset())
                 else:
                     yield from self._in_order()
             except FileNotFoundError as error:
-                raise StorageError(
-                    "a file of the table went away: it was replaced while it was read",
-                    where=self._name,
-                    hint="Read it again",
-                ) from error
+                raise self._gone() from error
             except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
                 raise DataError(f"cannot be read: {error}", where=self._name) from error
 
     def _in_order(self) -> Iterator[pa.RecordBatch]:
         """One file after the other, decoded batch by batch; Arrow's scanner decodes whole row groups at a time."""
-        for file in self._files:
-            with pq.ParquetFile(str(file), buffer_size=_BUFFER_BYTES, pre_buffer=False) as opened:
+        for file in self._table.paths:
+            with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as opened:
                 own = opened.schema_arrow
                 if all(
                     name in own.names and own.field(name).equals(self._full.field(name))
@@ -176,17 +191,19 @@ class ParquetSource(Source):
                         yield batch.select(self._columns)
                     continue
             # It lacks a column, or has one in another type.
-            yield from self._scanned(pads.dataset([str(file)], schema=self._full, format="parquet"))
+            yield from self._scanned(pads.dataset([file], schema=self._full, format="parquet"))
 
     def _scanned(self, dataset: Any) -> Iterator[pa.RecordBatch]:
-        # The defaults read 16 batches and 4 files ahead: far more memory, no more speed on a few cores.
-        options = pads.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+        # The defaults read 16 batches and 4 files ahead: far more memory, no more speed on a few cores. Over a
+        # network the parts of a row group that are needed are asked for at once, and the next file meanwhile.
+        near = self._table.store.is_local
+        options = pads.ParquetFragmentScanOptions(use_buffered_stream=near, pre_buffer=not near)
         scanner = dataset.scanner(
             columns=self._columns,
             filter=as_arrow(self._conditions),
             batch_size=_SCAN_ROWS,
             batch_readahead=4,
-            fragment_readahead=1,
+            fragment_readahead=1 if near else 4,
             fragment_scan_options=options,
             cache_metadata=False,
         )
@@ -202,10 +219,14 @@ class ParquetSource(Source):
         import ray.data
         from ray.data.datasource import Partitioning
 
-        partitioned, layout = self._table.is_partitioned, self._table.layout
+        table, layout = self._table, self._table.layout
+        base = Partitioning(
+            "hive", base_dir=table.store.full(str(table.folder)), filesystem=table.store.arrow
+        )
         dataset = ray.data.read_parquet(
-            [str(file) for file in self._files],
-            partitioning=Partitioning("hive", base_dir=str(self._table.folder)) if partitioned else None,
+            table.paths,
+            filesystem=None if table.store.is_local else table.store.arrow,
+            partitioning=base if table.is_partitioned else None,
             file_extensions=None,
         )
         if layout is not None:  # Ray reads values of folders as text
@@ -225,20 +246,36 @@ def _typed(table: pa.Table, field: pa.Field) -> pa.Table:
     return table.set_column(at, field, table[field.name].cast(field.type))
 
 
-def parquet_source(path: Path, name: str | None = None) -> Source:
-    """A file or a folder of files as a `Source`.
+def rows_of(store: Store, file: str) -> int:
+    """How many rows a file has, as its end says."""
+    with store.errors(file, "read"):
+        return int(pq.read_metadata(store.full(file), filesystem=store.arrow).num_rows)
+
+
+def parquet_source(path: str | os.PathLike[str], name: str | None = None) -> Source:
+    """A file or a folder of files, here or at a URL, as a `Source`.
 
     Raises:
         StorageError: Nothing is there, or no Parquet.
     """
-    path = path.expanduser()
-    if path.is_file():
-        return ParquetSource(name or path.stem, TableFiles([path]))
-    if not path.is_dir():
-        raise StorageError(f"no such file or folder{near_file(path)}", where=str(path))
     from sp_ray_ml.data._manifest import live_files
 
-    table = live_files(path)
+    text = os.fspath(path).rstrip("/") or "/"
+    if is_remote(text):
+        scheme, _, rest = text.partition("://")
+        parent, _, last = rest.rpartition("/")
+        store, near = store_at(f"{scheme}://{parent}" if parent else text), ""
+        last = last if parent else ""
+        single = text.endswith((".parquet", ".pq")) and bool(store.mark(last))
+    else:
+        here = Path(text.removeprefix("file://")).expanduser()
+        here = here if here.name not in {"", ".."} else here.absolute()
+        store, last, single, near = store_at(here.parent), here.name, here.is_file(), near_file(here)
+    if single:
+        return ParquetSource(name or last.rpartition(".")[0], TableFiles(store, [last]))
+    if not store.children(last) and not (store.is_local and here.is_dir()):
+        raise StorageError(f"no such file or folder{near}", where=text)
+    table = live_files(store, last)
     if not table.files:
-        raise StorageError("the folder has no Parquet files", where=str(path))
-    return ParquetSource(name or path.name, table)
+        raise StorageError("the folder has no Parquet files", where=text)
+    return ParquetSource(name or last or "data", table)

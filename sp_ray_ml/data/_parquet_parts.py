@@ -1,12 +1,12 @@
-"""Part files of one write of a table, under names that no reader looks at until they are published."""
+"""Part files of one write of a table. They have new names, which no reader looks for until a manifest has them."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import secrets
+import sys
 from collections.abc import Iterator, Set
-from pathlib import Path
-from typing import Any
+from functools import partial
 from urllib.parse import quote
 
 import numpy as np
@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sp_ray_ml.data._schema import partition_values
+from sp_ray_ml.data._store import Store
 from sp_ray_ml.errors import DataError
-from sp_ray_ml.storage import storage_errors
 
 __all__ = ["Parts"]
 
@@ -28,51 +28,53 @@ class Parts:
     """Writes rows as files of a bounded size, one or more a partition.
 
     Args:
-        folder: The table's.
+        store: Where.
+        table: The table's folder.
         version: Of the write; a part of the files' names.
         schema: Of the rows.
         partition_by: The column whose values are folders, and which is not in the files; None for none.
 
     Attributes:
         num_rows: Rows written so far.
-        segments: Names of the partitions' folders so far: `day=2024-01-01`.
+        files: Path of every file below the table's folder, and its rows.
     """
 
-    def __init__(self, folder: Path, version: int, schema: pa.Schema, partition_by: str | None) -> None:
+    def __init__(
+        self, store: Store, table: str, version: int, schema: pa.Schema, partition_by: str | None
+    ) -> None:
         self.num_rows = 0
-        self._folder, self._version, self._column = folder, version, partition_by
+        self.files: dict[str, int] = {}
+        self._store, self._table, self._column = store, table, partition_by
+        self._place = store.place(table)
+        # The version says later whether this write can still be at work, the rest tells two writers apart.
+        self._name = f"part-{version:06d}-{secrets.token_hex(4)}"
         names = [name for name in schema.names if name != partition_by]
         if not names:
-            raise DataError("there is no column beside the one that it is partitioned by", where=str(folder))
+            raise DataError("there is no column beside the one that it is partitioned by", where=self._place)
         if partition_by is not None and set(partition_by) & set("=/%"):
             raise DataError(
                 f"column {partition_by!r} cannot be in the name of a folder",
-                where=str(folder),
+                where=self._place,
                 hint="Partition by a column without = / % in its name",
             )
         self._schema = pa.schema([schema.field(name) for name in names])
-        self._open: dict[str, tuple[str, Any]] = {}
-        self._rows: dict[str, int] = {}
+        self._open: dict[str, _Part] = {}
 
     @property
     def segments(self) -> frozenset[str]:
-        return frozenset(path.split("/")[0] for path in self._rows if "/" in path)
+        """Names of the partitions' folders so far: `day=2024-01-01`."""
+        return frozenset(path.split("/")[0] for path in self.files if "/" in path)
 
     def __enter__(self) -> Parts:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None:
             return
-        for _, writer in self._open.values():
+        for part in self._open.values():
             with contextlib.suppress(OSError, pa.ArrowException):  # the first error is the one to tell
-                writer.close()
-        for path in self._rows:
-            with contextlib.suppress(OSError):
-                self._scratch(path).unlink(missing_ok=True)
-
-    def _scratch(self, path: str) -> Path:
-        return self._folder / f".{path.rpartition('/')[2]}.tmp"
+                part.give_up()
+        self._store.remove(self._table, self.files)
 
     def write(self, batch: pa.RecordBatch, leave_out: Set[str] = frozenset()) -> None:
         """Add rows, but not those of some partitions."""
@@ -84,7 +86,7 @@ class Parts:
         if self._column is None:
             yield "", batch
             return
-        values = partition_values(batch, self._column, str(self._folder))
+        values = partition_values(batch, self._column, self._place)
         segments = [self._segment(text) for text in values.cast(pa.string()).to_pylist()]
         if len(segments) == 1:
             yield segments[0], batch
@@ -101,56 +103,70 @@ class Parts:
         if len(segment.encode()) > _NAME_BYTES:
             raise DataError(
                 f"a value of {self._column!r} is too long for the name of a folder: {text[:40]!r}…",
-                where=str(self._folder),
+                where=self._place,
                 hint="Partition by a column with short values",
             )
         return segment
 
     def _write(self, segment: str, rows: pa.RecordBatch) -> None:
-        with storage_errors(self._folder):
-            path, writer = self._open.pop(segment) if segment in self._open else self._begin(segment)
-            self._open[segment] = path, writer  # the last one used is the last
-            writer.write_batch(rows, row_group_size=max(rows.num_rows, 1))
-            self._rows[path] += rows.num_rows
-            self.num_rows += rows.num_rows
-            if self._scratch(path).stat().st_size >= _PART_BYTES:
-                self._close(segment)
+        part = self._open.pop(segment) if segment in self._open else self._begin(segment)
+        self._open[segment] = part  # the last one used is the last
+        part.write(rows)
+        self.files[part.path] += rows.num_rows
+        self.num_rows += rows.num_rows
+        if part.size >= _PART_BYTES:
+            self._open.pop(segment).close()
 
-    def _begin(self, segment: str) -> tuple[str, Any]:
+    def _begin(self, segment: str) -> _Part:
         if len(self._open) >= _MOST_OPEN:
-            self._close(next(iter(self._open)))
-        name = f"part-{self._version:06d}-{len(self._rows):04d}.parquet"
+            self._open.pop(next(iter(self._open))).close()
+        name = f"{self._name}-{len(self.files):04d}.parquet"
         path = f"{segment}/{name}" if segment else name
-        self._rows[path] = 0
-        return path, pq.ParquetWriter(str(self._scratch(path)), self._schema, compression="zstd")
-
-    def _close(self, segment: str) -> None:
-        with storage_errors(self._folder):
-            path, writer = self._open.pop(segment)
-            writer.close()
-            _sync(self._scratch(path))
+        self.files[path] = 0
+        return _Part(self._store, self._table, path, self._schema)
 
     def finish(self, *, needed: bool) -> None:
         """Close the files. A table without rows has one, too, which holds its columns: it is made if it is `needed`."""
-        if needed and not self._rows:
+        if needed and not self.files:
             self._write("", pa.RecordBatch.from_pylist([], schema=self._schema))
         for segment in list(self._open):
-            self._close(segment)
-
-    def publish(self) -> dict[str, int]:
-        """Give the files their names; their paths below the folder, and rows."""
-        with storage_errors(self._folder):
-            for path in self._rows:
-                (self._folder / path).parent.mkdir(exist_ok=True)
-                self._scratch(path).rename(self._folder / path)
-            for folder in {(self._folder / path).parent for path in self._rows} | {self._folder}:
-                _sync(folder)
-        return self._rows
+            self._open.pop(segment).close()
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+class _Part:
+    """One file that is being written."""
+
+    def __init__(self, store: Store, table: str, path: str, schema: pa.Schema) -> None:
+        self.path = path
+        self._errors = partial(store.errors, f"{table}/{path}")
+        self._stack = contextlib.ExitStack()
+        with self._errors():
+            self._file = self._stack.enter_context(store.sink(f"{table}/{path}"))
+            try:
+                self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
+            except BaseException:
+                self._stack.__exit__(*sys.exc_info())
+                raise
+
+    @property
+    def size(self) -> int:
+        return int(self._file.tell())
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        with self._errors():
+            self._writer.write_batch(rows, row_group_size=max(rows.num_rows, 1))
+
+    def close(self) -> None:
+        with self._errors(), self._stack:
+            self._writer.close()
+
+    def give_up(self) -> None:
+        """Leave nothing of it."""
+        self._writer.is_open = False  # what it holds back is not to be written any more
+        stop = _GivenUpError()
+        with contextlib.suppress(_GivenUpError), self._stack:
+            raise stop
+
+
+class _GivenUpError(Exception):
+    """Ends the writing of a file that will not be."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from sp_ray_ml.config import near_match
 from sp_ray_ml.data._parquet_files import Layout, TableFiles
+from sp_ray_ml.data._store import RemoteStore
 from sp_ray_ml.data._where import as_sql, conditions, quoted
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.data.warehouse import no_table
@@ -36,7 +37,7 @@ def parquet_connection(tables: Mapping[str, TableFiles]) -> Any:
     connection = duckdb.connect(":memory:", config={"temp_directory": tempfile.gettempdir()})
     prepare(connection)
     for name, table in tables.items():
-        listed = ", ".join(_text(_unglobbed(str(file))) for file in table.files)
+        listed = ", ".join(_text(_unglobbed(file)) for file in _registered(connection, table))
         hive, columns = f"hive_partitioning = {str(table.is_partitioned).lower()}", "*"
         with sql_errors(name, ()):
             if table.layout is not None:
@@ -56,6 +57,18 @@ def _type(connection: Any, layout: Layout) -> str:
     described = connection.execute("DESCRIBE _sp_ray_ml_layout").fetchone()
     connection.unregister("_sp_ray_ml_layout")
     return str(described[1])
+
+
+def _registered(connection: Any, table: TableFiles) -> list[str]:
+    """The files as DuckDB finds them: on other stores than disks through fsspec's file system."""
+    if isinstance(table.store, RemoteStore):
+        fs = table.store.fs
+        if not connection.filesystem_is_registered(
+            fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+        ):
+            connection.register_filesystem(fs)
+        return [fs.unstrip_protocol(path) for path in table.paths]
+    return table.paths
 
 
 def _text(value: str) -> str:

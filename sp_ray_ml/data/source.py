@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.config import near_match
@@ -189,7 +188,7 @@ def as_source(data: Any, name: str = "data") -> Source:
     Args:
         data: A `Source`, `pyarrow.Table` or `RecordBatch`, Ray Dataset (its order is kept), pandas DataFrame (its
             index is left out), anything that exports an Arrow stream (polars, DuckDB), a mapping from column names
-            to values, or the path of a Parquet file or of a folder of them.
+            to values, or the path or URL of a Parquet file or of a folder of them.
         name: What messages call it.
 
     Raises:
@@ -201,7 +200,7 @@ def as_source(data: Any, name: str = "data") -> Source:
     if isinstance(data, str | os.PathLike):
         from sp_ray_ml.data._parquet_files import parquet_source
 
-        return parquet_source(Path(data), name=None if name == "data" else name)
+        return parquet_source(data, name=None if name == "data" else name)
     if type(data).__module__.partition(".")[0] == "ray":
         from sp_ray_ml.data._ray_source import ray_source
 

@@ -209,10 +209,20 @@ def _duckdb(url: str) -> Warehouse:
 def _parquet(url: str) -> Warehouse:
     from sp_ray_ml.data._parquet import ParquetWarehouse
 
-    return ParquetWarehouse(Path(url.partition("://")[2] if "://" in url else url))
+    return ParquetWarehouse(url.removeprefix("parquet://").removeprefix("file://"))
 
 
-_BUILT_IN: dict[str, Callable[[str], Warehouse]] = {"duckdb": _duckdb, "parquet": _parquet, "file": _parquet}
+def _bigquery(url: str) -> Warehouse:
+    from sp_ray_ml.data._bigquery import BigQueryWarehouse
+
+    return BigQueryWarehouse(url)
+
+
+_BUILT_IN: dict[str, Callable[[str], Warehouse]] = {
+    "duckdb": _duckdb,
+    "bigquery": _bigquery,
+    **dict.fromkeys(["parquet", "file", "s3", "gs"], _parquet),
+}
 
 
 def open_warehouse(url: str | os.PathLike[str]) -> Warehouse:
@@ -220,8 +230,8 @@ def open_warehouse(url: str | os.PathLike[str]) -> Warehouse:
 
     Args:
         url: `duckdb:///relative.duckdb`, `duckdb:////absolute.duckdb`, a path that ends in `.duckdb`, `.ddb` or
-            `.db` or is a DuckDB file; `parquet://folder`, `file:///folder` or a folder's path (Parquet). Other
-            schemes come with installed packages (entry-point group `sp_ray_ml.warehouse`: a callable that takes
+            `.db` or is a DuckDB file; `parquet://folder`, `file:///folder` or a folder's path (Parquet);
+            `s3://bucket/folder`, `gs://bucket/folder` and whatever else fsspec opens (Parquet); `bigquery://project/dataset`. Other schemes come with installed packages (entry-point group `sp_ray_ml.warehouse`: a callable that takes
             the URL).
 
     Raises:
@@ -242,6 +252,10 @@ def open_warehouse(url: str | os.PathLike[str]) -> Warehouse:
     if scheme in points:
         warehouse: Warehouse = points[scheme].load()(text)
         return warehouse
+    import fsspec
+
+    if scheme in fsspec.available_protocols():
+        return _parquet(text)
     known = sorted({*_BUILT_IN, *points})
     raise ConfigError(
         f"unknown kind of warehouse {scheme!r}{near_match(scheme, known)}",

@@ -335,8 +335,8 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"no parquet" * 1_000)
     with pytest.raises(StorageError, match="not Parquet, or damaged"):
         open_warehouse(tmp_path).source("bad")
-    folder = tmp_path / "t"
-    folder.mkdir()
-    (folder / "_manifest.json").write_text("{}")
+    folder = tmp_path / "t" / "_manifests"
+    folder.mkdir(parents=True)
+    (folder / "00000001.json").write_text("{}")
     with pytest.raises(StorageError, match="not a manifest"):
         open_warehouse(tmp_path).tables()

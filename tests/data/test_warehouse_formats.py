@@ -21,23 +21,26 @@ ROWS = pa.table({"n": [1, 2, 3]})
 
 
 @pytest.mark.parametrize(
-    ("url", "kind", "path"),
+    ("url", "kind", "opened"),
     [
-        ("duckdb:///out.duckdb", DuckDBWarehouse, "out.duckdb"),
-        ("duckdb:////data/out.duckdb", DuckDBWarehouse, "/data/out.duckdb"),
-        ("some/new.duckdb", DuckDBWarehouse, "some/new.duckdb"),
-        ("new.db", DuckDBWarehouse, "new.db"),
-        ("parquet://folder/in", ParquetWarehouse, "folder/in"),
-        ("parquet:///folder", ParquetWarehouse, "/folder"),
-        ("file:///folder", ParquetWarehouse, "/folder"),
-        ("folder", ParquetWarehouse, "folder"),
+        ("duckdb:///out.duckdb", DuckDBWarehouse, "duckdb:///out.duckdb"),
+        ("duckdb:////data/out.duckdb", DuckDBWarehouse, "duckdb:////data/out.duckdb"),
+        ("some/new.duckdb", DuckDBWarehouse, "duckdb:///some/new.duckdb"),
+        ("new.db", DuckDBWarehouse, "duckdb:///new.db"),
+        ("parquet://folder/in", ParquetWarehouse, "parquet://folder/in"),
+        ("parquet:///folder", ParquetWarehouse, "parquet:///folder"),
+        ("file:///folder", ParquetWarehouse, "parquet:///folder"),
+        ("folder", ParquetWarehouse, "parquet://folder"),
+        ("s3://bucket/some/folder/", ParquetWarehouse, "s3://bucket/some/folder"),
+        ("gs://bucket", ParquetWarehouse, "gs://bucket"),
+        ("memory://folder", ParquetWarehouse, "memory://folder"),
     ],
 )
-def test_url_finds_its_warehouse(url: str, kind: type, path: str) -> None:
+def test_url_finds_its_warehouse(url: str, kind: type, opened: str) -> None:
     warehouse = open_warehouse(url)
     assert type(warehouse) is kind
-    assert warehouse.path == Path(path)  # type: ignore[attr-defined]
-    assert open_warehouse(warehouse.url).path == Path(path)  # type: ignore[attr-defined]
+    assert warehouse.url == opened
+    assert open_warehouse(warehouse.url).url == opened
 
 
 def test_duckdb_file_is_known_by_its_content(tmp_path: Path) -> None:
@@ -47,7 +50,9 @@ def test_duckdb_file_is_known_by_its_content(tmp_path: Path) -> None:
 
 
 def test_unknown_scheme_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean duckdb\?.*duckdb://, file://, parquet://"):
+    with pytest.raises(
+        ConfigError, match=r"did you mean duckdb\?.*duckdb://.*file://.*gs://.*parquet://.*s3://"
+    ):
         open_warehouse("dukdb:///x")
     with pytest.raises(ConfigError, match="three slashes"):
         open_warehouse("duckdb://x.duckdb")
@@ -128,10 +133,7 @@ def test_files_that_the_manifest_does_not_name_are_not_read(tmp_path: Path) -> N
     assert warehouse.source("t").num_rows == 3
     warehouse.write("t", ROWS, mode="append")
     assert warehouse.source("t").to_arrow().num_rows == 6
-    assert sorted(path.name for path in (tmp_path / "t").glob("*.parquet")) == [
-        "part-000001-0000.parquet",
-        "part-000002-0000.parquet",
-    ]
+    assert len(list((tmp_path / "t").glob("*.parquet"))) == 2
 
 
 def test_reading_leaves_no_trace(tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_replaced_while_read_is_said(tmp_path: Path) -> None:
     warehouse.write("t", ROWS)
     source = warehouse.source("t")
     warehouse.write("t", ROWS)
-    with pytest.raises(StorageError, match="replaced while it was read"):
+    with pytest.raises(StorageError, match="replaced or removed while it was read"):
         source.to_arrow()
 
 

@@ -1,0 +1,209 @@
+"""File systems of URLs, by fsspec: object stores with bounded patience, and what goes wrong there told in our errors."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from sp_ray_ml._secrets import redact
+from sp_ray_ml.config import near_match
+from sp_ray_ml.errors import ConfigError, StorageError
+from sp_ray_ml.optional import require
+
+__all__ = ["create", "filesystem", "is_remote", "join", "remote_errors"]
+
+_LIBRARIES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+_LOGIN = {
+    "s3": "aws sso login (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)",
+    "gs": "gcloud auth application-default login (or set GOOGLE_APPLICATION_CREDENTIALS)",
+}
+_WHO = {"s3": "aws sts get-caller-identity", "gs": "gcloud auth list"}
+_MAKE = {"s3": "aws s3 mb s3://{bucket}", "gs": "gcloud storage buckets create gs://{bucket}"}
+_PACKAGES = {"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs", "urllib3"}  # fmt: skip
+
+
+def _patience() -> float:
+    """Seconds for one answer, before it is asked for again."""
+    return float(os.environ.get("SP_RAY_STORAGE_TIMEOUT", "30"))
+
+
+def is_remote(path: object) -> bool:
+    """Whether a path is a URL of a store, and no file or folder of this machine."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    return isinstance(text, str) and "://" in text and not text.startswith(("file://", "local://"))
+
+
+def join(url: str, *parts: str) -> str:
+    """A URL below another."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path there.
+
+    Credentials are what the library finds: the environment, its configuration files, the machine's own. Listings
+    are never remembered, since others write, too.
+
+    Raises:
+        ConfigError: There is no such kind of store.
+        MissingDependencyError: Its library is not installed.
+    """
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    if scheme in _LIBRARIES:
+        require(_LIBRARIES[scheme], f"{scheme}://")
+        options = _s3() if _LIBRARIES[scheme] == "s3fs" else _gcs()
+    elif scheme not in fsspec.available_protocols():
+        raise ConfigError(
+            f"unknown kind of storage {scheme!r}{near_match(scheme, ['s3', 'gs', 'file'])}",
+            where=str(redact(url)),
+            hint="Give a path, s3://…, gs://… or a URL of an installed fsspec library",
+        )
+    try:
+        fs, path = fsspec.url_to_fs(url, **options)
+    except ImportError as error:
+        raise ConfigError(f"{scheme}:// cannot be used: {error}", where=str(redact(url))) from error
+    return fs, str(path).rstrip("/")
+
+
+def _s3() -> dict[str, Any]:
+    # s3fs itself asks five times; botocore's own retries would multiply.
+    seconds = _patience()
+    times = {"connect_timeout": min(seconds, 10), "read_timeout": seconds, "retries": {"max_attempts": 0}}
+    return {"use_listings_cache": False, "config_kwargs": times, "default_block_size": 16 << 20}
+
+
+def _gcs() -> dict[str, Any]:
+    import aiohttp
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints each error that it raises, too
+    seconds = _patience()
+    times = aiohttp.ClientTimeout(total=None, sock_connect=min(seconds, 10), sock_read=seconds)
+    options = {"use_listings_cache": False, "requests_timeout": times, "block_size": 16 << 20}
+    return options | ({"token": "anon"} if os.environ.get("STORAGE_EMULATOR_HOST") else {})
+
+
+def create(url: str, data: bytes) -> bool:
+    """Make an object that is not there yet, in one step of the store: of two who try, one does.
+
+    Returns:
+        False if it is there already, made by another.
+
+    Raises:
+        StorageError: It could not be made.
+    """
+    fs, path = filesystem(url)
+    with remote_errors(url):
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            # An answer may be lost on its way, and the second try then finds what the first one made.
+            return bool(fs.cat_file(path) == data)
+        except OSError as error:
+            if _code(error) == "ConditionalRequestConflict":
+                return False
+            raise
+    return True
+
+
+# --- errors -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def remote_errors(url: str, doing: str = "write") -> Iterator[None]:
+    """Turn what fsspec's libraries raise into a `StorageError` that says what, where, why and the next command.
+
+    Args:
+        url: What is written or read, for the message.
+        doing: The verb, for the message.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _PACKAGES:
+            raise
+        reason, hint = _reason(error, url)
+        raise StorageError(f"cannot {doing}: {reason}", where=str(redact(url)), hint=hint) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _code(error: BaseException) -> str:
+    """The code of the store's answer: `AccessDenied`, `403`; empty if there is none."""
+    for one in _chain(error):
+        answer = getattr(one, "response", None)
+        if isinstance(answer, dict) and "Error" in answer:
+            return str(answer["Error"].get("Code", ""))
+        if (code := getattr(one, "code", None)) is not None:
+            return str(code)
+    return ""
+
+
+_UNKNOWN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "401", "Unauthorized"}
+_FULL = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "StorageQuotaExceeded"}
+
+
+def _reason(error: Exception, url: str) -> tuple[str, str | None]:
+    """What went wrong, and what to do."""
+    scheme = {"s3a": "s3", "gcs": "gs"}.get(url.partition("://")[0], url.partition("://")[0])
+    bucket = urlsplit(url).netloc
+    login = f"Sign in: {_LOGIN[scheme]}" if scheme in _LOGIN else None
+    chain = list(_chain(error))
+    names = {type(one).__name__ for one in chain}
+    text = " ".join(str(one) for one in chain)
+    code, low = _code(error), text.lower()
+    if "expired" in low or code in {"ExpiredToken", "RequestExpired"} or "RefreshError" in names:
+        return "the credentials have expired", login
+    if code in _UNKNOWN:
+        return f"the credentials are not accepted ({code})", login
+    if names & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"} or any(
+        word in low for word in ("anonymous caller", "sso", "no credentials")
+    ):
+        return "there are no credentials", login
+    if (
+        code in _FULL
+        or "507" in text
+        or "quota" in low
+        or getattr(error, "errno", 0) in {errno.ENOSPC, errno.EDQUOT}
+    ):
+        return (
+            "the bucket is full, or its quota is used up",
+            "Remove what is not needed, or have the quota raised",
+        )
+    if isinstance(error, PermissionError) or code in {"AccessDenied", "403"} or "forbidden" in low:
+        who = _WHO.get(scheme)
+        return (
+            "permission denied",
+            f"See who you are: {who}; then ask for access to {bucket}" if who else None,
+        )
+    if "bucket" in low and ("not exist" in low or "not found" in low or code == "NoSuchBucket"):
+        make = _MAKE[scheme].format(bucket=bucket) if scheme in _MAKE else None
+        return f"no such bucket {bucket!r}", f"Make it: {make}" if make else None
+    if isinstance(error, FileNotFoundError):
+        return "no such file or folder", None
+    if isinstance(error, TimeoutError) or any("Timeout" in name for name in names):
+        return (
+            f"the network stalls: no answer in {_patience():g} s, asked for several times",
+            "See whether the store can be reached; SP_RAY_STORAGE_TIMEOUT=SECONDS waits longer",
+        )
+    if isinstance(error, ConnectionError) or any("Connect" in name or "Disconnect" in name for name in names):
+        return f"the store cannot be reached, or broke off ({_first(error)})", "See whether it can: try again"
+    return _first(error), None
+
+
+def _first(error: Exception) -> str:
+    said = str(error).strip().split("\n", 1)[0] or type(error).__name__
+    return str(redact(said))[:300]

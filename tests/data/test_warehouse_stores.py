@@ -1,0 +1,59 @@
+"""Parquet warehouses in object stores keep the same contract as a folder, on real servers."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sp_ray_ml.data import Warehouse, open_warehouse
+from sp_ray_ml.testing import WarehouseContract
+from tests import stores
+
+pytestmark = pytest.mark.slow
+
+
+def _bucket(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        getattr(stores, {"s3": "s3", "gs": "gcs"}[kind])(tmp_path_factory.mktemp(kind)) as endpoint,
+    ):
+        for name, value in stores.environment_of(kind, endpoint).items():
+            patch.setenv(name, value)
+        stores.make_bucket(kind, endpoint, "bucket")
+        yield f"{kind}://bucket"
+
+
+@pytest.fixture(scope="module")
+def s3_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from _bucket("s3", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def gs_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from _bucket("gs", tmp_path_factory)
+
+
+class TestMemory(WarehouseContract):
+    def make(self, tmp_path: Path) -> Warehouse:
+        return open_warehouse(f"memory://{tmp_path.name}-{uuid.uuid4()}/house")
+
+
+class TestS3(WarehouseContract):
+    @pytest.fixture(autouse=True)
+    def _bucket(self, s3_bucket: str) -> None:
+        self.bucket = s3_bucket
+
+    def make(self, tmp_path: Path) -> Warehouse:
+        return open_warehouse(f"{self.bucket}/{uuid.uuid4()}")
+
+
+class TestGCS(WarehouseContract):
+    @pytest.fixture(autouse=True)
+    def _bucket(self, gs_bucket: str) -> None:
+        self.bucket = gs_bucket
+
+    def make(self, tmp_path: Path) -> Warehouse:
+        return open_warehouse(f"{self.bucket}/{uuid.uuid4()}")

@@ -1,0 +1,85 @@
+"""Object stores of other projects as real servers on loopback: moto for S3, fake-gcs-server for Google's."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.emulators import _ROOT, environment, free_port, server
+
+MOTO = ("moto[server]==5.2.5",)
+FAKE_GCS = "github.com/fsouza/fake-gcs-server@v1.56.1"
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):  # loopback
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def s3(folder: Path) -> Iterator[str]:
+    """An S3 server; its endpoint. It keeps objects in memory."""
+    port = free_port()
+    command = [environment("moto", *MOTO) / "moto_server", "-H", "127.0.0.1", "-p", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with server(command, lambda: answers(f"{url}/moto-api/data.json"), log=folder / "moto.log"):
+        yield url
+
+
+def _fake_gcs() -> Path:
+    """The server's program, built once from the Go module."""
+    _ROOT.mkdir(exist_ok=True)
+    place, done = _ROOT / "fake-gcs-server", _ROOT / "fake-gcs-server.ready"
+    with (_ROOT / "fake-gcs-server.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (done.is_file() and done.read_text() == FAKE_GCS):
+            go = shutil.which("go") or "/usr/local/go/bin/go"
+            subprocess.run([go, "install", FAKE_GCS], check=True, env={**os.environ, "GOBIN": str(place)})
+            done.write_text(FAKE_GCS)
+    return place / "fake-gcs-server"
+
+
+@contextlib.contextmanager
+def gcs(folder: Path) -> Iterator[str]:
+    """A server of Google Cloud Storage; its endpoint. It keeps objects in memory."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [_fake_gcs(), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory",
+               "-public-host", f"127.0.0.1:{port}", "-external-url", url]  # fmt: skip
+    with server(command, lambda: answers(f"{url}/_internal/healthcheck"), log=folder / "gcs.log"):
+        yield url
+
+
+def environment_of(kind: str, endpoint: str) -> dict[str, str]:
+    """Environment variables by which clients find the server."""
+    if kind == "gs":
+        return {"STORAGE_EMULATOR_HOST": endpoint, "GOOGLE_CLOUD_PROJECT": "test"}
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def make_bucket(kind: str, endpoint: str, name: str) -> None:
+    if kind == "gs":
+        request = urllib.request.Request(  # loopback
+            f"{endpoint}/storage/v1/b?project=test",
+            data=f'{{"name": "{name}"}}'.encode(),
+            headers={"Content-Type": "application/json"},
+        )
+    else:
+        request = urllib.request.Request(f"{endpoint}/{name}", method="PUT")
+    with urllib.request.urlopen(request, timeout=10):
+        pass
