@@ -44,7 +44,11 @@ class Emulator:
 def emulator(folder: Path) -> Iterator[Emulator]:
     """Run the server while the block lasts."""
     binaries = environment(
-        "bqemulator", "bqemulator==1.4.0", f"duckdb=={DUCKDB}", f"duckdb-extension-spatial=={DUCKDB}", "numpy<3"
+        "bqemulator",
+        "bqemulator==1.4.0",
+        f"duckdb=={DUCKDB}",
+        f"duckdb-extension-spatial=={DUCKDB}",
+        "numpy<3",
     )
     _bring_extension(binaries, folder)
     here = Emulator(free_port(), free_port())

@@ -59,16 +59,14 @@ class BigQueryWarehouse(Warehouse):
     def _listed(self) -> list[Any]:
         place = self._place
         with place.client() as client:
-            return place.call(lambda: list(client.list_tables(f"{place.project}.{place.dataset}", retry=None, timeout=60)))  # fmt: skip
+            return place.call(lambda: list(client.list_tables(f"{place.project}.{place.dataset}", retry=None, timeout=self._place.timeout)))  # fmt: skip
 
     def source(self, query: str, *, columns: Sequence[str] | None = None, where: Where = ()) -> Source:
         path = self._path(query)
-        if path is None:
-            if not is_sql(query):
-                raise no_table(query, self.tables(), self._place.url)
-            return self._query(query, columns, where)
-        found = self._found(path)
-        if found is None:
+        found = self._found(path) if path else None
+        if path is None or found is None:
+            if is_sql(query):  # words and spaces can be a table's name, too
+                return self._query(query, columns, where)
             raise no_table(query, self.tables(), self._place.url)
         if found.table_type != "TABLE":  # a view is a query, and so is what lies outside
             sql = f"SELECT * FROM `{'.'.join(path)}`"  # noqa: S608
@@ -92,7 +90,8 @@ class BigQueryWarehouse(Warehouse):
         try:
             with self._place.client() as client:
                 return self._place.call(
-                    lambda: client.get_table(".".join(path), retry=None, timeout=60), table=path[2]
+                    lambda: client.get_table(".".join(path), retry=None, timeout=self._place.timeout),
+                    table=path[2],
                 )
         except (TableNotFoundError, WarehouseError) as error:
             from google.api_core.exceptions import NotFound
@@ -120,7 +119,9 @@ class BigQueryWarehouse(Warehouse):
             with place.client() as client:
                 rows = place.call(
                     lambda: list(
-                        client.query("SELECT CURRENT_TIMESTAMP() AS now", retry=None, timeout=60).result()
+                        client.query(
+                            "SELECT CURRENT_TIMESTAMP() AS now", retry=None, timeout=self._place.timeout
+                        ).result()
                     )
                 )
             self._snapshot = rows[0][0]
@@ -134,7 +135,9 @@ class BigQueryWarehouse(Warehouse):
         config = query_config(place, self._parameter(sql), dry=True)
         try:
             with place.client() as client:
-                return place.call(lambda: client.query(sql, job_config=config, retry=None, timeout=60))
+                return place.call(
+                    lambda: client.query(sql, job_config=config, retry=None, timeout=self._place.timeout)
+                )
         except TableNotFoundError as error:
             name = missing_table(error.__cause__ or error) or ""
             raise no_table(name.rpartition(".")[2], self.tables(), place.url) from error
@@ -143,9 +146,10 @@ class BigQueryWarehouse(Warehouse):
         place = self._place
         sql = one_statement(query, place.url)
         plan = self._planned(sql)
-        if plan.statement_type not in {"SELECT", None}:
+        if plan.statement_type != "SELECT":
+            does = str(plan.statement_type or "do something else").replace("_", " ")
             raise WarehouseError(
-                f"a query only reads, this would {str(plan.statement_type).replace('_', ' ')}",
+                f"a query only reads, this would {does}",
                 where=place.url,
                 hint="Use SELECT, or WITH … SELECT",
             )
@@ -174,8 +178,10 @@ class BigQueryWarehouse(Warehouse):
 
     def fingerprint(self, table: str) -> str:
         path = self._path(table)
-        if path is None and not is_sql(table):
-            raise no_table(table, self.tables(), self._place.url)
+        if path is None or self._found(path) is None:
+            if not is_sql(table):
+                raise no_table(table, self.tables(), self._place.url)
+            path = None
         digest = hashlib.sha256(table.encode())
         paths = [path] if path else self._referenced(table)
         for one in paths:
@@ -255,9 +261,11 @@ class BigQueryWarehouse(Warehouse):
 
         def look() -> Any:
             try:
-                return client.get_dataset(path, retry=None, timeout=60)
+                return client.get_dataset(path, retry=None, timeout=self._place.timeout)
             except exceptions.NotFound:
-                return client.create_dataset(bigquery.Dataset(path), exists_ok=True, retry=None, timeout=60)
+                return client.create_dataset(
+                    bigquery.Dataset(path), exists_ok=True, retry=None, timeout=self._place.timeout
+                )
 
         with place.client() as client:
             place = replace(place, location=place.call(look).location or place.location)

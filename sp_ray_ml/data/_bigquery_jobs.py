@@ -37,17 +37,17 @@ def run_job(
 
     def submitted() -> Any:
         job_id = name(attempt)
-        if job_id in asked and (known := _look(client, job_id)) is not None:
+        if job_id in asked and (known := _look(place, client, job_id)) is not None:
             return known  # only the answer was lost
         asked.add(job_id)
-        return _submitted(client, submit, job_id)
+        return _submitted(place, client, submit, job_id)
 
     def once() -> Any:
         nonlocal attempt
         job = finished(place, client, place.call(submitted, table=table), table)
         if job.error_result:
             attempt += 1
-            error = job.exception(timeout=60)
+            error = job.exception(timeout=place.timeout)
             error.job = job
             raise error
         return job
@@ -55,7 +55,7 @@ def run_job(
     return place.call(once, table=table)
 
 
-def _submitted(client: Any, submit: Callable[[str], Any], job_id: str) -> Any:
+def _submitted(place: Place, client: Any, submit: Callable[[str], Any], job_id: str) -> Any:
     from google.api_core import exceptions
 
     try:
@@ -63,14 +63,14 @@ def _submitted(client: Any, submit: Callable[[str], Any], job_id: str) -> Any:
     except exceptions.Conflict as error:
         if "already exists" not in str(error).lower() or "job" not in str(error).lower():
             raise
-        return client.get_job(job_id, location=client.location, retry=None, timeout=60)
+        return client.get_job(job_id, location=client.location, retry=None, timeout=place.timeout)
 
 
-def _look(client: Any, job_id: str) -> Any:
+def _look(place: Place, client: Any, job_id: str) -> Any:
     from google.api_core import exceptions
 
     try:
-        return client.get_job(job_id, location=client.location, retry=None, timeout=60)
+        return client.get_job(job_id, location=client.location, retry=None, timeout=place.timeout)
     except exceptions.NotFound:
         return None
 
@@ -81,11 +81,11 @@ def finished(place: Place, client: Any, job: Any, table: str = "") -> Any:
     while job.state != "DONE":
         time.sleep(wait)
         wait = min(1.5 * wait, _LONGEST_WAIT)
-        again = partial(client.get_job, job.job_id, location=job.location, retry=None, timeout=60)
+        again = partial(client.get_job, job.job_id, location=job.location, retry=None, timeout=place.timeout)
         job = place.call(again, table=table, job=job.job_id)
     return job
 
 
 def find_job(place: Place, client: Any, job_id: str) -> Any:
     """The job of this id, None if there never was one."""
-    return place.call(lambda: _look(client, job_id), job=job_id)
+    return place.call(lambda: _look(place, client, job_id), job=job_id)

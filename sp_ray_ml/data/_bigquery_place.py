@@ -38,12 +38,12 @@ _UNITS = {
     "TIB": 2**40,
 }
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
-# A connection on which nothing answers is given up after half a minute, and the stream goes on from its last row.
+# A connection on which nothing answers is given up, and the stream goes on from its last row.
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 15_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 15_000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
 
@@ -78,6 +78,11 @@ class Place:
     def url(self) -> str:
         """For messages."""
         return f"bigquery://{self.project}/{self.dataset}"
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for one answer."""
+        return max(1.0, min(60.0, self.patience / 2))
 
     @contextmanager
     def client(self) -> Iterator[Any]:

@@ -123,7 +123,12 @@ class QueryResult:
                 self.place,
                 client,
                 lambda job_id: client.query(
-                    self.sql, job_id=job_id, job_config=config, retry=None, timeout=60, job_retry=None
+                    self.sql,
+                    job_id=job_id,
+                    job_config=config,
+                    retry=None,
+                    timeout=self.place.timeout,
+                    job_retry=None,
                 ),
                 lambda attempt: f"{base}_{attempt}",
             )
@@ -135,7 +140,8 @@ class QueryResult:
         job_id, location, _ = self.job()
         with self.place.client() as client:
             job = self.place.call(
-                lambda: client.get_job(job_id, location=location, retry=None, timeout=60), job=job_id
+                lambda: client.get_job(job_id, location=location, retry=None, timeout=self.place.timeout),
+                job=job_id,
             )
             rows = self.place.call(lambda: job.result(job_retry=None), job=job_id)
             for batch in rows.to_arrow_iterable():

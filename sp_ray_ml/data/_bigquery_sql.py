@@ -16,7 +16,7 @@ from sp_ray_ml.errors import WarehouseError
 
 __all__ = ["literal", "one_statement", "quoted", "restriction"]
 
-_ESCAPES = {"\\": "\\\\", "'": "\\'", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _TOKEN = re.compile(
     r"""(?P<comment>--[^\n]*|\#[^\n]*|/\*.*?\*/)
     |(?P<raw>\b(?:[rR][bB]?|[bB][rR])(?:'''.*?'''|\"\"\".*?\"\"\"|'[^'\n]*'|"[^"\n]*"))

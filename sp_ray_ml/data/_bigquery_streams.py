@@ -133,7 +133,7 @@ def _ask(
                 read_session=wanted,
                 max_stream_count=streams,
                 retry=None,
-                timeout=60,
+                timeout=place.timeout,
             )
         except exceptions.InvalidArgument as error:
             return error
@@ -155,7 +155,9 @@ def read_stream(session: Session, stream: str, client: Any) -> Iterator[pa.Recor
     while True:
         try:
             rows = client.read_rows(
-                types.ReadRowsRequest(read_stream=stream, offset=offset), retry=None, timeout=24 * 3600
+                types.ReadRowsRequest(read_stream=stream, offset=offset),
+                retry=None,
+                timeout=2 * place.timeout,
             )
             for message in rows:
                 raw = types.ReadRowsResponse.pb(message)

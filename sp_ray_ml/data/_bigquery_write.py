@@ -122,11 +122,12 @@ def staged(
     )
     try:
         place.call(
-            lambda: client.create_table(table, exists_ok=True, retry=None, timeout=60), table=target.table
+            lambda: client.create_table(table, exists_ok=True, retry=None, timeout=place.timeout),
+            table=target.table,
         )
         rows = _load(target, client, name, fields, source, partition_by)
         arrived = place.call(
-            lambda: client.get_table(table.reference, retry=None, timeout=60), table=target.table
+            lambda: client.get_table(table.reference, retry=None, timeout=place.timeout), table=target.table
         )
         if int(arrived.num_rows) != rows:
             raise WarehouseError(
@@ -141,7 +142,7 @@ def staged(
         from requests.exceptions import RequestException
 
         with contextlib.suppress(GoogleAPIError, RequestException):
-            client.delete_table(table.reference, not_found_ok=True, retry=None, timeout=30)
+            client.delete_table(table.reference, not_found_ok=True, retry=None, timeout=place.timeout)
 
 
 def _plain_column(index: int, field: pa.Field) -> dict[str, Any]:
@@ -204,9 +205,12 @@ def _parts(target: Target, source: Source, partition_by: str | None) -> Iterator
         if writer is not None and file is not None:
             with storage_errors(tempfile.gettempdir()):
                 writer.close()
-            done, file = file, None
+            done, writer, file = file, None, None
             yield done, rows
     finally:
+        if writer is not None:
+            with contextlib.suppress(OSError, pa.ArrowException):  # the first error is the one to tell
+                writer.close()
         if file is not None:
             file.close()
 
@@ -232,7 +236,7 @@ def _upload(target: Target, client: Any, name: str, fields: list[dict[str, Any]]
     def submit(job_id: str) -> Any:
         return client.load_table_from_file(
             part, f"{place.project}.{place.dataset}.{name}", rewind=True, num_retries=0, job_id=job_id, job_config=config,
-            location=place.location, timeout=60,
+            location=place.location, timeout=place.timeout,
         )  # fmt: skip
 
     with part:
@@ -277,7 +281,7 @@ def move(
 
     def submit(job_id: str) -> Any:
         return client.query(
-            sql, job_id=job_id, job_config=bigquery.QueryJobConfig(), location=place.location, timeout=60, retry=None,
+            sql, job_id=job_id, job_config=bigquery.QueryJobConfig(), location=place.location, timeout=place.timeout, retry=None,
             job_retry=None,
         )  # fmt: skip
 
