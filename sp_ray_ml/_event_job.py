@@ -98,7 +98,7 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
     recommender = _steps.load_recommender(train.folder)
     evaluated = folder.step(
         "evaluate",
-        lambda step: _steps.measure(step, recommender, topology, p.evaluate),
+        lambda step: _steps.measure(step, recommender, catalog, topology, p.evaluate),
         inputs=[p.evaluate],
         after=[train],
         code=["inference", "metrics"],

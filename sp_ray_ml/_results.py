@@ -275,7 +275,7 @@ def _table_metrics(result: RunResult, model: str) -> Table:
     from sp_ray_ml.metrics.supervised import larger_is_better
 
     rows = {model: result.metrics, **result.baselines}
-    names = [name for name in result.metrics if name != "rows"]
+    names = [name for name in result.metrics if name != "rows" and "/" not in name]
     table = _titled(f"Test rows: {int(result.metrics['rows']):,}")
     table.add_column("")
     for name in names:

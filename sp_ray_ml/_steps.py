@@ -33,7 +33,9 @@ from sp_ray_ml.graph.construct import (
     pairs_without,
 )
 from sp_ray_ml.graph.graph import Graph
+from sp_ray_ml.inference._evaluation_job import UserUnits, segment_columns
 from sp_ray_ml.inference.evaluate import evaluate_all
+from sp_ray_ml.metrics.ranking import RankingMetrics
 from sp_ray_ml.storage import read_json, write_json
 from sp_ray_ml.train.predictor import Predictor
 from sp_ray_ml.train.recommender import Recommender
@@ -562,9 +564,9 @@ def train(
 
 
 def measure(
-    context: StepContext, recommender: Recommender, topology: Topology, settings: Evaluate
+    context: StepContext, recommender: Recommender, catalog: Catalog, topology: Topology, settings: Evaluate
 ) -> dict[str, Any]:
-    """Rank the test items with the model and with each baseline.
+    """Rank the test items with the model and with each baseline; keep what each user's are, for `sp-ray compare`.
 
     Raises:
         DataError: No user has a test item.
@@ -583,6 +585,16 @@ def measure(
         done += count
         context.progress(done, users * len(scorers), "users ranked")
 
+    table_of_users = (
+        catalog.nodes[USER].take(pa.array(topology.order[USER])) if USER in catalog.nodes else None
+    )
+    units = UserUnits(
+        context.output,
+        RankingMetrics(settings.k, recommender.num_items).names,
+        recommender.user_column,
+        recommender.user_ids,
+        segment_columns(settings.by, table_of_users, "the table of users"),
+    )
     table = evaluate_all(
         scorers,
         topology.test,
@@ -591,8 +603,12 @@ def measure(
         unknown=topology.unknown_items,
         strangers=topology.unknown_users,
         progress=progress,
+        on_users=units.add,
     )
+    found = units.finish(len(topology.unknown_users), settings.bootstrap)
+    table["model"] |= found.metrics
     write_json(context.output / "metrics.json", table)
+    write_json(context.output / "intervals.json", found.intervals)
     for name, row in table.items():
         if "skipped" in row:
             context.note(f"baseline {name} was left out: {row['skipped']}")

@@ -81,10 +81,10 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
     predictor = _table_steps.load_predictor(train.folder)
     evaluated = folder.step(
         "evaluate",
-        lambda step: _table_steps.measure(step, predictor, rows, label, p.evaluate),
+        lambda step: _table_steps.measure(step, predictor, rows, label, p.evaluate, settings),
         inputs=[p.evaluate],
         after=[train],
-        code=["metrics"],
+        code=["inference", "metrics"],
     )
     table = _steps.load_metrics(evaluated.folder)
     _track_results(tracked, p, table, train, predictor, rows)

@@ -21,6 +21,9 @@ from sp_ray_ml.data.source import BLOCK_ROWS, Source, as_source
 from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION, Split, check_no_leakage
 from sp_ray_ml.data.warehouse import open_warehouse
 from sp_ray_ml.errors import ConfigError, DataError
+from sp_ray_ml.inference._evaluation_groups import Found, RowGroups, Segments
+from sp_ray_ml.inference._evaluation_job import RowUnits, segment_columns
+from sp_ray_ml.inference.evaluators import Classification, Regression, RowEvaluator
 from sp_ray_ml.storage import write_json
 from sp_ray_ml.train.predictor import Predictor
 from sp_ray_ml.train.table_predictor import TablePredictor, metrics_of
@@ -39,6 +42,7 @@ __all__ = ["Rows", "load_predictor", "measure", "predict", "read", "split", "tra
 
 _ROWS = "rows.arrow"
 _PREDICTIONS = "predictions.parquet"
+_TRUTH = "truth"
 
 
 # --- read -------------------------------------------------------------------------------------------------------
@@ -233,9 +237,14 @@ def load_predictor(folder: Path) -> TablePredictor:
 
 
 def measure(
-    context: StepContext, predictor: TablePredictor, rows: Rows, label: NDArray[np.int8], settings: Evaluate
+    context: StepContext,
+    predictor: TablePredictor,
+    rows: Rows,
+    label: NDArray[np.int8],
+    settings: Evaluate,
+    columns: Table,
 ) -> dict[str, Any]:
-    """Measure the model on the test rows, and a constant beside it.
+    """Measure the model on the test rows, and a constant beside it; keep the test rows' own, for `sp-ray compare`.
 
     Raises:
         ConfigError: A metric is of the other task.
@@ -243,12 +252,63 @@ def measure(
     """
     target, test = predictor.spec.target, rows.source(label == TEST)
     name, constant = _constant(target, rows.source(label != TEST, [target.column]))
-    table = {"model": predictor.evaluate(test), name: _measure_constant(target, constant, test)}
+    segment_columns(settings.by, rows.table, "the table")
+    ids = [] if columns.id is None else [columns.id]
+    segments = Segments.of(test, settings.by)
+    units = RowUnits(context.output, [_evaluator(target), *_own(settings)], ids, segments, settings.bootstrap)
+    metrics = metrics_of(target)
+    for block, scores, truth in predictor.scored(test):
+        metrics.update(scores, truth)
+        units.add(_with_scores(block, scores, truth, target))
+    found, usual = units.finish(), metrics.finish()
+    simple = _measure_constant(target, constant, test)
+    model, baseline = (dict(usual), dict(simple[0]))
     if settings.metrics is not None:
-        table = {name: _chosen(row, settings.metrics, target.task) for name, row in table.items()}
-    model = {**table["model"], "rows": float(test.num_rows or 0)}
-    write_json(context.output / "metrics.json", {**table, "model": model})
-    return model
+        model, baseline = (
+            _chosen({**more, **row}, settings.metrics, target.task)
+            for more, row in ((found.metrics, usual), (simple[1].metrics, simple[0]))
+        )
+    own = set(found.metrics) - set(simple[1].metrics)  # of one's own evaluators, and of segments
+    wanted = {name: found.metrics[name] for name in found.metrics if name in own}
+    model = {**model, **wanted, "rows": float(test.num_rows or 0)}
+    write_json(context.output / "metrics.json", {"model": model, name: baseline})
+    write_json(context.output / "intervals.json", found.intervals)
+    return {name: value for name, value in model.items() if "/" not in name}
+
+
+def _own(settings: Evaluate) -> list[RowEvaluator]:
+    for number, each in enumerate(settings.evaluators):
+        if not isinstance(each, RowEvaluator):
+            raise ConfigError(
+                f"{type(each).__name__} does not measure rows", where=f"evaluate.evaluators.{number}"
+            )
+    return [each for each in settings.evaluators if isinstance(each, RowEvaluator)]
+
+
+def _evaluator(target: Target) -> RowEvaluator:
+    """What measures the rows of `_with_scores`."""
+    if target.task == "regression":
+        return Regression(truth=_TRUTH)
+    return Classification(truth=_TRUTH, probabilities=None if len(target.classes) == 2 else "probabilities")
+
+
+def _with_scores(
+    block: pa.RecordBatch, scores: NDArray[np.float32], truth: NDArray[Any], target: Target
+) -> pa.RecordBatch:
+    """The rows with what is true and what was predicted; columns of these names give way."""
+    added: dict[str, Any] = {_TRUTH: pa.array(truth)}
+    if target.task == "regression":
+        added["prediction"] = pa.array(np.ascontiguousarray(scores[:, 0]))
+    elif len(target.classes) == 2:
+        added["prediction"] = pa.array(scores.argmax(axis=1))
+        added["probability"] = pa.array(np.ascontiguousarray(scores[:, 1]))
+    else:
+        added["prediction"] = pa.array(scores.argmax(axis=1))
+        added["probabilities"] = pa.FixedSizeListArray.from_arrays(
+            pa.array(np.ascontiguousarray(scores).reshape(-1)), scores.shape[1]
+        )
+    columns = {name: block.column(name) for name in block.schema.names if name not in added}
+    return pa.RecordBatch.from_pydict({**columns, **added})
 
 
 def _chosen(row: Mapping[str, float], metrics: Sequence[str], task: str) -> dict[str, float]:
@@ -272,12 +332,16 @@ def _constant(target: Target, source: Source) -> tuple[str, NDArray[np.float32]]
     return ("mean" if target.task == "regression" else "most_frequent"), (total / count).astype(np.float32)
 
 
-def _measure_constant(target: Target, constant: NDArray[np.float32], test: Source) -> dict[str, float]:
-    metrics = metrics_of(target)
+def _measure_constant(
+    target: Target, constant: NDArray[np.float32], test: Source
+) -> tuple[dict[str, float], Found]:
+    metrics, more = metrics_of(target), RowGroups([_evaluator(target)], Segments({}))
     for block in test.select([target.column]).blocks():
         truth = target.encode(block.column(0), f"table.{target.column}")
-        metrics.update(np.tile(constant, (len(truth), 1)), truth)
-    return metrics.finish()
+        scores = np.tile(constant, (len(truth), 1))
+        metrics.update(scores, truth)
+        more.update(_with_scores(block, scores, truth, target))
+    return metrics.finish(), more.finish()
 
 
 # --- predict and write ------------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ class Pipeline(Settings):
     @pydantic.field_validator("evaluate")
     @classmethod
     def _evaluation_fits(cls, evaluate: Evaluate, info: pydantic.ValidationInfo) -> Evaluate:
-        _refuse(evaluate, _of(info), events=["k", "baselines"], table=["metrics"])
+        _refuse(evaluate, _of(info), events=["k", "baselines"], table=["metrics", "evaluators"])
         return evaluate
 
     @pydantic.field_validator("predict")

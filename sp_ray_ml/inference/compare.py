@@ -1,4 +1,4 @@
-"""`compare`: two runs on the same users or rows, the difference of each metric with its interval."""
+"""`compare_units`: two models on the same users or rows, the difference of each metric with its interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sp_ray_ml.data._columns import plain
-from sp_ray_ml.data.source import as_source
 from sp_ray_ml.errors import ColumnNotFoundError, DataError
 from sp_ray_ml.inference._evaluation_groups import Segments
 from sp_ray_ml.inference._evaluation_ids import unit_numbers
@@ -23,7 +22,7 @@ from sp_ray_ml.inference.evaluators import Classification, Regression, RowEvalua
 from sp_ray_ml.metrics.means import Means, interval
 from sp_ray_ml.metrics.scores import ScoreCounts, auc_difference, drawn_precisions
 
-__all__ = ["Comparison", "Difference", "compare"]
+__all__ = ["Comparison", "Difference", "compare_units"]
 
 _NORMAL = 1.959963984540054
 
@@ -59,7 +58,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """What `compare_units` found.
 
     Attributes:
         differences: Of each metric.
@@ -76,7 +75,7 @@ class Comparison:
     spread: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
-def compare(
+def compare_units(
     a: str | os.PathLike[str],
     b: str | os.PathLike[str],
     *,
@@ -137,7 +136,7 @@ def compare(
             if isinstance(x, RowEvaluator) and isinstance(y, RowEvaluator)
         ]
     units = _numbers(table_a, ids_a)
-    segments = Segments.of(as_source(table_a.select(list(by))), by) if by else Segments({})
+    segments = Segments.of_table(table_a, by)
     differences: list[Difference] = []
     spread: dict[str, NDArray[np.float64]] = {}
     for label, members in zip(segments.labels(), segments.members(table_a), strict=True):

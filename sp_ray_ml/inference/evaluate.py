@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.metrics.rank import Scorer
 
-__all__ = ["evaluate", "evaluate_all"]
+__all__ = ["OnUsers", "evaluate", "evaluate_all"]
+
+OnUsers = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]], None]
 
 
 def evaluate(
@@ -32,6 +34,7 @@ def evaluate(
     warm_items: npt.NDArray[np.bool_] | None = None,
     warm_users: npt.NDArray[np.bool_] | None = None,
     progress: Callable[[int], None] | None = None,
+    on_users: OnUsers | None = None,
 ) -> dict[str, float]:
     """Rank all items that are not in a user's training history, and compare with the test items.
 
@@ -48,6 +51,8 @@ def evaluate(
         warm_items: bool `[items]`, the items with a training event; by default those in `seen`.
         warm_users: bool `[users]`, the users with a training event; by default those in `seen`.
         progress: Called with the number of users done since its last call.
+        on_users: Called with what was measured of some users: their indices, their values `[names, users]` in the
+            order of `RankingMetrics.names`, and how many test items they have. Strangers are left out.
 
     Returns:
         What `RankingMetrics.finish` returns: `recall@20`, `ndcg@20/cold_items`, `users`, …
@@ -71,7 +76,11 @@ def evaluate(
     if unknown is not None:
         asked |= unknown > 0
     for users, items, _ in rank(scorer, np.flatnonzero(asked), max(k), seen):
-        metrics.update(items, truth[users], warm_users[users], None if unknown is None else unknown[users])
+        values, sizes = metrics.update(
+            items, truth[users], warm_users[users], None if unknown is None else unknown[users]
+        )
+        if on_users:
+            on_users(users, values.reshape(-1, len(users)), sizes)
         if progress:
             progress(len(users))
     if strangers is not None and len(strangers):
@@ -94,6 +103,7 @@ def evaluate_all(
     unknown: npt.NDArray[np.integer[Any]] | None = None,
     strangers: npt.NDArray[np.integer[Any]] | None = None,
     progress: Callable[[int], None] | None = None,
+    on_users: OnUsers | None = None,
 ) -> dict[str, dict[str, float | str]]:
     """Evaluate several on the same split, one after the other.
 
@@ -106,6 +116,7 @@ def evaluate_all(
         unknown: Test items without an index.
         strangers: Test items of users without an index.
         progress: Called with the number of users done since its last call.
+        on_users: As in `evaluate`, of the first of the scorers.
 
     Returns:
         A row for each name: its metrics, or `{"skipped": reason}` for a baseline that cannot run at this size.
@@ -122,7 +133,16 @@ def evaluate_all(
             table[name] = {"skipped": error.message}
             continue
         table[name] = {
-            **evaluate(scorer, truth, seen, k, unknown=unknown, strangers=strangers, progress=progress)
+            **evaluate(
+                scorer,
+                truth,
+                seen,
+                k,
+                unknown=unknown,
+                strangers=strangers,
+                progress=progress,
+                on_users=None if table else on_users,
+            )
         }
     return table
 

@@ -64,7 +64,7 @@ def evaluate_predictions(
         by: Columns whose values are measured on their own; of a column, the 50 most frequent ones.
         bootstrap: Replicates for the intervals, 200 for instance; 0 for none.
         seed: Of the bootstrap.
-        units: Parquet file for what `compare` needs: the values of each user, or each row's truth and prediction.
+        units: Parquet file for what `compare_units` needs: the values of each user, or each row's truth and prediction.
 
     Raises:
         ColumnNotFoundError: A column is not there.

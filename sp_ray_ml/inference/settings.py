@@ -8,10 +8,14 @@ import pydantic
 
 from sp_ray_ml.config import Settings
 from sp_ray_ml.inference.baselines import BaselineField, Ease, Popularity
+from sp_ray_ml.inference.evaluators import EvaluatorField
 
 __all__ = ["EmbeddingTables", "Evaluate", "Output", "Predict"]
 
-Metric = Literal["rmse", "mae", "r2", "log_loss", "accuracy", "f1", "auc"]
+Metric = Literal[
+    "rmse", "mae", "r2", "bias", "mape", "explained_variance",
+    "log_loss", "accuracy", "f1", "auc", "pr_auc", "brier", "ece",
+]  # fmt: skip
 PositiveInt = Annotated[int, pydantic.Field(ge=1)]
 
 
@@ -27,8 +31,17 @@ class Evaluate(Settings):
     baselines: list[BaselineField] = pydantic.Field(default=[Popularity(), Ease()])
     """Models to compare with."""
     metrics: list[Metric] | None = pydantic.Field(default=None, min_length=1)
-    """Metrics of a table, those of the label's task: `rmse`, `mae`, `r2` of values; `log_loss`, `accuracy`, `f1`
-    (macro), `auc` (two classes) of classes. All of them without."""
+    """Metrics of a table, those of the label's task: `rmse`, `mae`, `r2`, and `bias`, `mape`, `explained_variance` of
+    values; `log_loss`, `accuracy`, `f1` (macro), `auc` (two classes), and `pr_auc`, `brier`, `ece` of classes. Without:
+    the first three, or the first four."""
+    evaluators: list[EvaluatorField] = pydantic.Field(default=[])
+    """Further evaluators of a table's test rows. They find all its columns, and `truth`, `prediction`, `probability` or
+    `probabilities`."""
+    by: list[str] = pydantic.Field(default=[])
+    """Columns whose values are measured on their own: of the table of users (those that its features or title read), or
+    of the table."""
+    bootstrap: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Replicates for intervals of 95 %, 200 for instance; 0 for none."""
 
 
 class EmbeddingTables(Settings):

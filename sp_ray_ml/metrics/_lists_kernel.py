@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import boolean, float64, int32, int64, void
+from numba import boolean, float64, int32, int64, njit, void
 
 from sp_ray_ml._compiled import compiled
 
@@ -14,7 +14,28 @@ __all__ = ["TRUTH", "measure_lists", "pairwise_distance"]
 TRUTH = np.nan
 """The key of a row that is a test item. Others are places in the list: the lower, the better."""
 
+_SHORT = 32  # test items that are sorted by insertion
 _FEW = 16  # test items that are looked through one after the other
+
+
+@njit(nogil=True)
+def _distinct(values: Any, count: int) -> int:
+    """Sort the first `count` values in place, leave each once; return how many there are."""
+    if count > _SHORT:
+        values[:count] = np.sort(values[:count])
+    else:
+        for i in range(1, count):
+            value, at = values[i], i
+            while at > 0 and values[at - 1] > value:
+                values[at] = values[at - 1]
+                at -= 1
+            values[at] = value
+    kept = 0
+    for i in range(count):
+        if i == 0 or values[i] != values[kept - 1]:
+            values[kept] = values[i]
+            kept += 1
+    return kept
 
 
 @compiled(
@@ -89,13 +110,7 @@ def measure_lists(
             for i in range(n):
                 listed[i] = sorted_items[i]
         n = min(n, depth)
-        if m > 1:
-            in_order = np.sort(truth[:m])
-            m = 0
-            for i in range(len(in_order)):
-                if i == 0 or in_order[i] != in_order[i - 1]:
-                    truth[m] = in_order[i]
-                    m += 1
+        m = _distinct(truth, m)
         counted[user] = m + 1
         hits, gained, precisions = 0, 0.0, 0.0
         popular, informed, rare = 0.0, 0.0, 0.0

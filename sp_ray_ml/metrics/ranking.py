@@ -85,7 +85,7 @@ class RankingMetrics:
         truth: csr_array[Any],
         warm_users: npt.NDArray[np.bool_] | None = None,
         unknown: npt.NDArray[np.integer[Any]] | None = None,
-    ) -> None:
+    ) -> tuple[_Floats, _Ints]:
         """Add users. Those without a test item do not count.
 
         Args:
@@ -94,6 +94,10 @@ class RankingMetrics:
             warm_users: bool `[rows]`, the users with a training event; without it there are no user groups. Give it
                 in every update or in none.
             unknown: `[rows]`, how many more test items a user has that are not in the catalogue. They count as cold.
+
+        Returns:
+            The values of each row, float64 `[metrics, k, rows]`, in the order of `names`; how many test items it has,
+            int64 `[rows]`. Where there are none the values mean nothing.
 
         Raises:
             DataError: Shapes or indices do not fit each other.
@@ -123,6 +127,12 @@ class RankingMetrics:
                 ("cold_items", gains & ~warm_gains, sizes - warm_sizes),
             ):
                 self._add(group, self._values(group_gains, group_sizes), group_sizes > 0)
+        return values, sizes
+
+    @property
+    def names(self) -> list[str]:
+        """What each row is measured by: `recall@10`, `recall@20`, `ndcg@10`, …"""
+        return [f"{metric}@{k}" for metric in _METRICS for k in self.k]
 
     def merge(self, other: RankingMetrics) -> None:
         """Add all users of another accumulator.

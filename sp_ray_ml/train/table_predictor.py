@@ -257,10 +257,16 @@ class TablePredictor(Predictor):
             raise ColumnNotFoundError(f"the table has no label {target.column!r}", where=source.name)
         metrics = metrics_of(target)
         columns = list(dict.fromkeys([*self.spec.features.columns, target.column]))
-        for block in source.select(columns).blocks():
-            truth = target.encode(block.column(target.column), f"{source.name}.{target.column}")
-            metrics.update(padded_scores(self.model, self.spec.encode(block)), truth)
+        for _, scores, truth in self.scored(source.select(columns)):
+            metrics.update(scores, truth)
         return metrics.finish()
+
+    def scored(self, source: Source) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float32], NDArray[Any]]]:
+        """Blocks of rows that have the label, with the model's scores [rows, outputs] and the true values [rows]."""
+        target = self.spec.target
+        for block in source.blocks():
+            truth = target.encode(block.column(target.column), f"{source.name}.{target.column}")
+            yield block, padded_scores(self.model, self.spec.encode(block)), truth
 
     def _check(self, schema: pa.Schema, where: str) -> None:
         for name, kind in self.spec.schema.items():

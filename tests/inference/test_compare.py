@@ -1,0 +1,172 @@
+"""`compare_units`: paired differences with their intervals, what cannot be compared, and the report."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sp_ray_ml.errors import ColumnNotFoundError, DataError, StorageError
+from sp_ray_ml.inference import Classification, Ranking, Regression, compare_units, evaluate_predictions
+from sp_ray_ml.inference._report import report
+
+from .test_evaluation import binary, shuffled, world
+
+RANKING = Ranking(k=[3, 8])
+
+
+def kept(
+    folder: Path, name: str, predictions: Any, evaluator: Any, **options: Any
+) -> tuple[Path, dict[str, float]]:
+    """Evaluate, and keep what is needed to compare."""
+    file = folder / f"{name}.parquet"
+    return file, evaluate_predictions(predictions, evaluator, units=file, **options).metrics
+
+
+def noisy(table: pa.Table, sigma: float, column: str = "probability") -> pa.Table:
+    values = table[column].to_numpy() + np.random.default_rng(9).normal(0, sigma, table.num_rows)
+    values = np.clip(values, 0, 1) if column == "probability" else values
+    return table.set_column(table.column_names.index(column), column, pa.array(values))
+
+
+def test_lists_are_compared_user_by_user(tmp_path: Path) -> None:
+    tables = world()
+    options = {"truth": tables["truth"], "users": tables["users"], "by": ["country"]}
+    a, of_a = kept(tmp_path, "a", tables["predictions"], RANKING, **options)
+    # The second puts what is right first, for all.
+    right = {(row["user_id"], row["item_id"]) for row in tables["truth"].to_pylist()}
+    rows = sorted(
+        tables["predictions"].to_pylist(),
+        key=lambda row: (row["user_id"], (row["user_id"], row["item_id"]) not in right, row["rank"]),
+    )
+    better = pa.Table.from_pylist([{**row, "rank": i} for i, row in enumerate(rows)])
+    b, of_b = kept(tmp_path, "b", shuffled(better), RANKING, **options)
+    found = compare_units(a, b, by=["country"], bootstrap=200)
+    by_name = {each.metric: each for each in found.differences}
+    assert found.of == "users"
+    assert found.units == of_a["users"] == of_b["users"]
+    for name, each in by_name.items():
+        assert each.a == pytest.approx(of_a[name], abs=1e-12), name
+        assert each.b == pytest.approx(of_b[name], abs=1e-12), name
+    assert by_name["ndcg@8"].significant
+    assert by_name["ndcg@8"].low is not None
+    assert by_name["ndcg@8"].low < by_name["ndcg@8"].difference < by_name["ndcg@8"].high
+    # Nobody's hits within the whole list change: the difference is 0 and so is its interval.
+    assert (by_name["recall@8"].low, by_name["recall@8"].high) == (0, 0)
+    assert not by_name["recall@8"].significant
+    same = compare_units(a, a, bootstrap=20)
+    assert all(each.difference == 0 and not each.significant for each in same.differences)
+
+
+def test_pairing_makes_intervals_shorter_than_those_of_each(tmp_path: Path) -> None:
+    table = binary()
+    a, _ = kept(tmp_path, "a", table, Classification(), on="id")
+    b, _ = kept(tmp_path, "b", shuffled(noisy(table, 0.02)), Classification(), on="id")
+    found = {each.metric: each for each in compare_units(a, b, bootstrap=200).differences}
+    alone = evaluate_predictions(table, Classification(), on="id", bootstrap=200).intervals
+    for name in ("brier", "auc"):
+        each = found[name]
+        assert each.low is not None
+        assert each.high is not None
+        assert each.low <= each.difference <= each.high
+        assert each.high - each.low < (alone[name][1] - alone[name][0]) / 3, name
+    assert found["pr_auc"].low is not None
+
+
+def test_intervals_hold_the_true_difference_as_often_as_they_say(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    held = 0
+    for trial in range(40):
+        truth = random.normal(0, 1, 300)
+        first, second = truth + random.normal(0, 1, 300), truth + random.normal(0, 1.2, 300)
+        a, _ = kept(tmp_path, f"a{trial}", {"truth": truth, "prediction": first}, Regression())
+        b, _ = kept(tmp_path, f"b{trial}", {"truth": truth, "prediction": second}, Regression())
+        each = next(
+            d for d in compare_units(a, b, bootstrap=200, seed=trial).differences if d.metric == "rmse"
+        )
+        assert each.low is not None
+        assert each.high is not None
+        held += each.low <= 0.2 <= each.high
+    assert held >= 33  # 38 are expected; fewer than 33 are less likely than 1 in 200
+
+
+def test_what_both_have_is_compared_and_the_rest_told(tmp_path: Path) -> None:
+    table = binary()
+    a, _ = kept(tmp_path, "a", table.slice(0, 1_500), Classification(), on="id")
+    b, _ = kept(tmp_path, "b", table.slice(200), Classification(), on="id")
+    found = compare_units(a, b, bootstrap=20)
+    assert found.units == 1_300
+    assert found.notes == ["700 rows that only one of the runs was measured on are left out"]
+
+
+def test_what_cannot_be_compared_is_refused_with_the_reason(tmp_path: Path) -> None:
+    table, tables = binary(), world()
+    rows, _ = kept(tmp_path, "rows", table, Classification(), on="id")
+    lists, _ = kept(tmp_path, "lists", tables["predictions"], RANKING, truth=tables["truth"])
+    with pytest.raises(
+        DataError, match="measured different things: classification, and ranked lists of users"
+    ):
+        compare_units(rows, lists)
+    moved = table.set_column(0, "id", pa.array(np.arange(table.num_rows) + 10**6))
+    elsewhere, _ = kept(tmp_path, "elsewhere", moved, Classification(), on="id")
+    with pytest.raises(DataError, match="share none of their 2,000 and 2,000 rows"):
+        compare_units(rows, elsewhere)
+    turned = table.set_column(1, "truth", pa.compute.invert(table["truth"]))
+    other, _ = kept(tmp_path, "other", turned, Classification(), on="id")
+    with pytest.raises(DataError, match="different truths"):
+        compare_units(rows, other)
+    fewer, _ = kept(tmp_path, "fewer", tables["predictions"], RANKING, truth=tables["truth"].slice(1))
+    with pytest.raises(DataError, match="different test items for the same users"):
+        compare_units(lists, fewer)
+    with pytest.raises(ColumnNotFoundError, match=r"kept no column 'country'"):
+        compare_units(lists, lists, by=["country"])
+    (tmp_path / "foreign.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(StorageError):
+        compare_units(rows, tmp_path / "foreign.parquet")
+
+
+def test_a_failed_evaluation_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        kept(tmp_path, "a", {"truth": [0.0, 1.0], "prediction": [None, 1.0]}, Regression())
+    assert list(tmp_path.iterdir()) == []
+
+
+class _References(HTMLParser):
+    """Whatever a page asks a network for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in {"script", "link", "iframe", "img", "object", "embed"}:
+            self.found.append(tag)
+        self.found += [
+            value or ""
+            for name, value in attrs
+            if name in {"src", "href"} and not (value or "").startswith("#")
+        ]
+
+
+def test_the_report_is_one_file_without_a_network_and_escapes_names(tmp_path: Path) -> None:
+    tables = world()
+    options = {"truth": tables["truth"], "users": tables["users"], "by": ["country"]}
+    a, _ = kept(tmp_path, "a", tables["predictions"], RANKING, **options)
+    b, _ = kept(tmp_path, "b", shuffled(tables["predictions"]), RANKING, **options)
+    page = report(
+        compare_units(a, b, by=["country"], bootstrap=20), "<first>", "second & last", {"second": "/runs"}
+    )
+    references = _References()
+    references.feed(page)
+    assert references.found == []
+    assert not re.search(r"https?:|@import|url\((?!#)", page)
+    assert "&lt;first&gt;" in page
+    assert "<first>" not in page
+    assert page.count("<svg") == page.count("</svg>") == 3
+    assert "ndcg@8" in page
+    assert "recall@3/country=FR" in page

@@ -1,0 +1,395 @@
+"""`evaluate_predictions`: RecBole's and scikit-learn's numbers, the same bits however tables come, and clear refusals."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import sklearn.calibration
+import sklearn.metrics
+
+from sp_ray_ml.errors import ColumnNotFoundError, ConfigError, DataError
+from sp_ray_ml.inference import Classification, Ranking, Regression, RowEvaluator, evaluate_predictions
+from sp_ray_ml.inference import _evaluation_lists as lists_module
+
+USERS, ITEMS, K = 60, 40, 8
+KS = [3, 8]
+
+
+def world(seed: int = 0) -> dict[str, pa.Table]:
+    """Lists of 60 users (one of them too short, one missing), test items, and a catalogue with what nobody saw."""
+    random = np.random.default_rng(seed)
+    lists = {user: random.permutation(ITEMS)[: 5 if user == 7 else K] for user in range(USERS) if user != 9}
+    truth = {
+        user: random.choice(ITEMS, random.integers(1, 12), replace=False)
+        for user in range(USERS)
+        if user != 4
+    }
+    truth[11] = np.arange(ITEMS)  # more than are looked through one by one
+    return {
+        "predictions": pa.table(
+            {
+                "user_id": np.repeat(list(lists), [len(each) for each in lists.values()]),
+                "rank": np.concatenate([np.arange(1, len(each) + 1) for each in lists.values()]),
+                "item_id": np.concatenate(list(lists.values())),
+            }
+        ),
+        "truth": pa.table(
+            {
+                "user_id": np.repeat(list(truth), [len(each) for each in truth.values()]),
+                "item_id": np.concatenate(list(truth.values())),
+            }
+        ),
+        "items": pa.table(
+            {
+                "item_id": np.arange(ITEMS),
+                "events": random.integers(0, 30, ITEMS),
+                "genres": [[f"g{i % 3}", f"g{i % 5}"] for i in range(ITEMS)],
+            }
+        ),
+        "users": pa.table(
+            {"user_id": np.arange(USERS), "country": [["DE", "FR", None][i % 3] for i in range(USERS)]}
+        ),
+    }
+
+
+def shuffled(table: pa.Table, seed: int = 1) -> pa.Table:
+    return table.take(pa.array(np.random.default_rng(seed).permutation(table.num_rows)))
+
+
+def reference(tables: Mapping[str, pa.Table], k: int, tail: float = 0.1) -> dict[str, float]:
+    """RecBole's definitions, written out: over the users who have a list of full length and a test item."""
+    ranked: dict[int, list[int]] = {}
+    for row in sorted(tables["predictions"].to_pylist(), key=lambda row: row["rank"]):
+        ranked.setdefault(row["user_id"], []).append(row["item_id"])
+    truth: dict[int, set[int]] = {}
+    for row in tables["truth"].to_pylist():
+        truth.setdefault(row["user_id"], set()).add(row["item_id"])
+    counts = {row["item_id"]: row["events"] for row in tables["items"].to_pylist() if row["events"]}
+    by_count = sorted(counts.items(), key=lambda kv: (kv[1], kv[0]))
+    rare = (
+        {item for item, _ in by_count[: max(int(len(counts) * tail), 1)]}
+        if tail <= 1
+        else {i for i, c in counts.items() if c <= tail}
+    )
+    genres = {row["item_id"]: set(row["genres"]) for row in tables["items"].to_pylist()}
+    sums: Counter[str] = Counter()
+    shown: Counter[int] = Counter()
+    for user, items in truth.items():
+        top = ranked.get(user, [])[:k]
+        shown.update(top)
+        hits = [item in items for item in top]
+        places = [i + 1 for i, hit in enumerate(hits) if hit]
+        sums["recall"] += sum(hits) / len(items)
+        sums["precision"] += sum(hits) / k
+        sums["hit_rate"] += any(hits)
+        sums["mrr"] += 1 / places[0] if places else 0
+        sums["map"] += sum(sum(hits[:i]) / i for i in places) / min(len(items), k)
+        ideal = sum(1 / math.log2(i + 2) for i in range(min(len(items), k)))
+        sums["ndcg"] += sum(1 / math.log2(i + 1) for i in places) / ideal
+        n = max(len(top), 1)
+        sums["popularity"] += sum(counts.get(item, 0) for item in top) / n
+        sums["tail"] += sum(item in rare for item in top) / n
+        total = sum(counts.values())
+        sums["novelty"] += sum(-math.log2(max(counts.get(item, 0), 1) / total) for item in top) / n
+        pairs = [(a, b) for i, a in enumerate(top) for b in top[:i]]
+        alike = [len(genres[a] & genres[b]) / math.sqrt(len(genres[a]) * len(genres[b])) for a, b in pairs]
+        sums["diversity"] += sum(1 - each for each in alike) / max(len(pairs), 1)
+    found = {name: value / len(truth) for name, value in sums.items()}
+    ordered = sorted([0] * (ITEMS - len(shown)) + list(shown.values()))
+    total = sum(ordered)
+    found["coverage"] = len(shown) / ITEMS
+    found["gini"] = sum((2 * i - ITEMS - 1) * count for i, count in enumerate(ordered, 1)) / total / ITEMS
+    found["entropy"] = sum(-c / total * math.log(c / total) for c in shown.values()) / len(shown)
+    return found
+
+
+RANKING = Ranking(k=KS, popularity="events", features="genres")
+
+
+def evaluated(tables: Mapping[str, Any], settings: Ranking = RANKING, **options: Any) -> Any:
+    return evaluate_predictions(
+        tables["predictions"], settings, truth=tables["truth"], items=tables["items"], **options
+    )
+
+
+@pytest.mark.parametrize("tail", [0.1, 0.35, 5])
+def test_lists_are_measured_by_recboles_definitions(tail: float) -> None:
+    tables = world()
+    found = evaluated(tables, Ranking(k=KS, popularity="events", features="genres", tail=tail)).metrics
+    expected = {f"{name}@{k}": value for k in KS for name, value in reference(tables, k, tail).items()}
+    assert found.pop("users") == USERS - 1
+    assert found == pytest.approx(expected, rel=1e-9)  # values are kept in steps of 2^-40
+
+
+def test_lists_are_measured_as_the_main_job_does() -> None:
+    from scipy.sparse import csr_array
+
+    from sp_ray_ml.metrics import RankingMetrics
+
+    tables = world()
+    metrics = RankingMetrics(KS, ITEMS)
+    lists, truth = np.full((USERS, K), -1, np.int32), np.zeros((USERS, ITEMS), bool)
+    for row in tables["predictions"].to_pylist():
+        lists[row["user_id"], row["rank"] - 1] = row["item_id"]
+    truth[tables["truth"]["user_id"].to_numpy(), tables["truth"]["item_id"].to_numpy()] = True
+    metrics.update(lists, csr_array(truth))
+    found = evaluated(tables).metrics
+    assert {name: found[name] for name in metrics.finish()} == metrics.finish()
+
+
+def as_text(table: pa.Table) -> pa.Table:
+    """Ids that sort as the numbers do."""
+    for name in ("user_id", "item_id"):
+        if name in table.column_names:
+            text = pa.array([f"id-{value:05}" for value in table[name].to_pylist()])
+            table = table.set_column(table.column_names.index(name), name, text)
+    return table
+
+
+def far(table: pa.Table) -> pa.Table:
+    """Ids that are no small numbers."""
+    for name in ("user_id", "item_id"):
+        if name in table.column_names:
+            table = table.set_column(
+                table.column_names.index(name), name, pa.array(table[name].to_numpy() * 10**12 - 5)
+            )
+    return table
+
+
+@pytest.mark.parametrize("change", [shuffled, as_text, far], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_order_kind_of_ids_and_disk_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch, change: Any, on_disk: bool
+) -> None:
+    tables = world()
+    options = {"by": ["country"], "bootstrap": 10}
+    expected = evaluated(tables, users=tables["users"], **options)
+    if on_disk:
+        monkeypatch.setattr(lists_module, "_IN_MEMORY", 100)
+        monkeypatch.setattr(lists_module, "_CHUNK", 64)
+    changed = {name: change(table) for name, table in tables.items()}
+    found = evaluated(changed, users=changed["users"], **options)
+    assert found.metrics == expected.metrics
+    if change is shuffled:
+        assert found.intervals == expected.intervals
+
+
+def test_scores_rank_as_ranks_do() -> None:
+    tables = world()
+    ranks = tables["predictions"]["rank"].to_numpy()
+    scored = (
+        tables["predictions"].drop_columns("rank").append_column("score", pa.array(-ranks.astype(np.float32)))
+    )
+    found = evaluated(
+        {**tables, "predictions": shuffled(scored)}, RANKING.model_copy(update={"score": "score"})
+    )
+    assert found == evaluated(tables)
+
+
+def test_segments_are_measured_as_if_alone() -> None:
+    tables = world()
+    found = evaluated(tables, users=tables["users"], by=["country"])
+    users = np.arange(USERS)[np.arange(USERS) % 3 == 1]
+    alone = {
+        name: table.filter(pa.compute.is_in(table["user_id"], pa.array(users)))
+        if name in {"predictions", "truth"}
+        else table
+        for name, table in tables.items()
+    }
+    expected = {f"{name}/country=FR": value for name, value in evaluated(alone).metrics.items()}
+    assert {name: value for name, value in found.metrics.items() if name.endswith("country=FR")} == expected
+    assert found.metrics["users/country=null"] == 20
+
+
+def test_without_truth_only_what_needs_none_is_measured() -> None:
+    tables = world()
+    found = evaluate_predictions(tables["predictions"], RANKING, items=tables["items"]).metrics
+    assert found["users"] == USERS - 1
+    assert {name.partition("@")[0] for name in found} == {
+        "users", "coverage", "gini", "entropy", "popularity", "novelty", "tail", "diversity",
+    }  # fmt: skip
+
+
+def test_what_is_wrong_with_lists_is_named() -> None:
+    tables = world()
+    twice = pa.concat_tables([tables["predictions"], tables["predictions"].slice(3, 1)])
+    with pytest.raises(DataError, match="an item is twice in the list of user 0"):
+        evaluated({**tables, "predictions": twice})
+    with pytest.raises(
+        DataError, match="1 items of the predictions are not in the table of items, such as 39"
+    ):
+        evaluated({**tables, "items": tables["items"].slice(0, 39)})
+    with pytest.raises(ColumnNotFoundError, match="no column 'position'"):
+        evaluated(tables, Ranking(rank="position"))
+    ranks = pa.array([None, *tables["predictions"]["rank"].to_pylist()[1:]])
+    holes = tables["predictions"].set_column(1, "rank", ranks)
+    with pytest.raises(DataError, match="rows have no rank or score"):
+        evaluated({**tables, "predictions": holes})
+    with pytest.raises(DataError, match="no user has a test item"):
+        evaluated({**tables, "truth": tables["truth"].slice(0, 0)})
+    with pytest.raises(DataError, match="need a table of users"):
+        evaluated(tables, by=["country"])
+    with pytest.raises(DataError, match="need a table of items"):
+        evaluate_predictions(tables["predictions"], RANKING, truth=tables["truth"])
+    with pytest.raises(ConfigError, match="measured alone"):
+        evaluate_predictions(tables["predictions"], [RANKING, Regression()])
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+def binary(rows: int = 2_000) -> pa.Table:
+    random = np.random.default_rng(2)
+    truth = random.random(rows) < 0.3
+    score = np.clip(random.normal(0.3 + 0.2 * truth, 0.2), 0, 1)
+    return pa.table(
+        {
+            "id": np.arange(rows) * 3,
+            "truth": truth,
+            "probability": score,
+            "shop": [f"s{i % 4}" for i in range(rows)],
+        }
+    )
+
+
+def test_two_classes_are_measured_as_by_scikit_learn() -> None:
+    table = binary()
+    truth, score = table["truth"].to_numpy(), table["probability"].to_numpy()
+    found = evaluate_predictions(table, Classification()).metrics
+    means = {"rel": 1e-10, "abs": 1e-11}
+    assert found["auc"] == pytest.approx(sklearn.metrics.roc_auc_score(truth, score), rel=1e-12)
+    assert found["pr_auc"] == pytest.approx(sklearn.metrics.average_precision_score(truth, score), rel=1e-12)
+    assert found["log_loss"] == pytest.approx(sklearn.metrics.log_loss(truth, score), **means)
+    assert found["brier"] == pytest.approx(sklearn.metrics.brier_score_loss(truth, score), **means)
+    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(truth, score > 0.5), **means)
+    assert found["f1"] == pytest.approx(
+        sklearn.metrics.f1_score(truth, score > 0.5, average="macro"), **means
+    )
+    share, mean = sklearn.calibration.calibration_curve(truth, score, n_bins=10)
+    sizes = np.bincount(np.minimum((score * 10).astype(int), 9), minlength=10)
+    expected = (np.abs(share - mean) * sizes[sizes > 0]).sum() / len(truth)
+    assert found["ece"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_many_classes_are_measured_as_by_scikit_learn() -> None:
+    random = np.random.default_rng(3)
+    names = ["ant", "bee", "cat", "dog"]
+    truth = random.integers(0, 4, 1_500)
+    scores = random.dirichlet(np.ones(4), 1_500) + np.eye(4)[truth]
+    scores /= scores.sum(axis=1, keepdims=True)
+    table = pa.table({"truth": np.array(names)[truth], "probabilities": list(scores)})
+    found = evaluate_predictions(table, Classification(probabilities="probabilities", classes=names)).metrics
+    means = {"rel": 1e-10, "abs": 1e-11}
+    assert found["log_loss"] == pytest.approx(sklearn.metrics.log_loss(truth, scores), **means)
+    assert found["f1"] == pytest.approx(
+        sklearn.metrics.f1_score(truth, scores.argmax(axis=1), average="macro"), **means
+    )
+    assert found["auc"] == pytest.approx(
+        sklearn.metrics.roc_auc_score(truth, scores, multi_class="ovr"), rel=1e-12
+    )
+    areas = [sklearn.metrics.average_precision_score(truth == each, scores[:, each]) for each in range(4)]
+    assert found["pr_auc"] == pytest.approx(np.mean(areas), rel=1e-12)
+    assert found["brier"] == pytest.approx(((scores - np.eye(4)[truth]) ** 2).sum(axis=1).mean(), **means)
+
+
+def test_values_are_measured_as_by_scikit_learn() -> None:
+    random = np.random.default_rng(4)
+    truth = random.normal(3, 2, 2_000)
+    prediction = truth + random.normal(0.2, 1, 2_000)
+    found = evaluate_predictions({"truth": truth, "prediction": prediction}, Regression()).metrics
+    for name, function in {
+        "rmse": sklearn.metrics.root_mean_squared_error, "mae": sklearn.metrics.mean_absolute_error,
+        "r2": sklearn.metrics.r2_score, "mape": sklearn.metrics.mean_absolute_percentage_error,
+        "explained_variance": sklearn.metrics.explained_variance_score,
+    }.items():  # fmt: skip
+        assert found[name] == pytest.approx(function(truth, prediction), rel=1e-9), name
+    assert found["bias"] == pytest.approx((prediction - truth).mean(), rel=1e-9)
+
+
+def test_rows_in_any_order_and_from_files_are_measured_to_the_same_bit(tmp_path: Path) -> None:
+    table = binary(70_000)
+    pq.write_table(shuffled(table), tmp_path / "rows.parquet", row_group_size=1_000)
+    options: dict[str, Any] = {"on": "id", "by": ["shop"], "bootstrap": 8}
+    whole = evaluate_predictions(table, Classification(), **options)
+    assert evaluate_predictions(tmp_path / "rows.parquet", Classification(), **options) == whole
+    alone = evaluate_predictions(
+        table.filter(pa.compute.equal(table["shop"], "s2")), Classification(), on="id", bootstrap=8
+    )
+    assert whole.metrics["auc/shop=s2"] == alone.metrics["auc"]
+    assert whole.intervals["brier/shop=s2"] == alone.intervals["brier"]
+
+
+def test_truth_of_its_own_is_found_by_ids() -> None:
+    table = binary()
+    predictions, truth = table.select(["id", "probability"]), shuffled(table.select(["id", "truth"]))
+    expected = evaluate_predictions(table, Classification(), on="id", bootstrap=5)
+    assert evaluate_predictions(predictions, Classification(), truth=truth, on="id", bootstrap=5) == expected
+    with pytest.raises(DataError, match="has no truth"):
+        evaluate_predictions(predictions, Classification(), truth=truth.slice(1), on="id")
+    doubled = pa.concat_tables([truth, truth.slice(0, 1)])
+    with pytest.raises(DataError, match="is there 2 times"):
+        evaluate_predictions(predictions, Classification(), truth=doubled, on="id")
+    with pytest.raises(ConfigError, match="name their columns"):
+        evaluate_predictions(predictions, Classification(), truth=truth)
+
+
+class WithinOne(RowEvaluator):
+    """Share of predictions within a distance of the truth."""
+
+    distance: float = 1.0
+
+    def columns(self) -> list[str]:
+        return ["truth", "prediction"]
+
+    def values(self, rows: pa.RecordBatch) -> Mapping[str, np.ndarray]:
+        error = rows.column("truth").to_numpy() - rows.column("prediction").to_numpy()
+        return {"within": (np.abs(error) <= self.distance).astype(np.float64)}
+
+
+def test_an_evaluator_of_ones_own_stands_beside_the_others() -> None:
+    table = {"truth": [1.0, 2.0, 3.0, 4.0], "prediction": [1.5, 2.0, 7.0, 4.0]}
+    found = evaluate_predictions(table, [Regression(), WithinOne(distance=0.4)], bootstrap=50)
+    assert found.metrics["within"] == 0.5
+    assert found.intervals["within"][0] < 0.5 < found.intervals["within"][1]
+    assert found.metrics["mae"] == 1.125
+    with pytest.raises(ConfigError, match="two evaluators measure 'within'"):
+        evaluate_predictions(table, [WithinOne(), WithinOne(distance=2)])
+
+
+def test_what_is_wrong_with_rows_is_named() -> None:
+    with pytest.raises(DataError, match="probabilities lie between 0 and 1"):
+        evaluate_predictions({"truth": [0, 1], "probability": [0.5, 1.5]}, Classification())
+    with pytest.raises(DataError, match="Give the evaluator's `classes`"):
+        evaluate_predictions({"truth": ["no", "yes"], "probability": [0.5, 0.5]}, Classification())
+    with pytest.raises(DataError, match="'may be' is none of the classes"):
+        evaluate_predictions(
+            {"truth": ["no", "may be"], "probability": [0.5, 0.5]}, Classification(classes=["no", "yes"])
+        )
+    with pytest.raises(DataError, match="1 of 2 values are missing or not finite"):
+        evaluate_predictions({"truth": [0.0, 1.0], "prediction": [None, 1.0]}, Regression())
+    with pytest.raises(DataError, match="no row"):
+        evaluate_predictions(
+            pa.table({"truth": pa.array([], pa.float64()), "prediction": pa.array([], pa.float64())}),
+            Regression(),
+        )
+    with pytest.raises(ColumnNotFoundError, match="no column 'truth'"):
+        evaluate_predictions({"a": [1]}, Regression())
+
+
+def test_more_values_than_count_on_their_own_are_other() -> None:
+    table = pa.table(
+        {"truth": np.zeros(200), "prediction": np.arange(200.0), "of": [f"v{i % 60:02}" for i in range(200)]}
+    )
+    found = evaluate_predictions(table, Regression(), by=["of"]).metrics
+    named = [name for name in found if name.startswith("rows/")]
+    assert len(named) == 51
+    assert sum(found[name] for name in named) == 200
+    assert found["rows/of=other"] == sum(i % 60 in range(50, 60) for i in range(200))
