@@ -10,7 +10,6 @@ import base64
 import binascii
 import hashlib
 import json
-import re
 import uuid
 from dataclasses import dataclass, field
 
@@ -18,7 +17,7 @@ import pyarrow as pa
 
 __all__ = ["Note", "commit_mark", "read_note"]
 
-_NOTE = re.compile(r"\n*\[sp_ray_ml (\{.*\})\]\s*\Z", re.DOTALL)
+_BEGIN = "[sp_ray_ml {"
 _LONGEST = 12_000
 """Characters of a note; a description has at most 16,384."""
 
@@ -59,13 +58,13 @@ class Note:
 
 def read_note(description: str | None) -> Note | None:
     """The note in a description, None if there is none that can be read."""
-    found = _NOTE.search(description or "")
-    if found is None:
+    own, begin, rest = (description or "").rpartition(_BEGIN)
+    if not begin or not rest.rstrip().endswith("}]"):
         return None
     try:
-        content = json.loads(found[1])
+        content = json.loads("{" + rest.rstrip()[:-1])
         packed = base64.b64decode(content.get("types", ""))
         types = pa.ipc.read_schema(pa.py_buffer(packed)) if packed else pa.schema([])
-        return Note(str(content["commit"]), types, str(description)[: found.start()], str(content["write"]))
+        return Note(str(content["commit"]), types, own.rstrip(), str(content["write"]))
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error, pa.ArrowException, OSError):
         return None  # somebody's own text
