@@ -124,7 +124,9 @@ def _measured_rows(
     source = source.select(columns)
     segments = Segments.of(source, by)
     groups = RowGroups(evaluators, segments, ids, replicates, seed)
-    if units is None and type(given).__module__.partition(".")[0] == "ray":
+    # Tasks do not know the numbers of their rows, which the bootstrap draws by where there are no ids.
+    numbered = units is not None or (replicates and not ids)
+    if type(given).__module__.partition(".")[0] == "ray" and not numbered:
         from sp_ray_ml.inference._evaluation_ray import measure_blocks
 
         measure_blocks(given.select_columns(columns), groups)

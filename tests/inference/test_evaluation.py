@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -393,3 +393,29 @@ def test_more_values_than_count_on_their_own_are_other() -> None:
     assert len(named) == 51
     assert sum(found[name] for name in named) == 200
     assert found["rows/of=other"] == sum(i % 60 in range(50, 60) for i in range(200))
+
+
+@pytest.fixture
+def local_ray() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_rows_and_lists_of_ray_are_measured_to_the_same_bit() -> None:
+    import ray.data
+
+    table, tables = binary(5_000), world()
+    options: dict[str, Any] = {"on": "id", "by": ["shop"], "bootstrap": 8}
+    dataset = ray.data.from_arrow(table).repartition(7)
+    for chosen in (options, {}, {"bootstrap": 5}):
+        expected = evaluate_predictions(table, Classification(), **chosen)
+        assert evaluate_predictions(dataset, Classification(), **chosen) == expected
+    both = {name: ray.data.from_arrow(each).repartition(3) for name, each in tables.items()}
+    assert evaluated(both, users=both["users"], by=["country"], bootstrap=5) == evaluated(
+        tables, users=tables["users"], by=["country"], bootstrap=5
+    )

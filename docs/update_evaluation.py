@@ -1,0 +1,71 @@
+"""Fills the transcript of docs/evaluation.md and its picture: two runs on the demo warehouse, compared.
+
+    python docs/update_evaluation.py
+
+The picture is a screenshot by Chromium, which `CHROMIUM` may name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from update_readme import ROOT
+
+GUIDE = ROOT / "docs" / "evaluation.md"
+PICTURE = ROOT / "docs" / "evaluation-report.png"
+COMMAND = "sp-ray compare popular-taste niche-taste --by country"
+RUNS = {"popular-taste": "train.new_items=0.2", "niche-taste": "train.new_items=0.0"}
+SIZE = "1000,1150"
+# Chromium asks for nothing of a network; these keep it from trying for its own sake.
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Make the runs in a folder of their own, compare them, and keep what was printed and how the report looks."""
+    environment = {**os.environ, "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}", "COLUMNS": "110"}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def sh(*command: str) -> str:
+            done = subprocess.run(
+                command, cwd=folder, env=environment, check=True, capture_output=True, text=True
+            )
+            return done.stdout
+
+        sh("sp-ray", "demo", "demo/warehouse")
+        shutil.copy(ROOT / "examples" / "shows.yaml", folder)
+        for name, setting in RUNS.items():
+            sh(
+                "sp-ray", "run", "shows.yaml", "--set", f"name={name}", "--set", setting,
+                "--set", "evaluate.by=[country]", "--set", "evaluate.baselines=[popularity]",
+                "--set", "tracking.enabled=false",
+            )  # fmt: skip
+        printed = sh(*COMMAND.split())
+        first, second = RUNS
+        report = Path(folder, "runs", second, "reports", f"compare-{first}.html")
+        browser = os.environ.get("CHROMIUM", "chromium")
+        sh(browser, *QUIET, f"--user-data-dir={folder}/browser", f"--screenshot={folder}/report.png",
+           f"--window-size={SIZE}", report.as_uri())  # fmt: skip
+        shutil.copy(Path(folder, "report.png"), PICTURE)
+    block = f"```\n$ {COMMAND}\n{printed.rstrip()}\n```"
+    text = re.sub(
+        r"(<!-- compared -->\n).*?(\n<!-- end -->)",
+        lambda m: m[1] + block + m[2],
+        GUIDE.read_text(),
+        flags=re.DOTALL,
+    )
+    GUIDE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
