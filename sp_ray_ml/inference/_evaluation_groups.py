@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sp_ray_ml.data._columns import plain
-from sp_ray_ml.data.source import Source
+from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.inference._evaluation_curves import Curves
 from sp_ray_ml.inference._evaluation_ids import unit_numbers
@@ -76,6 +76,11 @@ class Segments:
                 ["other"] if len(found) > len(most) and "other" not in most else []
             )
         return cls(chosen)
+
+    @classmethod
+    def of_table(cls, table: pa.Table, columns: Sequence[str]) -> Segments:
+        """As `of`, of a table."""
+        return cls.of(as_source(table), columns)
 
     def labels(self) -> list[str]:
         """All groups: the empty one of all rows, and `column=value`."""

@@ -85,8 +85,11 @@ def units_of(path: Path) -> tuple[list[Evaluator], list[str], list[str], pa.Tabl
     Raises:
         StorageError: There is no such file, or it is another's.
     """
-    with storage_errors(path, "read"):
-        table = pq.read_table(path)
+    try:
+        with storage_errors(path, "read"):
+            table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise StorageError(f"is no file of measured units: {error}", where=str(path)) from error
     written = (table.schema.metadata or {}).get(_KEY)
     if written is None:
         raise StorageError("is no file of measured units", where=str(path))
