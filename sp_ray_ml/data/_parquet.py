@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from sp_ray_ml.data._manifest import Manifest, clean, live_files, read_manifest
 from sp_ray_ml.data._parquet_files import (
+    FinishedFiles,
     Layout,
     ParquetSource,
     TableFiles,
@@ -149,8 +150,16 @@ class ParquetWarehouse(Warehouse):
             # What was committed to a table goes with its rows.
             commits = [*(before.commits if grows else []), *([] if commit is None else [commit])]
             with Parts(self.store, table, before.version + 1, schema, partition_by) as parts:
-                for block in source.blocks(rows_per_group(schema)):
-                    parts.write(_no_null_vectors(cast_batch(block, schema, place), place))
+                if (
+                    isinstance(source, FinishedFiles)
+                    and partition_by is None
+                    and source.schema.equals(schema)
+                ):
+                    for file, count in source.rows.items():
+                        parts.take(source.store, file, count)
+                else:
+                    for block in source.blocks(rows_per_group(schema)):
+                        parts.write(_no_null_vectors(cast_batch(block, schema, place), place))
                 rows, replaced = parts.num_rows, parts.segments
                 if mode == "partition" and grows:
                     if before.layout == layout:

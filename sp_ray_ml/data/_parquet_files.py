@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,16 @@ from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import DataError, StorageError
 from sp_ray_ml.storage import storage_errors
 
-__all__ = ["Layout", "ParquetSource", "TableFiles", "find_files", "near_file", "parquet_source", "rows_of"]
+__all__ = [
+    "FinishedFiles",
+    "Layout",
+    "ParquetSource",
+    "TableFiles",
+    "find_files",
+    "near_file",
+    "parquet_source",
+    "rows_of",
+]
 
 _SCAN_ROWS = 65_536
 _MANY_FILES = 256
@@ -239,6 +248,20 @@ class ParquetSource(Source):
         if (expression := as_ray(self._conditions)) is not None:
             dataset = dataset.filter(expr=expression)
         return dataset.select_columns(self._columns)
+
+
+class FinishedFiles(ParquetSource):
+    """Files that nobody will write to again: a warehouse may take them as they are, where it keeps such files itself.
+
+    Args:
+        name: What messages call them.
+        table: The files, whole ones of one schema.
+        rows: How many rows each file has.
+    """
+
+    def __init__(self, name: str, table: TableFiles, rows: Mapping[str, int]) -> None:
+        super().__init__(name, table)
+        self.store, self.rows = table.store, dict(rows)
 
 
 def _typed(table: pa.Table, field: pa.Field) -> pa.Table:

@@ -117,11 +117,21 @@ class Parts:
         if part.size >= _PART_BYTES:
             self._open.pop(segment).close()
 
+    def take(self, store: Store, file: str, rows: int) -> None:
+        """Make a finished file of these columns a part as it is."""
+        path = self._new("")
+        self.files[path] = rows
+        self._store.take(store, file, f"{self._table}/{path}")
+        self.num_rows += rows
+
+    def _new(self, segment: str) -> str:
+        name = f"{self._name}-{len(self.files):04d}.parquet"
+        return f"{segment}/{name}" if segment else name
+
     def _begin(self, segment: str) -> _Part:
         if len(self._open) >= _MOST_OPEN:
             self._open.pop(next(iter(self._open))).close()
-        name = f"{self._name}-{len(self.files):04d}.parquet"
-        path = f"{segment}/{name}" if segment else name
+        path = self._new(segment)
         self.files[path] = 0
         return _Part(self._store, self._table, path, self._schema)
 

@@ -21,6 +21,7 @@ from sp_ray_ml.storage import Lock, storage_errors
 __all__ = ["LocalStore", "RemoteStore", "Store", "store_at"]
 
 _LOCK = ".lock"
+_COPY_BYTES = 16 << 20
 
 
 class Store(ABC):
@@ -82,6 +83,13 @@ class Store(ABC):
     def sink(self, path: str) -> AbstractContextManager[Any]:
         """A file that is being written, with `write` and `tell`; it appears whole when the block ends, or not at all."""
 
+    def take(self, store: Store, file: str, path: str) -> None:
+        """Have a file of another store here, too; one that nobody writes to again."""
+        with store.errors(file, "read"), store.arrow.open_input_stream(store.full(file)) as source:
+            with self.sink(path) as sink:
+                while content := source.read(_COPY_BYTES):
+                    sink.write(content)
+
 
 class LocalStore(Store):
     """A folder of this machine."""
@@ -130,6 +138,16 @@ class LocalStore(Store):
     def read(self, path: str) -> bytes:
         with self.errors(path, "read"):
             return (self.path / path).read_bytes()
+
+    def take(self, store: Store, file: str, path: str) -> None:
+        target = self.path / path
+        if isinstance(store, LocalStore):
+            with contextlib.suppress(OSError):  # another disk, or one without links: copied below
+                target.parent.mkdir(exist_ok=True)
+                target.hardlink_to(store.path / file)
+                _sync(target.parent)
+                return
+        super().take(store, file, path)
 
     def create(self, path: str, data: bytes) -> bool:
         target = self.path / path

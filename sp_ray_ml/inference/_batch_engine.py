@@ -17,7 +17,6 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from sp_ray_ml.inference._batch_pipe import piped
 from sp_ray_ml.inference._batch_stage import Done, PartWriter, Stage
 
 if TYPE_CHECKING:
+    from sp_ray_ml.data._store import Store
     from sp_ray_ml.inference._batch_parts import Part
     from sp_ray_ml.train.predictor import Predictor
 
@@ -44,7 +44,7 @@ class Job:
     """What is the same in all processes; can be pickled.
 
     Attributes:
-        folder: Where predictions are kept.
+        store: Where predictions are kept.
         input: Columns of the rows.
         output: Columns of the predictions.
         batch_rows: Rows a batch.
@@ -52,7 +52,7 @@ class Job:
         order_column: Name of a column with the row's number, or None.
     """
 
-    folder: Path
+    store: Store
     input: pa.Schema
     output: pa.Schema
     batch_rows: int
@@ -91,7 +91,7 @@ class Engine:
 
     def __init__(self, job: Job, predictor: Predictor, began: float) -> None:
         self._job, self._predictor, self._began = job, predictor, began
-        self._stage = Stage(job.folder)
+        self._stage = Stage(job.store)
         self._worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         # Rows are looked for in the thread that writes, too; the model is asked by one at a time.
         self._asked = threading.RLock()
@@ -161,7 +161,7 @@ class Engine:
     def _writer(self, kind: str, number: int) -> PartWriter:
         if kind not in self._open:
             schema = self._job.output if kind == "part" else rejected_schema(self._job.input)
-            self._open[kind] = PartWriter(self._job.folder, kind, number, schema)
+            self._open[kind] = PartWriter(self._job.store, kind, number, schema)
         return self._open[kind]
 
     def _done(self, batch: _Batch) -> Done:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sp_ray_ml._import_path import IMPORT_PATH
 from sp_ray_ml.config import Custom, fingerprint
 from sp_ray_ml.data._schema import plain
+from sp_ray_ml.data._store import LocalStore, Store
 from sp_ray_ml.errors import CheckpointError, ConfigError, SpRayError
 from sp_ray_ml.train.predictor import Predictor
 
@@ -74,15 +75,18 @@ def find_model(predictor: Any) -> tuple[Model, Predictor]:
     return Model(_mark_of(opened), given=opened), opened
 
 
-def sent(model: Model, predictor: Predictor, folder: Path) -> Model:
-    """The same for processes that are not this one: what is only an object here is sealed into the folder, if it can be.
+def sent(model: Model, predictor: Predictor, store: Store) -> Model:
+    """The same for processes that are not this one: an object is sealed into the folder that they see, if it can be.
 
-    An object that cannot be sealed is sent by pickle, within the cluster.
+    What cannot be sealed, or lies in a folder of this machine where there is a store for all, is sent by pickle.
     """
+    if not isinstance(store, LocalStore):
+        return model if model.own is not None else Model(model.mark, given=predictor)
     if model.given is None or not hasattr(predictor, "save"):
         return model
-    predictor.save(folder / "predictor")
-    return Model(model.mark, source=str(folder / "predictor"))
+    folder = store.path / "predictor"
+    predictor.save(folder)
+    return Model(model.mark, source=str(folder))
 
 
 def _own(custom: Custom) -> Predictor:

@@ -6,17 +6,17 @@ import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from sp_ray_ml.data._parquet_pieces import files_mark, parquet_pieces
 from sp_ray_ml.data.source import BLOCK_ROWS, Source
-from sp_ray_ml.storage import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sp_ray_ml.data._store import Store
 
 
 __all__ = ["Part", "copied_parts", "mark_of", "pieces_of", "stream_parts"]
@@ -109,32 +109,28 @@ def _checksum(blocks: Iterable[pa.RecordBatch]) -> int:
 
 
 class _CopiedRows(Source):
-    """Rows of one file of Arrow's, mapped; it can be pickled."""
+    """Rows of one file of Arrow's; it can be pickled."""
 
-    def __init__(self, name: str, schema: pa.Schema, file: Path, num_rows: int) -> None:
+    def __init__(self, name: str, schema: pa.Schema, store: Store, file: str, num_rows: int) -> None:
         super().__init__(name, schema, self._stream, num_rows=num_rows)
-        self._file = file
+        self._store, self._file = store, file
 
     def _stream(self) -> Iterator[pa.RecordBatch]:
-        with storage_errors(self._file, "read"), pa.memory_map(str(self._file)) as mapped:
-            reader = pa.ipc.open_file(mapped)
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
+        path = self._store.full(self._file)
+        with self._store.errors(self._file, "read"):
+            near = self._store.is_local
+            with pa.memory_map(path) if near else self._store.arrow.open_input_file(path) as opened:
+                reader = pa.ipc.open_file(opened)
+                for number in range(reader.num_record_batches):
+                    yield reader.get_batch(number)
 
 
-def copied_parts(parts: Iterable[Part], folder: Path) -> Iterator[Part]:
+def copied_parts(parts: Iterable[Part], store: Store) -> Iterator[Part]:
     """Partitions whose rows lie in files, where other processes can read them."""
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     for part in parts:
-        file = folder / f"rows-{part.number:06}.arrow"
-        schema = part.source.schema
-        with (
-            storage_errors(file),
-            pa.OSFile(str(file), "wb") as sink,
-            pa.ipc.new_file(sink, schema) as writer,
-        ):
+        file, schema = f"rows/{part.number:06}.arrow", part.source.schema
+        with store.errors(file), store.sink(file) as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in part.source.batches():
                 writer.write_batch(batch)
-        copy = _CopiedRows(part.source.name, schema, file, part.source.num_rows or 0)
+        copy = _CopiedRows(part.source.name, schema, store, file, part.source.num_rows or 0)
         yield Part(part.number, part.start, copy, part.checksum)

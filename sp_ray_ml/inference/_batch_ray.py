@@ -18,7 +18,7 @@ import ray.data
 from sp_ray_ml import errors
 from sp_ray_ml.errors import ClusterError, SpRayError
 from sp_ray_ml.inference._batch_engine import Engine, Job
-from sp_ray_ml.inference._batch_stage import Done, check_seen
+from sp_ray_ml.inference._batch_stage import Done, Stage
 from sp_ray_ml.inference.batch_settings import Pool
 from sp_ray_ml.logger import LOGGER
 
@@ -46,7 +46,7 @@ class Worker:
         self._engine: Engine | None = None
         self._refused: SpRayError | None = None
         try:
-            check_seen(job.folder)
+            Stage(job.store).check_seen()
             self._engine = Engine(job, model.open(), began)
         except SpRayError as error:  # raised here, Ray would start the actor again and again
             self._refused = error

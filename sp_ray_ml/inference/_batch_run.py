@@ -11,23 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sp_ray_ml.data._store import store_at
 from sp_ray_ml.inference._batch_engine import REASON, ROW, Engine, Job, too_many
-from sp_ray_ml.inference._batch_model import sent
-from sp_ray_ml.inference._batch_parts import copied_parts, pieces_of, stream_parts
+from sp_ray_ml.inference._batch_model import Model, output_schema, sent
+from sp_ray_ml.inference._batch_parts import copied_parts, mark_of, pieces_of, stream_parts
 from sp_ray_ml.inference._batch_size import batch_rows_for, memory_of, partition_rows_for, row_bytes
-from sp_ray_ml.storage import remove
+from sp_ray_ml.inference._batch_stage import Stage
+from sp_ray_ml.inference.batch_settings import BatchScaling
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from sp_ray_ml.data.source import Source
-    from sp_ray_ml.inference._batch_model import Model
     from sp_ray_ml.inference._batch_parts import Part
-    from sp_ray_ml.inference._batch_stage import Done, Stage
-    from sp_ray_ml.inference.batch_settings import BatchScaling, Rejected
+    from sp_ray_ml.inference._batch_stage import Done
+    from sp_ray_ml.inference.batch_settings import Rejected
     from sp_ray_ml.train.predictor import Predictor
 
-__all__ = ["Work"]
+__all__ = ["Work", "keep_predictions"]
 
 _FEW = 1_000
 """Rejected rows below which a share of rows whose number is not known yet is not judged."""
@@ -74,13 +75,12 @@ class Work:
         """
         plan = stage.begin(mark, lambda: self._plan(batch_rows, partition_rows))
         job = Job(
-            stage.path, self.source.schema, self.schema, plan["batch_rows"], self._most(), self.order_column
+            stage.store, self.source.schema, self.schema, plan["batch_rows"], self._most(), self.order_column
         )
         try:
             done, kept = self._done(stage, job, plan["partition_rows"])
         finally:
-            remove(stage.path / "predictor")
-            remove(stage.path / "rows")
+            stage.drop("predictor", "rows")
         return str(plan["commit"]), done, kept
 
     def _plan(self, batch_rows: int | None, partition_rows: int | None) -> dict[str, int]:
@@ -137,7 +137,7 @@ class Work:
             return True
 
         parts = stream_parts(self.source, size, there)
-        yield from copied_parts(parts, stage.path / "rows") if self.scaling.most else parts
+        yield from copied_parts(parts, stage.store) if self.scaling.most else parts
 
     def _run(self, job: Job, parts: Iterator[Part]) -> Generator[Done]:
         if not self.scaling.most:
@@ -145,7 +145,7 @@ class Work:
             return
         from sp_ray_ml.inference._batch_ray import run_on_ray
 
-        model = sent(self.model, self.predictor, job.folder)
+        model = sent(self.model, self.predictor, job.store)
         path = [*sys.path, str(Path.cwd())]
         yield from run_on_ray(list(parts), job, model, self.scaling, path)
 
@@ -161,10 +161,37 @@ class Work:
             most = most if last else max(most, _FEW)
         if found > most:
             raise too_many(
-                most, self.source.name, f"see {ROW} and {REASON} of the files kept in {job.folder}"
+                most, self.source.name, f"see {ROW} and {REASON} of the files kept in {job.store.url}"
             )
 
     def _tell(self, kept: dict[int, Done], new: dict[int, Done]) -> None:
         if self.progress is not None:
             rows = sum(done.rows for done in (*kept.values(), *new.values()))
             self.progress(rows, self.source.num_rows or 0, f"{rows:,} rows")
+
+
+def keep_predictions(
+    predictor: Predictor, source: Source, folder: Path, progress: Callable[[float, float, str], None]
+) -> int:
+    """Predict in this process into a folder of Parquet files, and go on where an earlier call ended.
+
+    Args:
+        predictor: Loaded.
+        source: The rows.
+        folder: Has nothing but the predictions in the end, in their order by the files' names.
+        progress: As of `Work`.
+
+    Returns:
+        How many rows of predictions there are.
+
+    Raises:
+        DataError: A row cannot be predicted, or the rows are not what the predictor reads.
+        StorageError: It cannot be written.
+    """
+    stage = Stage(store_at(folder.resolve()))
+    schema = output_schema(predictor, source.schema)
+    work = Work(predictor, Model("", given=predictor), source, schema, BatchScaling(), progress=progress)
+    mark = {"data": [source.name, str(source.schema), source.num_rows, mark_of(source)]}
+    _, done, _ = work.run(stage, mark, None, None)
+    stage.finish(schema, done)
+    return sum(record.written for record in done)

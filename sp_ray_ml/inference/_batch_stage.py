@@ -1,32 +1,36 @@
 """What a batch prediction has done so far, in a folder: the predictions of whole partitions, each with a record.
 
-    job.json                 what is predicted, from what, and the id of the write at the end
-    part-000003.json         the record of a partition: how many rows, and the names of its files
-    part-000003-….parquet    its predictions; those that no record names are of a process that was killed
+    job.json                     what is predicted, from what, and the id of the write at the end
+    records/000003-….json        the record of a partition: how many rows, and the names of its files
+    part-000003-….parquet        its predictions; those that no record names are of a process that was killed
     rejected-000003-….parquet    its rows that could not be predicted
 
-A record appears whole after its files, so that a partition is there or not, however often it was begun.
+A record appears whole after its files, so that a partition is there or not, however often it was begun. All names are
+new ones, so that two processes at one partition, which was given out again, do not meet.
 """
 
 from __future__ import annotations
 
-import os
-import uuid
+import contextlib
+import json
+import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sp_ray_ml.data._parquet_files import FinishedFiles, TableFiles
+from sp_ray_ml.data._store import Store
 from sp_ray_ml.data.source import Source
-from sp_ray_ml.errors import StorageError
-from sp_ray_ml.storage import read_json, remove, storage_errors, write_json
+from sp_ray_ml.errors import ConfigError, StorageError
 
-__all__ = ["Done", "PartWriter", "Stage", "check_seen"]
+__all__ = ["Done", "PartWriter", "Stage"]
 
-_JOB = "job.json"
+_JOB, _RECORDS = "job.json", "records"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Done:
         rows: Rows read.
         written: Rows of predictions.
         rejected: Rows that could not be predicted.
-        files: Its file of predictions, and that of rejected rows where there is one, with their sizes in bytes.
+        files: Its file of predictions, and that of rejected rows where there is one, with their rows.
         checksum: Of its rows, where they might be others when they are read again.
         worker: Names the process that did it.
         began: When that process had begun to load the model, in seconds since 1970.
@@ -64,11 +68,38 @@ class Stage:
     """The folder.
 
     Args:
-        path: Where it is; workers on other machines have to see it under the same path.
+        store: Where it is: a path, which workers on other machines have to see, or a URL.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def check_own(self) -> None:
+        """Refuse a folder with other files in it, since it will be removed.
+
+        Raises:
+            ConfigError: There are some.
+        """
+        there = self.store.children()
+        if there and not {_JOB, _LOCK} & set(there):
+            raise ConfigError(
+                f"the folder has other files in it, such as {min(there)}",
+                where=self.store.url,
+                hint="Give a new folder: it is removed at the end",
+            )
+
+    def check_seen(self) -> None:
+        """Refuse to work where the folder is another machine's.
+
+        Raises:
+            StorageError: It is not there.
+        """
+        if not self.store.mark(_JOB):
+            raise StorageError(
+                "this worker does not see the folder in which predictions are kept until they are written",
+                where=self.store.url,
+                hint="Give one that all machines have under the same path, or a URL (gs://…, s3://…): folder=…",
+            )
 
     def begin(self, job: Mapping[str, Any], plan: Callable[[], Mapping[str, int]]) -> dict[str, Any]:
         """Take up what an earlier start of the same job has left, or start anew.
@@ -80,45 +111,63 @@ class Stage:
         Returns:
             The plan, and as `commit` the id of the write at the end, the same for all starts of a job.
         """
-        before = read_json(self.path / _JOB) if (self.path / _JOB).exists() else {}
+        before = json.loads(self.store.read(_JOB)) if self.store.mark(_JOB) else {}
         if before.get("job") != dict(job):
             self.clear()
-            before = {"job": dict(job), "plan": {**plan(), "commit": uuid.uuid4().hex}}
-            write_json(self.path / _JOB, before)
+            before = {"job": dict(job), "plan": {**plan(), "commit": secrets.token_hex(16)}}
+            self.store.create(_JOB, json.dumps(before).encode())
         return dict(before["plan"])
 
     def records(self) -> dict[int, Done]:
-        """The partitions that are done and whose files are as they were written, by their number."""
-        found = {}
-        for file in sorted(self.path.glob("part-*.json")):
-            done = Done(**read_json(file))
-            if all(_size(self.path / name) == size for name, size in done.files.items()):
-                found[done.number] = done
+        """The partitions that are done and whose files are there, by their number; of several records the last one."""
+        files = self.store.find("")
+        found: dict[int, Done] = {}
+        for name in files:
+            if name.startswith(f"{_RECORDS}/") and name.endswith(".json"):
+                done = Done(**json.loads(self.store.read(name)))
+                last = found.get(done.number)
+                if done.files.keys() <= files.keys() and (last is None or last.ended < done.ended):
+                    found[done.number] = done
         return found
 
     def clear(self) -> None:
         """Remove all but the lock: first what says whose the rest is."""
-        remove(self.path / _JOB)
-        for file in self.path.iterdir():
-            if file.name != ".lock":
-                remove(file)
+        self.store.remove("", [_JOB])
+        self.store.remove("", [name for name in self.store.find("") if name != _LOCK])
+
+    def drop(self, *folders: str) -> None:
+        """Remove what was there for the workers."""
+        for folder in folders:
+            self.store.remove(folder, self.store.find(folder))
 
     def write(self, done: Done) -> None:
         """Make a partition done."""
-        write_json(self.path / f"part-{done.number:06}.json", asdict(done))
+        name = f"{_RECORDS}/{done.number:06}-{secrets.token_hex(6)}.json"
+        self.store.create(name, json.dumps(asdict(done)).encode())
 
     def source(self, name: str, kind: str, schema: pa.Schema, records: Sequence[Done]) -> Source:
         """What was kept of all partitions in their order: `part` the predictions, `rejected` the other rows."""
-        files = [self.path / n for d in records for n in d.files if n.startswith(f"{kind}-")]
-        rows = sum(d.written if kind == "part" else d.rejected for d in records)
+        rows = {n: count for done in records for n, count in done.files.items() if n.startswith(f"{kind}-")}
+        if not rows:
+            return Source(name, schema, lambda: iter(()), num_rows=0)
+        files = FinishedFiles(name, TableFiles(self.store, list(rows), num_rows=sum(rows.values())), rows)
+        if files.schema.equals(schema):
+            return files
 
         def stream() -> Iterator[pa.RecordBatch]:
-            for file in files:
-                with storage_errors(file, "read"), pq.ParquetFile(file, pre_buffer=False) as opened:
-                    for batch in opened.iter_batches():
-                        yield from pa.Table.from_batches([batch]).cast(schema).to_batches()
+            for batch in files.batches():
+                yield from pa.Table.from_batches([batch]).cast(schema).to_batches()
 
-        return Source(name, schema, stream, num_rows=rows)
+        return Source(name, schema, stream, num_rows=files.num_rows)
+
+    def finish(self, schema: pa.Schema, records: Sequence[Done]) -> None:
+        """Leave nothing but the predictions, which a folder of Parquet files then is; of no rows, their columns."""
+        named = {name for done in records for name in done.files}
+        if not named:
+            with self.store.sink("part-000000.parquet") as sink:
+                pq.write_table(schema.empty_table(), sink)
+            named = {"part-000000.parquet"}
+        self.store.remove("", [name for name in self.store.find("") if name not in named])
 
 
 def _kept(schema: pa.Schema) -> pa.Schema:
@@ -131,17 +180,13 @@ def _kept(schema: pa.Schema) -> pa.Schema:
     )
 
 
-def _size(file: Path) -> int | None:
-    return file.stat().st_size if file.is_file() else None
-
-
 class PartWriter:
-    """A file of a partition, made when the first rows come, under a name of its own."""
+    """A file of a partition, made when the first rows come."""
 
-    def __init__(self, folder: Path, kind: str, number: int, schema: pa.Schema) -> None:
-        # Another process may be at the same partition, which was given out again: no two write into one file.
-        self._file = folder / f"{kind}-{number:06}-{uuid.uuid4().hex[:12]}.parquet"
+    def __init__(self, store: Store, kind: str, number: int, schema: pa.Schema) -> None:
+        self._store, self._name = store, f"{kind}-{number:06}-{secrets.token_hex(6)}.parquet"
         self._schema = _kept(schema)
+        self._stack = contextlib.ExitStack()
         self._writer: Any = None
         self.rows = 0
 
@@ -149,41 +194,32 @@ class PartWriter:
         """Add some rows."""
         if not table.num_rows:
             return
-        with storage_errors(self._file):
+        with self._store.errors(self._name):
             if self._writer is None:
-                self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
+                sink = self._stack.enter_context(self._store.sink(self._name))
+                self._writer = pq.ParquetWriter(sink, self._schema, compression="zstd")
             self._writer.write_table(table.cast(self._schema), row_group_size=table.num_rows)
         self.rows += table.num_rows
 
     def close(self) -> dict[str, int]:
-        """End the file, and return its name and size; nothing where there were no rows."""
+        """End the file, and return its name and rows; nothing where there were no rows."""
         if self._writer is None:
             return {}
-        with storage_errors(self._file):
+        with self._store.errors(self._name), self._stack:
             self._writer.close()
-            handle = os.open(self._file, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            return {self._file.name: self._file.stat().st_size}
+        return {self._name: self.rows}
 
     def drop(self) -> None:
         """Give it up."""
-        if self._writer is not None:
-            self._writer.close()
-            self._file.unlink(missing_ok=True)
+        if self._writer is None:
+            return
+        self._writer.is_open = False  # what it holds back is not to be written any more
+        with contextlib.suppress(_DroppedError):
+            try:
+                raise _DroppedError
+            except _DroppedError:
+                self._stack.__exit__(*sys.exc_info())
 
 
-def check_seen(folder: Path) -> None:
-    """Refuse to work where the folder is another machine's.
-
-    Raises:
-        StorageError: It is not there.
-    """
-    if not (folder / _JOB).is_file():
-        raise StorageError(
-            "this worker does not see the folder in which predictions are kept until they are written",
-            where=str(folder),
-            hint="Give one that all machines have under the same path: folder=…",
-        )
+class _DroppedError(Exception):
+    """Ends the writing of a file that will not be."""

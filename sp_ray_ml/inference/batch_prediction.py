@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sp_ray_ml._remote import is_remote
+from sp_ray_ml.data._store import LocalStore, store_at
 from sp_ray_ml.data.source import BLOCK_ROWS, as_source
 from sp_ray_ml.errors import ConfigError, ResourceError
 from sp_ray_ml.inference._batch_model import find_model, output_schema
@@ -25,7 +27,7 @@ from sp_ray_ml.inference._batch_stage import Done, Stage
 from sp_ray_ml.inference._batch_target import Target
 from sp_ray_ml.inference.batch_settings import BatchScaling, Rejected
 from sp_ray_ml.inference.settings import Output
-from sp_ray_ml.storage import Lock, remove, storage_errors
+from sp_ray_ml.storage import remove
 
 if TYPE_CHECKING:
     import os
@@ -119,7 +121,7 @@ def batch_predict(
         partition_rows: About how many rows are kept as one partition; a crash costs the partitions under way.
         order_column: Name of a further column, int64, with each row's number from 0: for warehouses whose tables
             have no order of their own.
-        folder: Where partitions are kept until the end, on storage that all workers see; `runs/batch/…` without. It
+        folder: Where partitions are kept until the end, a path or URL that all workers see; `runs/batch/…` without. It
             is removed at the end.
         commit: Id of the write, as in `Warehouse.write`; by default one of this prediction's own.
         progress: Called with the rows done, all rows (0 where that is not known) and a text.
@@ -142,9 +144,9 @@ def batch_predict(
     source = as_source(data)
     schema = _output_schema(opened, source.schema, order_column)
     target.check(schema, source.schema)
-    place = Path(folder) if folder is not None else target.default_folder()
-    with _resources(scaling), _locked(place):
-        stage = Stage(place.resolve())
+    stage = Stage(store_at(_absolute(folder if folder is not None else target.default_folder())))
+    stage.check_own()
+    with _resources(scaling), stage.store.lock("", "this batch prediction"):
         mark = {
             "predictor": model.mark,
             "data": [source.name, str(source.schema), source.num_rows, mark_of(source)],
@@ -159,11 +161,17 @@ def batch_predict(
         took = time.perf_counter() - began
         result = _result(target, done, resumed, took, in_process=not scaling.most)
         stage.clear()
-        remove(place)
+        if isinstance(stage.store, LocalStore):
+            remove(stage.store.path)
     return result
 
 
 # --- before ------------------------------------------------------------------------------------------------------
+
+
+def _absolute(folder: str | os.PathLike[str]) -> str:
+    """Workers have other working directories."""
+    return str(folder) if is_remote(folder) else str(Path(folder).expanduser().absolute())
 
 
 def _check_sizes(batch_rows: int | None, partition_rows: int | None) -> None:
@@ -200,20 +208,6 @@ def _resources(scaling: BatchScaling) -> Any:
     from sp_ray_ml.train.context import ray_running
 
     return ray_running()
-
-
-def _locked(folder: Path) -> Lock:
-    with storage_errors(folder):
-        if folder.is_dir():
-            strange = [entry.name for entry in folder.iterdir() if entry.name != ".lock"]
-            if strange and not (folder / "job.json").exists() and not (folder / ".lock").exists():
-                raise ConfigError(
-                    f"the folder has other files in it, such as {strange[0]}",
-                    where=str(folder),
-                    hint="Give a new folder: it is removed at the end",
-                )
-        folder.mkdir(parents=True, exist_ok=True)
-    return Lock(folder / ".lock", "this batch prediction")
 
 
 def _result(

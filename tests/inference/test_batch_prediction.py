@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import errno
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -310,6 +311,20 @@ def test_partitions_of_the_output_are_replaced():
         table = rows(count).append_column("day", pa.array([day] * count, pa.int32()))
         batch_predict(Doubled(), table, output)
     assert sorted(written()["day"].to_pylist()) == [1] * 20 + [2] * 40
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_parquet_warehouse_takes_what_was_kept_as_it_is(monkeypatch, tmp_path, links):
+    def none(self, target):
+        raise OSError(errno.EXDEV, "another disk")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", none)
+    batch_predict(Doubled(), rows(), ("out", "predictions"), **SMALL)
+    files = sorted((tmp_path / "out" / "predictions").glob("*.parquet"))
+    groups = [pq.read_metadata(file).num_row_groups for file in files]
+    assert groups == [2] * 5  # partitions of two batches: nobody has put them together anew
+    assert written().equals(Doubled().predict(rows()))
 
 
 def test_a_table_is_predicted_by_one_process_at_a_time(tmp_path):
