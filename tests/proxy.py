@@ -1,0 +1,98 @@
+"""A TCP proxy that misbehaves: it delays, drops, truncates and stalls connections, a given number of times."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+Fault = Literal["refuse", "delay", "stall", "truncate"]
+
+
+@dataclass
+class Proxy:
+    """What is done to answers from the server behind.
+
+    Attributes:
+        port: Where it listens.
+        faults: What is done to the next connections, one each; afterwards all goes well.
+        after: Bytes of the answer that come through before a `stall` or `truncate`.
+        seen: How many connections there were.
+    """
+
+    port: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    after: int = 0
+    seen: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+@contextlib.contextmanager
+def proxy(target: int) -> Iterator[Proxy]:
+    """Listen on a port of loopback for the server on another while the block lasts."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
+        here = Proxy(port=listener.getsockname()[1])
+        threads = [threading.Thread(target=_accept, args=(listener, target, here), daemon=True)]
+        threads[0].start()
+        try:
+            yield here
+        finally:
+            here.stop.set()
+            threads[0].join(5)
+
+
+def _accept(listener: socket.socket, target: int, here: Proxy) -> None:
+    while not here.stop.is_set():
+        try:
+            client, _ = listener.accept()
+        except TimeoutError:
+            continue
+        here.seen += 1
+        fault = here.faults.pop(0) if here.faults else None
+        threading.Thread(target=_serve, args=(client, target, fault, here), daemon=True).start()
+
+
+def _serve(client: socket.socket, target: int, fault: Fault | None, here: Proxy) -> None:
+    with client:
+        if fault == "refuse":
+            return
+        if fault == "delay":
+            time.sleep(0.3)
+        with socket.create_connection(("127.0.0.1", target)) as server:
+            up = threading.Thread(target=_copy, args=(client, server, None, 0, here), daemon=True)
+            up.start()
+            _copy(server, client, fault, here.after, here)
+            for end in (client, server):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            up.join(5)
+
+
+def _copy(source: socket.socket, sink: socket.socket, fault: Fault | None, after: int, here: Proxy) -> None:
+    source.settimeout(0.1)
+    passed = 0
+    while not here.stop.is_set():
+        try:
+            data = source.recv(65_536)
+        except TimeoutError:
+            continue
+        except OSError:
+            return
+        if not data:
+            return
+        if fault in {"stall", "truncate"} and passed + len(data) > after:
+            with contextlib.suppress(OSError):
+                sink.sendall(data[: max(after - passed, 0)])
+            if fault == "stall":
+                here.stop.wait(30)
+            return
+        try:
+            sink.sendall(data)
+        except OSError:
+            return
+        passed += len(data)
