@@ -18,9 +18,9 @@ from sp_ray_ml._job import (
     write_outputs,
 )
 from sp_ray_ml._runs import RunFolder, Step, StepContext
-from sp_ray_ml.config import Custom, redact
+from sp_ray_ml.config import Custom, near_match, redact
 from sp_ray_ml.data.splits import TableSplit
-from sp_ray_ml.errors import ConfigError
+from sp_ray_ml.errors import ColumnNotFoundError, ConfigError
 from sp_ray_ml.storage import read_json
 from sp_ray_ml.train.pyg import PyGTrainer
 from sp_ray_ml.train.tasks import Recommendation
@@ -139,6 +139,7 @@ def plan(p: Pipeline) -> list[PlannedStep]:
     for query, columns in _columns_read(p).items():
         warehouse.source(query, columns=columns)
         reads.append(f"{query} ({', '.join(columns)})")
+    _check_segments(p)
     steps = p.folder / "steps"
     planned = [
         PlannedStep("read", [f"{redact(p.warehouse)}: {entry}" for entry in reads], [f"{steps}/read"]),
@@ -154,6 +155,23 @@ def plan(p: Pipeline) -> list[PlannedStep]:
             planned_write(p.predict),
         ]
     return planned
+
+
+def _check_segments(p: Pipeline) -> None:
+    """Find a column of `evaluate.by` that is not read now, and not after the training."""
+    user = p.nodes.user
+    columns = (
+        [] if user is None else [user.id, user.title, *(c for feature in user.features for c in feature.columns)]
+    )
+    there = [column for column in dict.fromkeys(columns) if column]
+    for column in p.evaluate.by:
+        if column not in there:
+            raise ColumnNotFoundError(
+                f"{column!r} is none of the columns of users that are read{near_match(column, there)}",
+                where="evaluate.by",
+                hint="Name columns of nodes.user that its title or features read"
+                + (f": {', '.join(there)}" if there else ""),
+            )
 
 
 def _events(p: Pipeline) -> Events:

@@ -169,6 +169,7 @@ def _check_columns(p: Pipeline, warehouse: Warehouse) -> None:
     named = {**own, "train.weight": trainer.weight}
     features = [c for feature in trainer.features or () for c in feature.columns]
     where = [(place, name) for place, name in named.items() if name]
+    where += [("evaluate.by", name) for name in p.evaluate.by]
     _require(where + [("train.features", name) for name in features], there, settings.table)
     if p.predict is not None:
         rows = p.predict.rows

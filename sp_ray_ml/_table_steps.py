@@ -253,9 +253,10 @@ def measure(
     target, test = predictor.spec.target, rows.source(label == TEST)
     name, constant = _constant(target, rows.source(label != TEST, [target.column]))
     segment_columns(settings.by, rows.table, "the table")
+    own = [each for each in settings.evaluators if isinstance(each, RowEvaluator)]
     ids = [] if columns.id is None else [columns.id]
     segments = Segments.of(test, settings.by)
-    units = RowUnits(context.output, [_evaluator(target), *_own(settings)], ids, segments, settings.bootstrap)
+    units = RowUnits(context.output, [_evaluator(target), *own], ids, segments, settings.bootstrap)
     metrics = metrics_of(target)
     for block, scores, truth in predictor.scored(test):
         metrics.update(scores, truth)
@@ -268,21 +269,12 @@ def measure(
             _chosen({**more, **row}, settings.metrics, target.task)
             for more, row in ((found.metrics, usual), (simple[1].metrics, simple[0]))
         )
-    own = set(found.metrics) - set(simple[1].metrics)  # of one's own evaluators, and of segments
-    wanted = {name: found.metrics[name] for name in found.metrics if name in own}
+    # Of further evaluators, and of segments.
+    wanted = {name: value for name, value in found.metrics.items() if name not in simple[1].metrics}
     model = {**model, **wanted, "rows": float(test.num_rows or 0)}
     write_json(context.output / "metrics.json", {"model": model, name: baseline})
     write_json(context.output / "intervals.json", found.intervals)
     return {name: value for name, value in model.items() if "/" not in name}
-
-
-def _own(settings: Evaluate) -> list[RowEvaluator]:
-    for number, each in enumerate(settings.evaluators):
-        if not isinstance(each, RowEvaluator):
-            raise ConfigError(
-                f"{type(each).__name__} does not measure rows", where=f"evaluate.evaluators.{number}"
-            )
-    return [each for each in settings.evaluators if isinstance(each, RowEvaluator)]
 
 
 def _evaluator(target: Target) -> RowEvaluator:

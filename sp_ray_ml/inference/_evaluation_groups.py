@@ -21,6 +21,8 @@ from sp_ray_ml.metrics.means import Means, interval
 
 __all__ = ["MOST_SEGMENTS", "Found", "RowGroups", "Segments", "functions_of_means"]
 
+_MOST_VALUES = 1 << 23  # of rows that are measured at a time: many classes have many
+
 MOST_SEGMENTS = 50
 """Values of a column that have metrics of their own, the most frequent ones; the others are `other`."""
 
@@ -127,6 +129,7 @@ class RowGroups:
         self._evaluators, self._segments, self._ids = list(evaluators), segments, list(ids)
         self._replicates, self._seed = replicates, seed
         self.rows = 0
+        self._most = 1 << 16
         self._means: list[list[Means | None]] = [[None] * len(evaluators) for _ in segments.labels()]
         self._curves: list[list[Curves | None]] = [
             [each.curves() for each in evaluators] for _ in segments.labels()
@@ -138,6 +141,10 @@ class RowGroups:
 
     def update(self, rows: pa.RecordBatch, first: int = 0) -> None:
         """Take some rows, the first of which has that number."""
+        if rows.num_rows > self._most:
+            for begin in range(0, rows.num_rows, self._most):
+                self.update(rows.slice(begin, self._most), first + begin)
+            return
         if not rows.num_rows:
             return
         self.rows += rows.num_rows
@@ -150,6 +157,7 @@ class RowGroups:
         for place, evaluator in enumerate(self._evaluators):
             values = evaluator.values(rows)
             names = list(values)
+            self._most = max(1_024, min(self._most, _MOST_VALUES // len(names)))
             matrix = np.stack([np.asarray(values[name], np.float64) for name in names])
             for group, mine in enumerate(members):
                 if mine is not None and not len(mine):

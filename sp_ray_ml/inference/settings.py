@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from sp_ray_ml.config import Settings
+from sp_ray_ml.config import Custom, Settings
 from sp_ray_ml.inference.baselines import BaselineField, Ease, Popularity
-from sp_ray_ml.inference.evaluators import EvaluatorField
+from sp_ray_ml.inference.evaluators import Evaluator, EvaluatorField, RowEvaluator
 
 __all__ = ["EmbeddingTables", "Evaluate", "Output", "Predict"]
 
@@ -42,6 +42,14 @@ class Evaluate(Settings):
     of the table."""
     bootstrap: Annotated[int, pydantic.Field(ge=0)] = 0
     """Replicates for intervals of 95 %, 200 for instance; 0 for none."""
+
+    @pydantic.field_validator("evaluators")
+    @classmethod
+    def _of_rows(cls, evaluators: list[Evaluator]) -> list[Evaluator]:
+        for each in evaluators:
+            if not isinstance(each, RowEvaluator | Custom):
+                raise ValueError(f"{type(each).__name__} does not measure rows")  # noqa: TRY004 - pydantic's way
+        return evaluators
 
 
 class EmbeddingTables(Settings):
