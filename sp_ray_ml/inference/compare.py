@@ -18,7 +18,7 @@ from sp_ray_ml.inference._evaluation_groups import Segments
 from sp_ray_ml.inference._evaluation_ids import unit_numbers
 from sp_ray_ml.inference._evaluation_rows import classes_and_scores
 from sp_ray_ml.inference._evaluation_units import TEST_ITEMS, units_of
-from sp_ray_ml.inference.evaluators import Classification, Regression, RowEvaluator
+from sp_ray_ml.inference.evaluators import Classification, Evaluator, Regression, RowEvaluator
 from sp_ray_ml.metrics.means import Means, interval
 from sp_ray_ml.metrics.scores import ScoreCounts, auc_difference, drawn_precisions
 
@@ -104,8 +104,8 @@ def compare_units(
         units_of(Path(a)),
         units_of(Path(b)),
     )
-    lists = bool(metrics_a)
-    if bool(metrics_b) != lists or [type(each) for each in of_a] != [type(each) for each in of_b]:
+    lists, pairs = bool(metrics_a), _pairs(of_a, of_b)
+    if bool(metrics_b) != lists or not (lists or pairs):
         raise DataError(
             f"the runs measured different things: {_kind(of_a, metrics_a)}, and {_kind(of_b, metrics_b)}",
             hint="Compare runs of one kind",
@@ -130,11 +130,7 @@ def compare_units(
         names = [name for name in metrics_a if name in metrics_b]
         parts: list[Any] = [_Lists(names, table_a, table_b)]
     else:
-        parts = [
-            _Rows(x, y, table_a, table_b)
-            for x, y in zip(of_a, of_b, strict=True)
-            if isinstance(x, RowEvaluator) and isinstance(y, RowEvaluator)
-        ]
+        parts = [_Rows(x, y, table_a, table_b) for x, y in pairs]
     units = _numbers(table_a, ids_a)
     segments = Segments.of_table(table_a, by)
     differences: list[Difference] = []
@@ -147,6 +143,17 @@ def compare_units(
     for part in parts:
         spread |= part.spread()
     return Comparison(differences, len(units), "users" if lists else "rows", notes, spread)
+
+
+def _pairs(a: Sequence[Evaluator], b: Sequence[Evaluator]) -> list[tuple[RowEvaluator, RowEvaluator]]:
+    """The evaluators of rows that both have."""
+    left, found = list(b), []
+    for mine in a:
+        theirs = next((each for each in left if type(each) is type(mine)), None)
+        if isinstance(mine, RowEvaluator) and isinstance(theirs, RowEvaluator):
+            left.remove(theirs)
+            found.append((mine, theirs))
+    return found
 
 
 def _kind(evaluators: Sequence[Any], metrics: Sequence[str]) -> str:
