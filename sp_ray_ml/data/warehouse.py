@@ -218,8 +218,15 @@ def _bigquery(url: str) -> Warehouse:
     return BigQueryWarehouse(url)
 
 
+def _iceberg(url: str) -> Warehouse:
+    from sp_ray_ml.data._iceberg import IcebergWarehouse
+
+    return IcebergWarehouse(url)
+
+
 _BUILT_IN: dict[str, Callable[[str], Warehouse]] = {
     "duckdb": _duckdb,
+    "iceberg": _iceberg,
     "bigquery": _bigquery,
     **dict.fromkeys(["parquet", "file", "s3", "gs"], _parquet),
 }

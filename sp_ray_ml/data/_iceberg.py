@@ -1,0 +1,347 @@
+"""Iceberg tables as a warehouse, by PyIceberg with a catalogue in SQL: SQLite in the folder, or any SQLAlchemy URI.
+
+A write is one commit of the catalogue, with the ids of the writes so far among the table's properties. A table that
+is new, or gets other columns, is made under a name that no reader sees and takes its place in one SQL transaction.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+import sqlite3
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qs
+
+import pyarrow as pa
+
+from sp_ray_ml._remote import filesystem, is_remote
+from sp_ray_ml._secrets import redact
+from sp_ray_ml.data._iceberg_types import stored_batch, stored_schema
+from sp_ray_ml.data._schema import cast_batch, check_append, partition_values, plain, rows_per_group
+from sp_ray_ml.data.source import Source, as_source
+from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, no_table
+from sp_ray_ml.errors import ConfigError, LockedError, StorageError, WarehouseError
+from sp_ray_ml.optional import require
+from sp_ray_ml.storage import Lock, storage_errors
+
+__all__ = ["IcebergWarehouse"]
+
+_CATALOG = "sp_ray_ml"
+_COMMIT = "sp_ray_ml.commit."
+_SCHEMA = "sp_ray_ml.schema"
+_OPTIONS = ("catalog", "warehouse", "namespace")
+
+
+class IcebergWarehouse(Warehouse):
+    """See the module. `iceberg://FOLDER`, with the options `?catalog=`, a SQLAlchemy URI, `&warehouse=`, where data
+    goes, and `&namespace=`.
+
+    Args:
+        url: The URL.
+    """
+
+    scheme = "iceberg"
+    has_sql: ClassVar[bool] = False
+
+    def __init__(self, url: str) -> None:
+        require("pyiceberg.catalog.sql", "iceberg://")
+        folder, _, query = url.removeprefix("iceberg://").partition("?")
+        options = {key: values[-1] for key, values in parse_qs(query, keep_blank_values=True).items()}
+        if unknown := sorted(set(options) - set(_OPTIONS)):
+            raise ConfigError(f"unknown option {unknown[0]!r}", where=str(redact(url)), hint=f"Known: {', '.join(_OPTIONS)}")  # fmt: skip
+        if not folder:
+            raise ConfigError("the URL has no folder", where=url, hint="For example: iceberg:///data/house")
+        self.path, self.url = Path(folder).expanduser(), url
+        self._uri = options.get("catalog")
+        self._data = options.get("warehouse") or f"file://{self.path.absolute() / 'data'}"
+        self._namespace = options.get("namespace") or "default"
+
+    # --- the catalogue ------------------------------------------------------------------------------------------
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "catalog.db"
+
+    @contextmanager
+    def _catalog(self, *, make: bool = False) -> Iterator[Any]:
+        """The catalogue, while the block lasts; only a write makes one."""
+        from pyiceberg.catalog.sql import SqlCatalog
+        from pyiceberg.exceptions import CommitFailedException, NamespaceAlreadyExistsError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        if self._uri is None and not make and not self._file.is_file():
+            raise WarehouseError(
+                "no such Iceberg catalogue", where=str(self._file), hint="It is made by the first write to it"
+            )
+        if self._uri is None and make:
+            with storage_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+        properties = {"uri": self._uri or f"sqlite:///{self._file.absolute()}", "warehouse": self._data}
+        properties["init_catalog_tables"] = str(make).lower()
+        if is_remote(self._data):
+            properties["py-io-impl"] = "pyiceberg.io.fsspec.FsspecFileIO"
+        try:
+            catalog = SqlCatalog(_CATALOG, **properties)
+            try:
+                if make:
+                    with suppress(NamespaceAlreadyExistsError):
+                        catalog.create_namespace(self._namespace)
+                yield catalog
+            finally:
+                catalog.engine.dispose()
+        except CommitFailedException as error:
+            raise self._lost() from error
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None)
+            if isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause):
+                raise LockedError(
+                    "another process is writing", where=self._place(), hint="Try again"
+                ) from error
+            raise WarehouseError(
+                f"the catalogue cannot be used: {redact(str(cause or error).splitlines()[0])}",
+                where=self._place(),
+            ) from error
+
+    def _place(self) -> str:
+        return str(redact(self.url))
+
+    def _lost(self) -> LockedError:
+        return LockedError(
+            "another writer changed the table meanwhile; nothing was written",
+            where=self._place(),
+            hint="Write again, one after the other",
+        )
+
+    def _load(self, catalog: Any, table: str) -> Any:
+        """The table, None if there is none."""
+        from pyiceberg.exceptions import NoSuchTableError
+
+        try:
+            return catalog.load_table((self._namespace, table))
+        except NoSuchTableError:
+            return None
+
+    def _names(self, catalog: Any) -> list[str]:
+        names = [identifier[-1] for identifier in catalog.list_tables(self._namespace)]
+        return sorted(name for name in names if not name.startswith("_"))
+
+    def tables(self) -> list[str]:
+        with self._catalog() as catalog:
+            return self._names(catalog)
+
+    def _found(self, table: str) -> Any:
+        with self._catalog() as catalog:
+            found = None if table.startswith("_") else self._load(catalog, table)
+            if found is None:
+                raise no_table(table, self._names(catalog), self._place())
+            return found
+
+    def source(self, query: str, *, columns: Sequence[str] | None = None, where: Where = ()) -> Source:
+        from sp_ray_ml.data._iceberg_source import IcebergSource
+
+        found = self._found(query)
+        return IcebergSource(query, found, _arrow_schema(found), columns=columns, where=where)
+
+    def fingerprint(self, table: str) -> str:
+        return hashlib.sha256(str(self._found(table).metadata_location).encode()).hexdigest()[:32]
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        table: str,
+        data: Any,
+        *,
+        mode: Mode = "replace",
+        partition_by: str | None = None,
+        commit: str | None = None,
+    ) -> int:
+        source = as_source(data, name=table)
+        check_write(table, mode, source, partition_by)
+        with self._catalog(make=True) as catalog, self._lock(table):
+            before = self._load(catalog, table)
+            commits = [] if before is None else [key for key in before.properties if key.startswith(_COMMIT)]
+            if commit is not None and f"{_COMMIT}{commit}" in commits:
+                return 0
+            schema, place = plain(source.schema), f"{self._place()} {table}"
+            if before is not None and mode != "replace":
+                have = _arrow_schema(before)
+                check_append(have, _back(schema), place)
+                schema = have
+            else:
+                schema = _back(schema)
+            target, staged = before, None
+            if before is None or (mode == "replace" and not self._same(before, schema, partition_by)):
+                staged = f"_staged-{secrets.token_hex(8)}"
+                target = self._make(catalog, staged, table, schema, partition_by)
+            try:
+                rows = self._rows(target, source, schema, mode, partition_by, commit, place)
+                if staged is not None:
+                    self._publish(catalog, staged, table, before)
+            except BaseException:
+                if staged is not None:
+                    self._drop(catalog, staged, target)
+                raise
+            if staged is not None and before is not None:
+                _remove(before.location())
+        return rows
+
+    def _lock(self, table: str) -> Any:
+        """On one machine the second writer learns at once who is first; others learn it when they commit."""
+        if self._uri is not None:
+            return nullcontext()
+        return Lock(self.path / f".{_slug(table)}.lock", f"table {table}")
+
+    def _same(self, before: Any, schema: pa.Schema, partition_by: str | None) -> bool:
+        """Whether a replacement has the table's columns and partitions: then its history is kept."""
+        parts = [field.name for field in before.spec().fields]
+        return _arrow_schema(before).equals(schema) and parts == (
+            [] if partition_by is None else [partition_by]
+        )
+
+    def _make(
+        self, catalog: Any, staged: str, table: str, schema: pa.Schema, partition_by: str | None
+    ) -> Any:
+        stored = stored_schema(schema, f"{self._place()} {table}")
+        location = f"{self._data.rstrip('/')}/{_slug(table)}-{secrets.token_hex(4)}"
+        # A write that was overtaken is told so: to do it again on other rows than were looked at may be wrong.
+        properties = {"commit.retry.num-retries": "0"}
+        properties |= {_SCHEMA: base64.b64encode(schema.serialize().to_pybytes()).decode()}
+        made = catalog.create_table(
+            (self._namespace, staged), stored, location=location, properties=properties
+        )
+        if partition_by is not None:
+            with made.update_spec() as spec:
+                spec.add_identity(partition_by)
+        return made
+
+    def _rows(
+        self,
+        target: Any,
+        source: Source,
+        schema: pa.Schema,
+        mode: Mode,
+        partition_by: str | None,
+        commit: str | None,
+        place: str,
+    ) -> int:
+        """Write the rows in one transaction of the table; how many there were."""
+        from pyiceberg.expressions import AlwaysTrue
+
+        rows, replaced = 0, set[Any]()
+        with warnings.catch_warnings(), target.transaction() as transaction:
+            warnings.filterwarnings("ignore", message="Delete operation did not match")
+            if mode == "replace" and target.current_snapshot() is not None:
+                transaction.delete(AlwaysTrue())
+            for block in source.blocks(rows_per_group(schema)):
+                cast = cast_batch(block, schema, place)
+                batch = stored_batch(cast, place)
+                if partition_by is not None:
+                    values = partition_values(batch, partition_by, place)
+                    fresh = [value for value in values.to_pylist() if value not in replaced]
+                    if mode == "partition" and fresh:
+                        replaced.update(fresh)
+                        transaction.delete(_any_of(partition_by, fresh))
+                transaction.append(pa.Table.from_batches([batch]))
+                rows += batch.num_rows
+            if mode == "replace":  # what was committed to a table goes with its rows
+                transaction.remove_properties(*(key for key in target.properties if key.startswith(_COMMIT)))
+            if commit is not None:
+                transaction.set_properties({f"{_COMMIT}{commit}": "done"})
+        return rows
+
+    def _publish(self, catalog: Any, staged: str, table: str, before: Any) -> None:
+        """Give a table its name, in place of the one that had it; PyIceberg has no such step."""
+        from pyiceberg.catalog.sql import IcebergTables
+        from sqlalchemy import delete, update
+        from sqlalchemy.exc import IntegrityError
+        from sqlalchemy.orm import Session
+
+        mine = (IcebergTables.catalog_name == _CATALOG, IcebergTables.table_namespace == self._namespace)
+        try:
+            with Session(catalog.engine) as session, session.begin():
+                if before is not None:
+                    old = (
+                        IcebergTables.table_name == table,
+                        IcebergTables.metadata_location == before.metadata_location,
+                    )
+                    gone: Any = session.execute(delete(IcebergTables).where(*mine, *old))
+                    if gone.rowcount != 1:
+                        raise self._lost()
+                session.execute(
+                    update(IcebergTables)
+                    .where(*mine, IcebergTables.table_name == staged)
+                    .values(table_name=table)
+                )
+        except IntegrityError as error:
+            raise self._lost() from error
+
+    def _drop(self, catalog: Any, staged: str, target: Any) -> None:
+        from pyiceberg.exceptions import NoSuchTableError
+
+        try:
+            catalog.drop_table((self._namespace, staged))
+        except NoSuchTableError:
+            return
+        _remove(target.location())
+
+
+def _slug(table: str) -> str:
+    """A table's name as a part of a path."""
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', table)[:40]}-{hashlib.sha256(table.encode()).hexdigest()[:8]}"
+
+
+def _back(schema: pa.Schema) -> pa.Schema:
+    """The types that a reader gets back: moments are kept in microseconds, those with a zone in UTC."""
+
+    def back(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_timestamp(kind):
+            return pa.timestamp("us", None if kind.tz is None else "UTC")
+        return pa.date32() if pa.types.is_date64(kind) else kind
+
+    return pa.schema([pa.field(field.name, back(field.type)) for field in schema])
+
+
+def _arrow_schema(table: Any) -> pa.Schema:
+    """A table's columns, in the types that were written where it was written here and is still so."""
+    own = _bare(table.schema().as_arrow())
+    said = table.properties.get(_SCHEMA)
+    if said is None:
+        return own
+    wanted = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said)))
+    same = _bare(stored_schema(wanted, ""))
+    return wanted if same.equals(own) else own
+
+
+def _bare(schema: pa.Schema) -> pa.Schema:
+    """The schema with the items of lists called the same, and without metadata: PyIceberg names and numbers them."""
+
+    def bare(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_struct(kind):
+            return pa.struct([pa.field(f.name, bare(f.type)) for f in kind])
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return pa.list_(bare(kind.value_type))
+        return plain(pa.schema([("x", kind)])).field(0).type
+
+    return pa.schema([pa.field(field.name, bare(field.type)) for field in schema])
+
+
+def _any_of(column: str, values: list[Any]) -> Any:
+    from pyiceberg.expressions import EqualTo, In
+
+    return EqualTo(column, values[0]) if len(values) == 1 else In(column, values)
+
+
+def _remove(location: str) -> None:
+    """Remove the files of a table that is no more; what cannot be removed is left, and is no part of any table."""
+    fs, path = filesystem(location)
+    try:
+        fs.rm(path, recursive=True)
+    except (OSError, StorageError):
+        return

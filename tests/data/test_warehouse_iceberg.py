@@ -1,0 +1,127 @@
+"""Iceberg keeps the contract, and what it promises beside it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from sp_ray_ml.data import Warehouse, open_warehouse
+from sp_ray_ml.errors import ConfigError, DataError, LockedError, WarehouseError
+from sp_ray_ml.testing import WarehouseContract
+from sp_ray_ml.testing.warehouse import _typed
+
+pytestmark = pytest.mark.slow
+ROWS = pa.table({"n": [1, 2, 3], "text": ["a", None, "ü"]})
+
+
+class TestIceberg(WarehouseContract):
+    def make(self, tmp_path: Path) -> Warehouse:
+        return open_warehouse(f"iceberg://{tmp_path}/house")
+
+    def test_types_values_and_nulls_come_back(self, warehouse: Warehouse) -> None:
+        table = _typed()
+        with pytest.raises(DataError, match="'nested' has nulls among lists of structs"):
+            warehouse.write("typed", table)
+        last = table.schema.get_field_index("nested")
+        filled = pa.array([[{"a": [1]}], [], [{"a": None}, {"a": []}]], table["nested"].type)
+        table = table.set_column(last, "nested", filled)
+        warehouse.write("typed", table)
+        assert warehouse.source("typed").to_arrow().equals(table.combine_chunks())
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Warehouse:
+    warehouse = open_warehouse(f"iceberg://{tmp_path}/house")
+    warehouse.write("t", ROWS, commit="first")
+    return warehouse
+
+
+def test_snapshot_that_was_opened_is_read_whatever_is_written_meanwhile(house: Warehouse) -> None:
+    source = house.source("t")
+    house.write("t", ROWS, mode="append")
+    house.write("t", {"n": [9], "text": ["z"]})
+    assert source.to_arrow().equals(ROWS)
+    assert house.source("t").to_arrow()["n"].to_pylist() == [9]
+
+
+def test_pyiceberg_itself_reads_what_is_written_and_its_writes_are_read(
+    house: Warehouse, tmp_path: Path
+) -> None:
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    catalog = SqlCatalog(
+        "sp_ray_ml", uri=f"sqlite:///{tmp_path}/house/catalog.db", warehouse=f"file://{tmp_path}"
+    )
+    table = catalog.load_table(("default", "t"))
+    assert table.scan().to_arrow().to_pydict() == ROWS.to_pydict()
+    with table.update_schema() as update:
+        update.add_column("more", table.schema().find_type("n"))
+    table.append(pa.table({"n": [4], "text": ["d"], "more": [5]}))
+    table.delete("n = 2")
+    catalog.engine.dispose()
+    back = house.source("t").to_arrow()
+    assert sorted(back.to_pylist(), key=lambda row: row["n"]) == [
+        {"n": 1, "text": "a", "more": None},
+        {"n": 3, "text": "ü", "more": None},
+        {"n": 4, "text": "d", "more": 5},
+    ]
+
+
+def test_of_two_writers_without_a_common_lock_one_is_told(house: Warehouse, tmp_path: Path) -> None:
+    shared = f"iceberg://{tmp_path}/house?catalog=sqlite:///{tmp_path}/house/catalog.db&warehouse=file://{tmp_path}/house/data"
+    one, two = open_warehouse(shared), open_warehouse(shared)
+
+    def batches():  # type: ignore[no-untyped-def]
+        two.write("t", {"n": [7], "text": ["two"]}, mode="append", commit="two")
+        yield from ROWS.to_batches()
+
+    from sp_ray_ml.data import Source
+
+    with pytest.raises(LockedError, match="another writer"):
+        one.write("t", Source("slow", ROWS.schema, batches), mode="append", commit="one")
+    assert house.source("t").to_arrow()["n"].to_pylist() == [1, 2, 3, 7]
+    assert one.write("t", ROWS, mode="append", commit="one") == 3
+    assert two.write("t", ROWS, mode="append", commit="two") == 0
+
+
+@pytest.mark.parametrize("mode", ["replace", "append", "partition"])
+def test_killed_writer_leaves_the_old_table(house: Warehouse, tmp_path: Path, mode: str) -> None:
+    code = f"""
+import sys, pyarrow as pa
+from sp_ray_ml.data import Source, open_warehouse
+schema = pa.schema({{"n": pa.int64(), "text": pa.string()}})
+def batches():
+    for i in range(3):
+        yield pa.record_batch({{"n": range(300_000), "text": ["x"] * 300_000}}, schema=schema)
+    print("half-way", flush=True)
+    sys.stdin.readline()
+by = "text" if {mode!r} == "partition" else None
+open_warehouse({house.url!r}).write("t", Source("s", schema, batches), mode={mode!r}, partition_by=by, commit="x")
+"""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline().strip() == "half-way"
+    with pytest.raises(LockedError, match=f"process {writer.pid}"):
+        house.write("t", ROWS)
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+    assert house.tables() == ["t"]
+    assert house.source("t").to_arrow().equals(ROWS)
+    assert house.write("t", ROWS, mode="append", commit="x") == 3
+
+
+def test_urls_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown option 'catalogue'"):
+        open_warehouse(f"iceberg://{tmp_path}?catalogue=x")
+    with pytest.raises(ConfigError, match="no folder"):
+        open_warehouse("iceberg://")
+    with pytest.raises(WarehouseError, match="no such Iceberg catalogue"):
+        open_warehouse(f"iceberg://{tmp_path}/none").tables()
+    assert list(tmp_path.iterdir()) == []
