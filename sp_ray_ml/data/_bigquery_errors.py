@@ -146,6 +146,8 @@ def told(error: BaseException, place: Place, *, table: str = "", job: str = "") 
         )
     if isinstance(one, exceptions.Forbidden):
         return _denied(said, place, where, about)
+    if column := _COLUMN.search(said):
+        return ColumnNotFoundError(f"no column {next(filter(None, column.groups()))!r}: {said}", where=where)
     if missing := missing_table(one):
         return TableNotFoundError(
             f"no table {missing!r}{about}",
@@ -156,8 +158,6 @@ def told(error: BaseException, place: Place, *, table: str = "", job: str = "") 
         return WarehouseError(
             f"not found: {said}{about}", where=where, hint=f"See what there is: bq ls {place.project}:"
         )
-    if column := _COLUMN.search(said):
-        return ColumnNotFoundError(f"no column {next(filter(None, column.groups()))!r}: {said}", where=where)
     if "bytes billed" in said.lower():
         return WarehouseError(
             f"{said}{about}", where=where, hint="Read less, or raise max_bytes_billed in the URL"
