@@ -24,9 +24,10 @@ TYPE_CHECKING = (
 if TYPE_CHECKING:
     from typing import Any
 
+    from sp_ray_ml._predict_job import PredictResult
     from sp_ray_ml.errors import SpRayError
     from sp_ray_ml.inference.batch_prediction import BatchResult, batch_predict
-    from sp_ray_ml.pipeline import Pipeline, RunResult, run
+    from sp_ray_ml.pipeline import Pipeline, RunResult, predict, run
     from sp_ray_ml.train.predictor import Predictor
     from sp_ray_ml.train.pyg import PyGTrainer
     from sp_ray_ml.train.recommender import Recommender
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchResult",
     "Pipeline",
+    "PredictResult",
     "Predictor",
     "PyGTrainer",
     "Recommender",
@@ -43,6 +45,7 @@ __all__ = [
     "SpRayError",
     "__version__",
     "batch_predict",
+    "predict",
     "run",
 ]
 
@@ -56,7 +59,8 @@ def __getattr__(name: str) -> Any:
         {
             "errors": ["SpRayError"],
             "inference.batch_prediction": ["BatchResult", "batch_predict"],
-            "pipeline": ["Pipeline", "RunResult", "run"],
+            "_predict_job": ["PredictResult"],
+            "pipeline": ["Pipeline", "RunResult", "predict", "run"],
             "train.predictor": ["Predictor"],
             "train.recommender": ["Recommender"],
             "train.pyg": ["PyGTrainer"],

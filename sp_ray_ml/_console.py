@@ -410,12 +410,19 @@ def _write(summary: Mapping[str, Any]) -> str:
     return f"{_figures(summary, 'rows')} into {tables}"
 
 
+def _renew(summary: Mapping[str, Any]) -> str:
+    came = ", ".join(f"{summary[f'new_{name}']:,} new {name}" for name in ("events", "users", "items"))
+    since = f" since {summary['until']}" if summary.get("until") else " since the training"
+    return f"{came}{since}; {_figures(summary, 'events', 'users', 'items')} in all"
+
+
 _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "read": lambda s: _figures(s, "events", "users", "items", "rows", "columns") + (f" ({s['dropped']:,} dropped)" if s.get("dropped") else ""),
     "split": lambda s: ", ".join(f"{s[name]:,} {name}" for name in ("train", "validation", "test") if name in s),
     "graph": _graph,
     "train": _train,
     "evaluate": _evaluate,
+    "renew": _renew,
     "predict": lambda s: f"{_figures(s, 'rows')} for {_figures(s, 'users')}" if "users" in s else _figures(s, "rows"),
     "write": _write,
 }  # fmt: skip

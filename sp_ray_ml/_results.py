@@ -11,17 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sp_ray_ml._console import in_notebook
-from sp_ray_ml.errors import CheckpointError
+from sp_ray_ml.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.table import Table
 
+    from sp_ray_ml._predict_job import PredictResult
     from sp_ray_ml.pipeline import Pipeline, PlannedStep, RunResult
     from sp_ray_ml.train.recommender import Recommender
     from sp_ray_ml.train.table_predictor import TablePredictor
 
-__all__ = ["as_json", "recommendations", "show_plan", "show_recommendations", "show_result", "show_runs"]
+__all__ = [
+    "as_json",
+    "predicted_as_json",
+    "recommendations",
+    "show_plan",
+    "show_predicted",
+    "show_recommendations",
+    "show_result",
+    "show_runs",
+]
 
 _METRICS = ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage")
 _USERS, _TITLES, _HISTORY = 3, 5, 3
@@ -87,6 +97,34 @@ def _examples_and_next(console: RichConsole, result: RunResult) -> None:
         console.print(_predictions(result, predictor))
         console.print()
     _where_to_look(console, result, predictor)
+
+
+def predicted_as_json(result: PredictResult) -> dict[str, Any]:
+    """What `predict` gave, as plain data."""
+    return {
+        "predictor": result.predictor,
+        "path": str(result.path),
+        "checkpoint_path": str(result.checkpoint_path),
+        "outputs": dict(result.outputs),
+        **result.figures,
+        "steps": [{"name": s.name, "kept": s.kept, "seconds": s.seconds} for s in result.steps],
+    }
+
+
+def show_predicted(result: PredictResult, file: TextIO | None = None) -> None:
+    """Print where `predict` has written, and how to ask for more."""
+    with _page(file) as console:
+        table = _plain_table(show_header=False)
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        for name, warehouse in result.outputs.items():
+            table.add_row("written", f"table [bold]{_escape(name)}[/] in {_escape(warehouse)}")
+        if any(step.name == "renew" for step in result.steps):
+            ask = f"sp-ray recommend {shlex.quote(str(result.path))} --user ID"
+            table.add_row("ask it", f"[cyan]{_escape(ask)}[/]")
+        table.add_row("folder", f"{_escape(str(result.path))} [dim](run.log, steps/)[/]")
+        console.print()
+        console.print(table)
 
 
 def show_plan(pipeline: Pipeline, steps: Sequence[PlannedStep], file: TextIO | None = None) -> None:
@@ -160,7 +198,13 @@ def recommendations(
     predictor = Predictor.load(named if is_name else run)
     if not isinstance(predictor, Recommender):
         raise CheckpointError(f"holds a {predictor.kind}, which recommends nothing", where=run)
-    rows: list[dict[str, Any]] = predictor.recommend(users, k).to_pylist()
+    try:
+        rows: list[dict[str, Any]] = predictor.recommend(users, k).to_pylist()
+    except DataError as error:
+        config = named / "config.yaml"
+        if error.hint and is_name and config.exists():
+            error.hint += f"\nThose who came since the training: sp-ray predict {config}, then sp-ray recommend {named / 'predict'}"
+        raise
     return rows
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import scipy.sparse
 from numpy.typing import NDArray
 
-from sp_ray_ml.data._columns import nanoseconds
+from sp_ray_ml.data._columns import moment, nanoseconds
 from sp_ray_ml.data.arrow_files import read_arrow, write_arrow
 from sp_ray_ml.data.preprocessors import FittedFeatures, fit_features
 from sp_ray_ml.data.source import Source, as_source
@@ -37,6 +37,7 @@ from sp_ray_ml.inference._evaluation_job import UserUnits, segment_columns
 from sp_ray_ml.inference.evaluate import evaluate_all
 from sp_ray_ml.metrics.ranking import RankingMetrics
 from sp_ray_ml.storage import read_json, write_json
+from sp_ray_ml.train._renewal import History, renewal_of
 from sp_ray_ml.train.predictor import Predictor
 from sp_ray_ml.train.recommender import Recommender
 from sp_ray_ml.train.two_tower_recommender import recommender_of
@@ -120,7 +121,12 @@ class Catalog:
 
 
 def read(
-    context: StepContext, warehouse: Warehouse, events: Events, nodes: Nodes, test: str | None = None
+    context: StepContext,
+    warehouse: Warehouse,
+    events: Events,
+    nodes: Nodes,
+    test: str | None = None,
+    since: int | None = None,
 ) -> dict[str, Any]:
     """Read events and node tables, check them, and turn ids into codes.
 
@@ -130,6 +136,7 @@ def read(
         events: Which columns are read.
         nodes: Likewise.
         test: A further table of events: those to test on.
+        since: Nanoseconds since 1970: only events from that time on are read, and there may be none.
 
     Raises:
         DataError: A wrong type, an empty result, a missing value, a doubled or unknown id.
@@ -139,17 +146,20 @@ def read(
     columns = list(
         dict.fromkeys(name for name in (events.user, events.item, events.time, events.rating) if name)
     )
-    where = (
+    where: list[tuple[str, str, Any]] = (
         []
         if events.min_rating is None or events.rating is None
         else [(events.rating, ">=", events.min_rating)]
     )
+    if since is not None and events.time:
+        kind = warehouse.source(events.table, columns=columns).schema.field(events.time).type
+        where.append((events.time, ">=", moment(since, kind)))
     parts = []
     for name, setting in ((events.table, "events.table"), (test, "split.test")):
         if name is None:
             continue
         parts.append(warehouse.source(name, columns=columns, where=where).to_arrow())
-        if not parts[-1].num_rows:
+        if not parts[-1].num_rows and since is None:
             kept = f" with {events.rating} >= {events.min_rating:g}" if events.min_rating is not None else ""
             raise DataError(
                 f"{name} has no rows{kept}",
@@ -173,7 +183,7 @@ def read(
         context.note(
             f"{summary['dropped']:,} events name a user or an item without a row in its node table: dropped"
         )
-    if not keep.any():
+    if not keep.any() and since is None:
         raise DataError("no event names both a known user and a known item", where="events")
     encoded: dict[str, NDArray[Any]] = {name: values[keep] for name, values in codes.items()}
     if events.time:
@@ -506,7 +516,9 @@ def train(
     trainer: PyGTrainer | TwoTowerTrainer,
     catalog: Catalog,
     topology: Topology,
+    label: NDArray[np.int8],
     features: Path,
+    graph: GraphSettings,
     events: Events,
     nodes: Nodes,
     seed: int,
@@ -546,11 +558,17 @@ def train(
         titles=titles,
         seen=topology.seen,
         columns=(events.user, events.item),
+        renewal=renewal_of(
+            result,
+            trainer,
+            _history(catalog, topology, label, graph),
+            preprocessors=preprocessors,
+            graph=graph,
+            complete_before=_complete_before(catalog, label),
+        ),
     )
     recommender.save(
         context.output / "predictor",
-        preprocessors=preprocessors,
-        weights=result.weights,
         about={"validation": dict(result.metrics), **about},
     )
     write_json(context.output / "history.json", result.history)
@@ -558,6 +576,32 @@ def train(
         "epochs": result.epochs,
         **{f"validation {name}": value for name, value in result.metrics.items()},
     }
+
+
+def _history(catalog: Catalog, topology: Topology, label: NDArray[np.int8], graph: GraphSettings) -> History:
+    """The events of the whole training history, by node."""
+    mask = label != TEST
+    places = {}
+    for name, codes in zip((USER, ITEM), catalog.pairs(), strict=True):
+        position = np.full(len(catalog.ids[name]), -1)
+        position[topology.order[name]] = np.arange(len(topology.order[name]))
+        places[name] = position[codes[mask]]
+    time, rating = catalog.column("time"), catalog.column("rating") if graph.weight == "rating" else None
+    return History(
+        places[USER],
+        places[ITEM],
+        None if time is None else time[mask],
+        None if rating is None else rating[mask],
+    )
+
+
+def _complete_before(catalog: Catalog, label: NDArray[np.int8]) -> int | None:
+    """Nanoseconds since 1970: of the events before that time none was held out to test on."""
+    time, given = catalog.column("time"), catalog.column("given")
+    if time is None:
+        return None
+    held_out = label == TEST if given is None else (label == TEST) & ~given
+    return int(time[held_out].min() if held_out.any() else time[label != TEST].max())
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------

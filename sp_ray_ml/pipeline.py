@@ -1,4 +1,4 @@
-"""`Pipeline` and `run`: from a warehouse to what was predicted written back, as a straight list of steps.
+"""`Pipeline`, `run` and `predict`: from a warehouse to what was predicted written back, as a straight list of steps.
 
     read → split → graph → features → train → evaluate → predict → write     of `events`: recommendations
     read → split ────────────────────→ train → evaluate → predict → write     of a `table`: one of its columns
@@ -54,9 +54,10 @@ from sp_ray_ml.train.trainer import Trainer, TrainerField
 from sp_ray_ml.train.tuning import Tune, check_space
 
 if TYPE_CHECKING:
+    from sp_ray_ml._predict_job import PredictResult
     from sp_ray_ml.tracking.run import Run
 
-__all__ = ["Pipeline", "PlannedStep", "RunResult", "load_config", "plan", "run"]
+__all__ = ["Pipeline", "PlannedStep", "RunResult", "load_config", "plan", "predict", "run"]
 
 
 def _no_default(schema: dict[str, Any]) -> None:
@@ -313,6 +314,60 @@ def run(
         return _run(pipeline, began, fresh=fresh, reporter=reporter, verbose=verbose)
 
 
+def predict(
+    config: Config,
+    *,
+    overrides: Sequence[str] = (),
+    predictor: str | os.PathLike[str] | None = None,
+    all_events: bool = False,
+    reporter: Reporter | None = None,
+    verbose: bool = False,
+) -> PredictResult:
+    """Predict with what a pipeline has trained, on its warehouse as it is now; nothing is trained.
+
+    Recommendations take in the events since the training, and users and items that are new: the graph of all events
+    until now is built, and the trained weights go over it once. Of a `table`, its rows (or those of `predict.rows`)
+    are predicted.
+
+    Args:
+        config: As for `run`.
+        overrides: `dotted.path=value` each.
+        predictor: A sealed predictor's path, a run's folder or an MLflow URI (`models:/NAME@champion`); without, that
+            of the pipeline's own run.
+        all_events: Read the whole table of events. Without, events that were written late, with a time before the
+            last ones of the training, are not seen.
+        reporter: Told of the steps; prints them without.
+        verbose: Let libraries write to the terminal; otherwise what they say goes to `predict/run.log`.
+
+    Raises:
+        ConfigError: The config is wrong, or does not fit the predictor. Nothing was done.
+        CheckpointError: There is no predictor, or it is of another kind.
+        SpRayError: A step failed. The output is as it was, and the next start goes on from that step.
+    """
+    from sp_ray_ml import _predict_job
+
+    pipeline = load_config(config, overrides)
+    if reporter is None:
+        from sp_ray_ml._console import Console
+        from sp_ray_ml._results import show_predicted
+
+        with Console() as console:
+            result = predict(
+                pipeline, predictor=predictor, all_events=all_events, reporter=console, verbose=verbose
+            )
+        show_predicted(result)
+        return result
+    again = f"sp-ray run {config if isinstance(config, str | os.PathLike) else 'CONFIG'}"
+    with _ray_of(pipeline.cluster):
+        sealed = _predict_job.open_predictor(pipeline, predictor, again)
+        _preflight_output(pipeline)
+        with (
+            RunFolder(pipeline.folder / "predict", reporter) as folder,
+            _quiet(folder.path / "run.log", verbose),
+        ):
+            return _predict_job.run(pipeline, folder, sealed, all_events=all_events)
+
+
 def _run(pipeline: Pipeline, began: float, *, fresh: bool, reporter: Reporter, verbose: bool) -> RunResult:
     _preflight(pipeline)
     with RunFolder(pipeline.folder, reporter, fresh=fresh) as folder:
@@ -359,6 +414,10 @@ def _preflight(p: Pipeline) -> None:
     """What can be known to fail before any work is done."""
     _job_of(p).preflight(p)
     plan(p)
+    _preflight_output(p)
+
+
+def _preflight_output(p: Pipeline) -> None:
     if p.predict is not None:
         from sp_ray_ml.data.warehouse import open_warehouse
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sp_ray_ml import __version__
-from sp_ray_ml.cli import compare, demo, get, init, recommend, run, schema, sync, ui, validate
+from sp_ray_ml.cli import compare, demo, get, init, predict, recommend, run, schema, sync, ui, validate
 from sp_ray_ml.cli._lazy import Later, lazy_group
 from sp_ray_ml.cli._options import help_without_command
 from sp_ray_ml.cli._output import exit_code_of, print_data, print_error
@@ -45,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (demo, init, schema, run, validate, recommend, get, compare, ui, sync):
+for module in (demo, init, schema, run, predict, validate, recommend, get, compare, ui, sync):
     module.register(app)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,22 @@ def nanoseconds(column: pa.ChunkedArray, where: str, rows: str = "rows") -> NDAr
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------
+
+
+def moment(time: int, kind: pa.DataType) -> int | dt.date:
+    """A time in nanoseconds since 1970 as a column of this type has it, or the last one before that it can have.
+
+    Args:
+        time: The time.
+        kind: A type that `nanoseconds` takes.
+    """
+    if pa.types.is_integer(kind):
+        return time // 1_000_000_000
+    days = pa.types.is_date(kind)
+    unit = 86_400_000_000 if days else {"s": 1_000_000, "ms": 1_000}.get(kind.unit, 1)
+    micros = time // 1_000 // unit * unit
+    found = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=micros)
+    return found.date() if days else found
 
 
 def number_unit(kind: pa.DataType) -> str:

@@ -63,9 +63,28 @@ class Epoch:
 
 
 class TrainingEdges:
-    """The user→item edges of a graph, each user's in order of time, and what is drawn from them each epoch."""
+    """The user→item edges of a graph, each user's in order of time, and what is drawn from them each epoch.
 
-    def __init__(self, graph: Graph, settings: PyGTrainer, seed: int, device: torch.device) -> None:
+    Args:
+        graph: The graph.
+        settings: The trainer.
+        seed: Of the draws.
+        device: Where data is wanted.
+        known: By node type, bool [nodes]: whose id's vector was learned, where that was on an earlier graph; without,
+            those that have edges.
+        middle: log(1 + n) of the average user, of an earlier graph likewise.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        settings: PyGTrainer,
+        seed: int,
+        device: torch.device,
+        *,
+        known: Mapping[str, NDArray[np.bool_]] | None = None,
+        middle: float | None = None,
+    ) -> None:
         self.graph, self.settings, self.seed, self.device = graph, settings, seed, device
         edges = graph.edges[USER_ITEM]
         user = edges.sources()
@@ -82,10 +101,11 @@ class TrainingEdges:
         self.count = np.diff(edges.indptr)
         self.position = np.arange(len(user)) - np.repeat(edges.indptr[:-1], self.count)
         # Log of the history's length, about zero for the average user.
-        self.middle = float(np.log1p(self.count[self.count > 0]).mean()) if len(user) else 0.0
+        average = float(np.log1p(self.count[self.count > 0]).mean()) if len(user) else 0.0
+        self.middle = average if middle is None else middle
         self.weight = _weights(self.position, self.count[self.user], settings.recency)
         items = np.bincount(self.item, minlength=graph.num_nodes[ITEM])
-        self.known = {USER: self.count > 0, ITEM: items > 0}
+        self.known = {USER: self.count > 0, ITEM: items > 0} if known is None else dict(known)
         self.known_items = torch.from_numpy(np.nonzero(self.known[ITEM])[0]).to(device)
         self.frequency = torch.from_numpy((items / max(1, items.sum())).astype(np.float32)).to(device)
         self._whole: Any = None

@@ -15,9 +15,10 @@ import torch
 from torch.nn import functional as F
 
 from sp_ray_ml.config import Custom
-from sp_ray_ml.errors import ConfigError
+from sp_ray_ml.errors import CheckpointError, ConfigError
 from sp_ray_ml.graph._layers import LayeredGNN
 from sp_ray_ml.graph.graph import Graph
+from sp_ray_ml.graph.models import LightGCN
 from sp_ray_ml.graph.sharded import ShardedGraph
 from sp_ray_ml.metrics.ranking import RankingMetrics
 from sp_ray_ml.metrics.topk import top_k
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import scipy.sparse
     from numpy.typing import NDArray
 
-__all__ = ["fit"]
+__all__ = ["fit", "vectors_of_weights"]
 
 SELECT, REFIT = 0, 1
 _CALIBRATION_USERS = 2_000
@@ -273,6 +274,43 @@ def final_vectors(
     return user, item, bias
 
 
+def vectors_of_weights(
+    trainer: PyGTrainer,
+    weights: Mapping[str, torch.Tensor],
+    edges: TrainingEdges,
+    new_share: float | None,
+    graph: Any,
+) -> tuple[NDArray[np.float32], ...]:
+    """As `final_vectors`, of weights that were learned.
+
+    Args:
+        trainer: Whose weights they are.
+        weights: By the names of the network's parameters.
+        edges: The graph, and who is known.
+        new_share: See `calibrated`.
+        graph: Where a trainer with `neighbors` finds them.
+    """
+    if trainer.neighbors is None:
+        source, pattern = None, edges.whole()
+    else:
+        source = graph
+        pattern = TrainingGraph(graph, trainer.neighbors, 0, edges.device).pattern(degrees=False)
+    if isinstance(trainer.model, LightGCN):  # what it would start with is not wanted
+        plain = trainer.model.model_copy(update={"start": "random"})
+        trainer = trainer.model_copy(update={"model": plain})
+    ranker = _Ranker(trainer, pattern)
+    try:
+        ranker.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise CheckpointError(
+            f"the weights do not fit the network: {' '.join(lines)}",
+            where="train.model",
+            hint="It, or the columns of the nodes' features, changed since the training: sp-ray run CONFIG",
+        ) from error
+    return final_vectors(ranker, edges, new_share, source)
+
+
 def share_of_new(validation: scipy.sparse.csr_array | None, train: Graph) -> float | None:
     """Of the held-out pairs, the share whose item had no event to learn from; None if nothing is held out."""
     if validation is None:
@@ -382,15 +420,8 @@ def fit(
         state, chosen = read_state(kept.last), kept.best
         cpu = torch.device("cpu")
         edges = TrainingEdges(full, trainer, seed, cpu)
-        if trainer.neighbors is None:
-            whole, pattern = None, edges.whole()
-        else:
-            whole = job.source(REFIT)
-            pattern = TrainingGraph(whole, trainer.neighbors, seed, cpu).pattern(degrees=False)
-        ranker = _Ranker(trainer, pattern)
         weights = load_weights(chosen)
-        ranker.load_state_dict(weights)
-        user, item, bias = final_vectors(ranker, edges, job.new_share, whole)
+        user, item, bias = vectors_of_weights(trainer, weights, edges, job.new_share, job.source(REFIT))
     history = state["history"]
     best = next(
         (h for h in history if h["phase"] == SELECT and h["epoch"] == state.get("best_epoch")), history[-1]
@@ -404,4 +435,7 @@ def fit(
         embedding_dim=item.shape[1] - trainer.activity,
         item_bias=bias,
         weights={name: tensor.numpy() for name, tensor in weights.items()},
+        known=edges.known,
+        new_share=job.new_share,
+        middle=edges.middle,
     )

@@ -16,6 +16,7 @@ from sp_ray_ml.data._columns import is_text, nanoseconds, plain, plain_type
 from sp_ray_ml.data.source import Source, as_source, require_columns
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph.construct import build_graph, canonical_order, distinct_pairs, pairs_without
+from sp_ray_ml.train._renewal import History, renewal_of
 from sp_ray_ml.train.table import TrainResult
 from sp_ray_ml.train.two_tower_recommender import recommender_of
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.graph.graph import Graph
     from sp_ray_ml.train.pyg import PyGTrainer
 
-__all__ = ["EventColumns", "EventGraphs", "event_graphs", "fit_tables"]
+__all__ = ["EventColumns", "EventGraphs", "codes_of", "event_graphs", "fit_tables", "read_events"]
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,12 @@ def fit_tables(
         items=data.ids["item"],
         seen=data.seen,
         columns=(columns.user, columns.item),
+        renewal=renewal_of(
+            result, trainer, data.history, preprocessors={}, complete_before=data.complete_before
+        ),
     )
     recommender.save(
         folder / "predictor",
-        weights=result.weights,
         about={"metrics": dict(result.metrics), "environment": environment_tags(), **(about or {})},
     )
     return TrainResult(result.metrics, result.history, folder)
@@ -102,6 +105,7 @@ class EventGraphs:
         full: Graph of those to validate on, too.
         validation: Held-out pairs, or None.
         seen: What each user has had in either.
+        history: The events of `full`.
     """
 
     ids: Mapping[str, pa.Array]
@@ -109,6 +113,12 @@ class EventGraphs:
     full: Graph
     validation: scipy.sparse.csr_array | None
     seen: scipy.sparse.csr_array
+    history: History
+
+    @property
+    def complete_before(self) -> int | None:
+        """Nanoseconds since 1970: the history has all events before that time."""
+        return None if self.history.time is None else int(self.history.time.max())
 
 
 def event_graphs(
@@ -126,9 +136,9 @@ def event_graphs(
         ColumnNotFoundError: As in `fit_tables`.
         DataError: Likewise.
     """
-    events = [_read(as_source(train, "train"), columns)]
+    events = [read_events(as_source(train, "train"), columns)]
     if validation is not None:
-        events.append(_read(as_source(validation, "validation"), columns))
+        events.append(read_events(as_source(validation, "validation"), columns))
     time = (
         None
         if columns.time is None
@@ -136,7 +146,7 @@ def event_graphs(
     )
     ids, place = {}, {}
     for name, column in (("user", columns.user), ("item", columns.item)):
-        values, codes = _codes([table[column] for table in events], column, (more or {}).get(name))
+        values, codes = codes_of([table[column] for table in events], column, (more or {}).get(name))
         order = canonical_order(
             np.concatenate(codes), None if time is None else np.concatenate(time), len(values)
         )
@@ -156,13 +166,24 @@ def event_graphs(
         )
 
     seen = distinct_pairs(*pairs[0], shape)
+    history = History(
+        np.concatenate(place["user"]),
+        np.concatenate(place["item"]),
+        None if time is None else np.concatenate(time),
+    )
     if validation is None:
-        return EventGraphs(ids, graph(1), graph(1), None, seen)
+        return EventGraphs(ids, graph(1), graph(1), None, seen, history)
     held_out = pairs_without(distinct_pairs(*pairs[1], shape), seen)
-    return EventGraphs(ids, graph(1), graph(2), held_out, scipy.sparse.csr_array(seen + held_out))
+    return EventGraphs(ids, graph(1), graph(2), held_out, scipy.sparse.csr_array(seen + held_out), history)
 
 
-def _read(source: Source, columns: EventColumns) -> pa.Table:
+def read_events(source: Source, columns: EventColumns) -> pa.Table:
+    """Events with these columns.
+
+    Raises:
+        ColumnNotFoundError: One is not there.
+        DataError: No events, a missing value, ids that are neither text nor whole numbers.
+    """
     names = [name for name in (columns.user, columns.item, columns.time) if name]
     table = source.select(require_columns(source.schema, names, source.name)).to_arrow()
     if not table.num_rows:
@@ -179,7 +200,7 @@ def _read(source: Source, columns: EventColumns) -> pa.Table:
     return table
 
 
-def _codes(
+def codes_of(
     given: list[pa.ChunkedArray], column: str, more: pa.ChunkedArray | None
 ) -> tuple[pa.Array, list[NDArray[np.int64]]]:
     """The distinct ids, ascending, and the place of each event's id among them, by table."""

@@ -17,6 +17,7 @@ from sp_ray_ml.data.source import as_source, require_columns
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph.construct import USER_ITEM
 from sp_ray_ml.train._gnn_tables import EventColumns, EventGraphs, event_graphs
+from sp_ray_ml.train._renewal import renewal_of
 from sp_ray_ml.train._table_data import default_features
 from sp_ray_ml.train._tower_fit import check_features
 from sp_ray_ml.train.table import TrainResult
@@ -101,13 +102,17 @@ def fit_tables(
         on_epoch=on_epoch,
         on_base_epoch=on_base_epoch,
     )
+    preprocessors = {name: each.to_json() for name, each in fitted.items()}
     recommender = recommender_of(
         result,
-        {name: each.to_json() for name, each in fitted.items()},
+        preprocessors,
         users=data.ids["user"],
         items=data.ids["item"],
         seen=data.seen,
         columns=(columns.user, columns.item),
+        renewal=renewal_of(
+            result, trainer, data.history, preprocessors=preprocessors, complete_before=data.complete_before
+        ),
     )
     recommender.save(
         folder / "predictor",

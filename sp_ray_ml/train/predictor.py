@@ -231,8 +231,8 @@ def _folder(source: Any) -> Path:
             f"expected a path, a Ray Checkpoint or an MLflow URI, got {type(source).__name__}"
         )
     folder = Path(source)
-    # Also of a run, or of a training.
-    places = (folder / "steps" / "train" / "predictor", folder / "predictor")
+    # Also of a run, of `sp-ray predict` in it, or of a training.
+    places = (*(folder / "steps" / step / "predictor" for step in ("train", "renew")), folder / "predictor")
     return next((place for place in places if (place / MANIFEST).is_file()), folder)
 
 

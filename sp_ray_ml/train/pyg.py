@@ -335,6 +335,9 @@ class RecommenderTraining:
         embedding_dim: How many of the first entries of the vectors are the network's; one more is the activity.
         item_bias: float32 [items].
         weights: The model's parameters by name.
+        known: By node type, bool [nodes]: those with events to learn from.
+        new_share: Of a user's softmax what the items without events get, all together; None where nothing says.
+        middle: log(1 + n) of the average user.
     """
 
     metrics: Mapping[str, float]
@@ -345,6 +348,9 @@ class RecommenderTraining:
     embedding_dim: int
     item_bias: NDArray[np.float32]
     weights: Mapping[str, NDArray[Any]] = field(repr=False)
+    known: Mapping[str, NDArray[np.bool_]] = field(repr=False)
+    new_share: float | None
+    middle: float
 
 
 @dataclass(frozen=True)

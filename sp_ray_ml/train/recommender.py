@@ -4,6 +4,7 @@ preprocessors.json       fitted state, by node type
 model.safetensors        the weights, to train on from
 vectors.safetensors      float32 [users, dim], [items, dim], the items' bias [items]
 seen.safetensors         what each user has had, as CSR
+history.safetensors      the events of the training, to be renewed with those since
 users.arrow, items.arrow columns `id`, in the order of the vectors, and `title` of the items
 """
 
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
     import scipy.sparse
     from numpy.typing import NDArray
 
+    from sp_ray_ml.train._renewal import Renewal
+    from sp_ray_ml.train.pyg import PyGTrainer
+
 __all__ = ["Recommender", "write_tensors"]
+
+
+_OF_TRAINING = ("config", "environment", "metrics", "run", "validation")
 
 
 class Recommender(Predictor):
@@ -71,8 +78,10 @@ class Recommender(Predictor):
         columns: tuple[str, str] = ("user", "item"),
         embedding_dim: int | None = None,
         manifest: Mapping[str, Any] | None = None,
+        renewal: Renewal | Path | None = None,
     ) -> None:
         super().__init__(manifest or {})
+        self._renewal = renewal
         if (len(users), len(items)) != (len(user_vectors), len(item_vectors)):
             raise CheckpointError(
                 f"{len(users)} users and {len(items)} items have {len(user_vectors)} and {len(item_vectors)} vectors"
@@ -99,6 +108,64 @@ class Recommender(Predictor):
 
     def __repr__(self) -> str:
         return f"Recommender({self.num_users:,} users, {self.num_items:,} items, {self.embedding_dim} dimensions)"
+
+    @property
+    def renewal(self) -> Renewal:
+        """What was sealed to renew it with; read when it is first wanted.
+
+        Raises:
+            CheckpointError: Nothing was.
+        """
+        from sp_ray_ml.train._renewal import Renewal
+
+        if self._renewal is None:
+            raise CheckpointError(
+                "nothing was sealed of its training to renew it with: it was sealed by an earlier version, or items "
+                "were added to it",
+                where="renewed",
+                hint="Train again: sp-ray run CONFIG",
+            )
+        if isinstance(self._renewal, Path):
+            self._renewal = Renewal.load(self._renewal, self.manifest["renewal"])
+        return self._renewal
+
+    def renewed(
+        self,
+        events: Any = None,
+        *,
+        users: Any = None,
+        items: Any = None,
+        time: str | None = None,
+        title: str | None = None,
+        trainer: PyGTrainer | None = None,
+    ) -> Recommender:
+        """The same model with the events since its training, without training: its weights over the graph of now.
+
+        Users and items that are new have the vectors that their features and events give. With nothing new all
+        vectors are those of the training, to the last bit. `sp-ray predict` does this with a pipeline's warehouse.
+
+        Args:
+            events: Those since the training, whatever `as_source` takes, with the same columns for user and item.
+            users: One row a user, where users had features at the training: all of them, under the same columns.
+            items: Likewise.
+            time: The events' column with their time; needed if the training had one.
+            title: Column of `items` with the names to show.
+            trainer: The trainer, where its network is of your own and has no import path.
+
+        Returns:
+            A new recommender; `save` seals it, and it can be renewed again.
+
+        Raises:
+            CheckpointError: Nothing was sealed to renew it with.
+            ColumnNotFoundError: A column is not there.
+            DataError: A table is missing, an id of another type, a known user or item without a row, a value that a
+                preprocessor refuses.
+        """
+        from sp_ray_ml.train._renew import renew
+        from sp_ray_ml.train._renew_tables import arrived
+
+        came = arrived(self, events, {"user": users, "item": items}, time, title)
+        return renew(self, came, trainer=trainer)[0]
 
     def score(self, users: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """The scores of all items for users given by their index, float32 [users, items]."""
@@ -284,9 +351,9 @@ class Recommender(Predictor):
 
         Args:
             path: The folder.
-            preprocessors: Fitted state by node type, as JSON.
-            weights: The model's weights, NumPy arrays by name.
-            about: More for the manifest: metrics, config, versions.
+            preprocessors: Fitted state by node type, as JSON; without, that of the training.
+            weights: The model's weights, NumPy arrays by name; without, those of the training.
+            about: More for the manifest: metrics, config, versions; what its own manifest says of these is kept.
 
         Raises:
             StorageError: It could not be written; what was there is untouched.
@@ -294,6 +361,12 @@ class Recommender(Predictor):
         import numpy as np
         import pyarrow as pa
 
+        from sp_ray_ml.train._renewal import HISTORY
+
+        if self._renewal is not None:
+            weights = weights or self.renewal.weights
+            preprocessors = preprocessors or self.renewal.preprocessors
+        kept = {name: self.manifest[name] for name in _OF_TRAINING if name in self.manifest}
         with new_folder(path) as folder:
             vectors = {"user": self.user_vectors, "item": self.item_vectors, "item_bias": self.item_bias}
             write_tensors(
@@ -316,6 +389,9 @@ class Recommender(Predictor):
                 items["title"] = self.titles
             write_arrow(folder / "items.arrow", pa.table(items))
             more = self._save_more(folder)
+            if self._renewal is not None:
+                write_tensors(folder / HISTORY, self.renewal.arrays())
+                more["renewal"] = self.renewal.about()
             manifest = {
                 "kind": self.kind,
                 "user_column": self.user_column,
@@ -324,6 +400,7 @@ class Recommender(Predictor):
                 "input_schema": {self.user_column: str(self.user_ids.type)},
                 "output_schema": {field.name: str(field.type) for field in self.output_schema},
                 **more,
+                **kept,
                 **(about or {}),
             }
             seal_folder(folder, manifest)
@@ -358,6 +435,7 @@ class Recommender(Predictor):
             "columns": (manifest["user_column"], manifest["item_column"]),
             "embedding_dim": manifest["embedding_dim"],
             "manifest": manifest,
+            "renewal": folder if "renewal" in manifest else None,
         }
 
 

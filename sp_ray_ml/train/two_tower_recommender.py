@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TwoTowerRecommender", "recommender_of"]
 
-_OF_TRAINING = ("config", "environment", "metrics", "run", "validation")
-
 
 class TwoTowerRecommender(Recommender):
     """Recommends to known users as `Recommender` does, to new ones by their features and what they lately had.
@@ -257,12 +255,11 @@ class TwoTowerRecommender(Recommender):
         about: Mapping[str, Any] | None = None,
     ) -> None:
         """Seal into a folder that appears whole: see `Recommender.save`. Preprocessors and weights are its own."""
-        kept = {name: self.manifest[name] for name in _OF_TRAINING if name in self.manifest}
         super().save(
             path,
             preprocessors=preprocessors or {name: each.to_json() for name, each in self.features.items()},
             weights=weights or self.towers.weights,
-            about={**kept, **(about or {})},
+            about=about,
         )
 
     def _save_more(self, folder: Path) -> dict[str, Any]:
@@ -297,7 +294,7 @@ def recommender_of(
     Args:
         result: Of a GNN, or of two towers.
         preprocessors: Fitted state by node type, as JSON.
-        common: Ids, titles, `seen` and columns: see `Recommender`.
+        common: Ids, titles, `seen`, columns and what it can be renewed with: see `Recommender`.
     """
     from sp_ray_ml.train.two_tower import TwoTowerTraining
 

@@ -1,0 +1,394 @@
+"""`sp-ray predict`: the trained weights on the warehouse as it is now, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from sp_ray_ml import Predictor, Recommender, pipeline
+from sp_ray_ml.cli.__main__ import main
+from sp_ray_ml.data.preprocessors import FittedFeatures
+from sp_ray_ml.data.warehouse import open_warehouse
+from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, ConfigError, DataError
+from sp_ray_ml.graph import build_graph
+from sp_ray_ml.train import PyGTrainer, Supervision
+from sp_ray_ml.train._gnn_data import TrainingEdges
+from sp_ray_ml.train._gnn_loop import vectors_of_weights
+
+from . import tables
+from .world import NODES, Ran, Told, World, cast, changed, config, run, table
+
+VECTORS = ("user_vectors", "item_vectors", "item_bias")
+
+
+def tomorrow(world: World) -> World:
+    """The world a day later: three users and two items came, and 80 events of old and new ones."""
+    random = np.random.default_rng(11)
+    users = pa.table(
+        {"user_id": [9_003, 9_001, 9_002], "age": [20.0, 44.0, 71.0], "country": ["pl", "de", "fr"]}
+    )
+    items = pa.table(
+        {
+            "item_id": [9_901, 9_900],
+            "title": ["Tomorrow", "The day after"],
+            "genre": ["genre-1", "genre-2"],
+            "year": [2020.0, 2021.0],
+        }
+    )
+    users, items = pa.concat_tables([world.users, users]), pa.concat_tables([world.items, items])
+    count, last = 80, int(pc.max(world.events["seconds"]).as_py())
+    who = random.choice(
+        users["user_id"].to_numpy()[-20:], count
+    )  # of the known ones, those without events, too
+    new = pa.table(
+        {
+            "user_id": who,
+            "item_id": random.choice(items["item_id"].to_numpy(), count),
+            "seconds": last + 60 * (1 + random.permutation(count)),
+            "rating": random.integers(1, 6, count).astype(np.float32),
+        }
+    )
+    return World(pa.concat_tables([world.events, new]), users, items)
+
+
+def predict(settings: Mapping[str, Any], **options: Any) -> tuple[pipeline.PredictResult, Told]:
+    told = Told()
+    return pipeline.predict(settings, reporter=told, **options), told
+
+
+def recommender(of: Path) -> Recommender:
+    found = Predictor.load(of)
+    assert isinstance(found, Recommender)
+    return found
+
+
+def same_vectors(one: Recommender, other: Recommender) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in VECTORS)
+
+
+@pytest.fixture
+def settings() -> Mapping[str, Any]:
+    """The config of `unbroken`, whose predictor is named: nothing is trained here."""
+    return config()
+
+
+# --- what it is equal to ----------------------------------------------------------------------------------------
+
+
+def test_without_anything_new_the_vectors_are_those_of_the_training_to_the_bit(
+    unbroken: Ran, world: World
+) -> None:
+    trained = recommender(unbroken.result.path)
+    again = trained.renewed(users=world.users, items=world.items, title="title")
+    assert again.user_ids.equals(trained.user_ids)
+    assert again.item_ids.equals(trained.item_ids)
+    assert again.titles is not None
+    assert again.titles.equals(trained.titles)
+    assert same_vectors(again, trained)
+
+
+def rebuilt(world: World, trained: Recommender) -> tuple[dict[str, list[int]], tuple[np.ndarray, ...]]:
+    """Ids and vectors of all events and nodes of a world, made from nothing but its tables and the weights."""
+    first: dict[str, dict[int, int]] = {"user_id": {}, "item_id": {}}
+    rows = sorted(
+        zip(*(world.events[name].to_pylist() for name in ("seconds", "user_id", "item_id")), strict=True)
+    )
+    for seconds, user, item in rows:
+        first["user_id"].setdefault(user, seconds)
+        first["item_id"].setdefault(item, seconds)
+    ids, features, known = {}, {}, {}
+    for name, nodes in (("user", world.users), ("item", world.items)):
+        column = f"{name}_id"
+        old = getattr(trained, f"{name}_ids").to_pylist()
+        came = sorted(set(nodes[column].to_pylist()) - set(old))
+        came.sort(key=lambda each: (first[column].get(each, np.inf), each))
+        ids[name] = [*old, *came]
+        fitted = FittedFeatures.from_json(trained.renewal.preprocessors[name])
+        places = [nodes[column].to_pylist().index(each) for each in ids[name]]
+        features[name] = fitted.encode(nodes.take(pa.array(places)))
+        learned = {old[node] for node in getattr(trained.renewal.history, name)}
+        known[name] = np.array([each in learned for each in ids[name]])
+    graph = build_graph(
+        np.array([ids["user"].index(each) for each in world.events["user_id"].to_pylist()]),
+        np.array([ids["item"].index(each) for each in world.events["item_id"].to_pylist()]),
+        num_users=len(ids["user"]),
+        num_items=len(ids["item"]),
+        time=world.events["seconds"].to_numpy() * 10**9,
+    ).with_features(features)
+    trainer = PyGTrainer(
+        model={"kind": "lightgcn", "dim": 8, "layers": 1}, supervision=Supervision(kind="all")
+    )  # type: ignore[arg-type]
+    weights = {}
+    for name, values in trained.renewal.weights.items():
+        of = "user" if name.endswith("ids.user") else "item"
+        per_node = name in {"bias", "slope"} or ".ids." in name
+        more = (
+            np.zeros((len(ids[of]) - len(values), *values.shape[1:]), np.float32) if per_node else values[:0]
+        )
+        weights[name] = torch.from_numpy(np.concatenate([values, more]))
+    edges = TrainingEdges(graph, trainer, 0, torch.device("cpu"), known=known, middle=trained.renewal.middle)
+    return ids, vectors_of_weights(trainer, weights, edges, trained.renewal.new_share, graph)
+
+
+def test_events_since_the_training_give_what_a_rebuild_of_the_whole_graph_gives(
+    unbroken: Ran, world: World, settings: Mapping[str, Any]
+) -> None:
+    later = tomorrow(world)
+    later.write()
+    trained = recommender(unbroken.result.path)
+    result, _ = predict(settings, predictor=unbroken.result.path)
+    renewed = recommender(result.checkpoint_path)
+    ids, vectors = rebuilt(later, trained)
+    assert renewed.user_ids.to_pylist() == ids["user"]
+    assert renewed.item_ids.to_pylist() == ids["item"]
+    for name, expected in zip(VECTORS, vectors, strict=True):
+        assert np.array_equal(getattr(renewed, name), expected), name
+    everything, _ = predict(settings, predictor=unbroken.result.path, all_events=True)
+    whole = recommender(everything.checkpoint_path)
+    assert whole.user_ids.equals(renewed.user_ids)
+    assert whole.item_ids.equals(renewed.item_ids)
+    assert same_vectors(whole, renewed)
+    # What is written is what the renewed predictor says; what was had since is not recommended.
+    assert result.figures["new_users"] == 3
+    assert result.figures["new_items"] == 2
+    assert result.figures["events"] == later.events.num_rows
+    written = table()
+    assert set(written["user_id"].to_pylist()) == set(later.users["user_id"].to_pylist())
+    had = set(zip(later.events["user_id"].to_pylist(), later.events["item_id"].to_pylist(), strict=True))
+    assert not had & set(zip(written["user_id"].to_pylist(), written["item_id"].to_pylist(), strict=True))
+    said = renewed.recommend([9_001], k=5)
+    mine = written.filter(pc.equal(written["user_id"], 9_001))
+    assert mine["item_id"].to_pylist() == said["item_id"].to_pylist()
+
+
+def test_night_after_night_gives_what_one_night_gives(unbroken: Ran, world: World) -> None:
+    later = tomorrow(world)
+    new = later.events.slice(world.events.num_rows).sort_by("seconds")
+    trained = recommender(unbroken.result.path)
+    options = {"users": later.users, "items": later.items, "time": "seconds"}
+    once = trained.renewed(new, **options)
+    first = trained.renewed(new.slice(0, 30), **options)
+    first.save("night")
+    twice = recommender(Path("night")).renewed(new.slice(30), **options)
+    assert twice.user_ids.equals(once.user_ids)
+    assert twice.item_ids.equals(once.item_ids)
+    assert same_vectors(twice, once)
+    assert (twice.seen != once.seen).nnz == 0
+
+
+# --- what is written --------------------------------------------------------------------------------------------
+
+
+def test_a_night_that_is_repeated_is_written_once_and_what_did_not_change_is_kept(
+    unbroken: Ran, world: World, settings: Mapping[str, Any]
+) -> None:
+    world.write()
+    settings = config(
+        predict__output__mode="append",
+        predict__output__embeddings={"user": "user_vectors", "item": "item_vectors"},
+    )
+    result, told = predict(settings, predictor=unbroken.result.path)
+    assert told.started == ["read", "renew", "predict", "write"]
+    rows = table().num_rows
+    renewed = recommender(result.checkpoint_path)
+    vectors = np.array(table("item_vectors")["embedding"].to_pylist(), np.float32)
+    assert np.array_equal(vectors, renewed.item_vectors[:, : renewed.embedding_dim])
+    assert table("user_vectors")["user_id"].to_pylist() == renewed.user_ids.to_pylist()
+    _, told = predict(settings, predictor=unbroken.result.path)
+    assert told.kept == ["read", "renew", "predict"]
+    assert table().num_rows == rows
+    tomorrow(world).write()
+    _, told = predict(settings, predictor=unbroken.result.path)
+    assert told.kept == []
+    assert table().num_rows > 2 * rows - 1
+
+
+@pytest.mark.usefixtures("house")
+def test_users_of_a_table_are_scored_and_strangers_among_them_are_named(unbroken: Ran, world: World) -> None:
+    wanted = pa.table({"user_id": world.users["user_id"][:4]})
+    open_warehouse("house").write("wanted", wanted)
+    result, _ = predict(config(predict__users="wanted"), predictor=unbroken.result.path)
+    assert result.figures["rows"] == 4 * 5
+    open_warehouse("house").write("wanted", pa.table({"user_id": [1]}))
+    with pytest.raises(DataError, match="1 of 1 ids are not in the model, such as 1"):
+        predict(config(predict__users="wanted"), predictor=unbroken.result.path)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("house")
+def test_without_a_run_the_next_command_is_to_run_it(settings: Mapping[str, Any]) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"'tiny' has no predictor yet\n.*sp-ray run CONFIG\n.*--predictor"
+    ):
+        predict(settings)
+    assert not Path("runs").exists()
+    unsaid = {key: value for key, value in settings.items() if key != "predict"}
+    with pytest.raises(ConfigError, match="nothing says where predictions are written"):
+        predict(unsaid)
+
+
+@pytest.mark.usefixtures("house")
+def test_a_predictor_of_another_kind_is_refused(unbroken: Ran) -> None:
+    tables.write(tables.orders())
+    with pytest.raises(CheckpointError, match="holds a recommender, and this config is of a `table`"):
+        predict(tables.config(), predictor=unbroken.result.path)
+
+
+@pytest.mark.usefixtures("house")
+def test_a_config_that_makes_another_graph_than_the_training_is_refused(unbroken: Ran) -> None:
+    for change, said in (
+        (
+            {"graph": {"weight": "recency"}},
+            r"graph\.weight: is \"recency\", the predictor was trained with \"count\"",
+        ),
+        ({"events__min_rating": 3}, r"events\.min_rating: is 3\.0, .* trained with null"),
+        ({"nodes": {**NODES, "user": {**NODES["user"], "features": []}}}, r"nodes\.user\.features: is \[\]"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            predict(config(**change), predictor=unbroken.result.path)
+
+
+def test_a_warehouse_that_changed_its_tables_is_refused_and_the_output_stays(
+    unbroken: Ran, world: World, settings: Mapping[str, Any]
+) -> None:
+    open_warehouse("out").write("recs", pa.table({"before": [1]}))
+    fewer = world.items.filter(pc.not_equal(world.items["item_id"], world.events["item_id"][0]))
+    texts = cast(world.events, "user_id", pa.string())
+    cases: list[tuple[World, type[Exception], str]] = [
+        (world.but(users=world.users.drop(["age"])), ColumnNotFoundError, "age"),
+        (world.but(users=cast(world.users, "country", pa.binary())), DataError, "country"),
+        (
+            world.but(users=cast(world.users, "user_id", pa.string()), events=texts),
+            DataError,
+            "ids were int64",
+        ),
+        (world.but(items=fewer), DataError, r"events\.unknown: drop"),
+        (world.but(events=changed(world.events, "item_id", 3, 77)), DataError, "such as 77"),
+    ]
+    for other, error, said in cases:
+        other.write()
+        with pytest.raises(error, match=said):
+            predict(settings, predictor=unbroken.result.path)
+    assert table().column_names == ["before"]
+
+
+def test_what_is_gone_from_its_table_is_not_recommended_where_unknown_events_are_dropped(
+    unbroken: Ran, world: World
+) -> None:
+    gone = world.events["item_id"][0]
+    world.but(items=world.items.filter(pc.not_equal(world.items["item_id"], gone))).write()
+    result, told = predict(config(events__unknown="drop"), predictor=unbroken.result.path)
+    assert result.figures["gone_items"] == 1
+    assert any("1 items of the training are no longer in their table" in note for note in told.notes)
+    assert gone.as_py() not in table()["item_id"].to_pylist()
+    assert recommender(result.checkpoint_path).num_items == world.items.num_rows - 1
+
+
+@pytest.mark.usefixtures("house")
+def test_the_command_line_says_what_is_next_and_its_exit_code_whose_mistake_it_is(
+    unbroken: Ran, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+
+    monkeypatch.delenv("SP_RAY_DEBUG", raising=False)
+    Path("tiny.yaml").write_text(yaml.safe_dump(config()))
+    assert main(["predict", "tiny.yaml"]) == 2
+    assert "Run: sp-ray run tiny.yaml" in capsys.readouterr().err
+    assert main(["predict", "tiny.yaml", "--predictor", str(unbroken.result.path)]) == 0
+    said = capsys.readouterr()
+    assert "table recs in out" in said.out
+    assert "sp-ray recommend runs/tiny/predict --user ID" in said.out
+    assert main(["predict", "tiny.yaml", "--predictor", "nowhere"]) == 2
+    assert main(["recommend", str(Path("runs/tiny/predict")), "--user", "100"]) == 0
+
+
+# --- slow: other models, other nights ---------------------------------------------------------------------------
+
+TOWERS = {
+    "kind": "two_tower",
+    "base": {"model": {"kind": "lightgcn", "dim": 8, "layers": 1}, "epochs": 2, "batch_size": 32},
+    "dim": 8,
+    "hidden": [16],
+    "epochs": 2,
+    "batch_size": 32,
+}
+SAMPLED = {
+    "kind": "pyg",
+    "model": {"kind": "graphsage", "dim": 8, "layers": 2},
+    "neighbors": [4, 3],
+    "epochs": 2,
+    "batch_size": 32,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [TOWERS, SAMPLED], ids=["two towers", "sampled neighbors"])
+def test_towers_and_sampled_networks_are_renewed_with_what_came_since_a_cut_in_time(
+    world: World, train: Mapping[str, Any]
+) -> None:
+    world.write()
+    graph = {"weight": "recency", "half_life": "3d", "co_occurrence": {"window": "2d"}}
+    settings = config(train=train, split={"kind": "time", "test": 0.2, "validation": 0.1}, graph=graph)
+    trained = recommender(run(settings).result.path)
+    assert same_vectors(trained.renewed(users=world.users, items=world.items, title="title"), trained)
+    tomorrow(world).write()
+    result, _ = predict(settings)
+    renewed = recommender(result.checkpoint_path)
+    read = next(step for step in result.steps if step.name == "read")
+    assert read.summary["events"] < 0.4 * result.figures["events"]  # the rest was sealed
+    assert result.figures["new_items"] == 2
+    whole = recommender(predict(settings, all_events=True)[0].checkpoint_path)
+    assert whole.item_ids.equals(renewed.item_ids)
+    assert same_vectors(whole, renewed)
+    assert {9_901, 9_900} <= set(
+        renewed.recommend([9_001, 9_002, 9_003], k=renewed.num_items)["item_id"].to_pylist()
+    )
+
+
+@pytest.mark.slow
+def test_networks_without_features_know_new_users_by_their_events_and_others_by_popularity(
+    world: World,
+) -> None:
+    world.write()
+    settings = config(nodes={}, split={"kind": "time", "test": 0.2})
+    run(settings)
+    later = tomorrow(world)
+    later.write()
+    result, _ = predict(settings)
+    renewed = recommender(result.checkpoint_path)
+    came = set(later.events["user_id"].to_pylist())
+    assert set(renewed.user_ids.to_pylist()) == came
+    assert set(table()["user_id"].to_pylist()) == came
+    assert np.isfinite(renewed.user_vectors).all()
+
+
+@pytest.mark.slow
+def test_rows_of_a_table_are_predicted_by_the_sealed_predictor_as_it_was_trained() -> None:
+    tables.write(tables.orders())
+    run(tables.config())
+    before = table("predictions").sort_by("order_id")
+    more = pa.concat_tables([tables.orders(), tables.orders().slice(0, 10)])
+    tables.write(more.set_column(0, "order_id", pa.array(np.arange(more.num_rows))))
+    result, _ = predict(tables.config())
+    assert result.figures["rows"] == more.num_rows
+    after = table("predictions")
+    assert after["probability"].to_pylist()[:400] == _in_order(before)
+    assert predict(tables.config(predict__rows="orders"))[0].figures["rows"] == more.num_rows
+    tables.write(tables.orders().drop(["colour"]))
+    with pytest.raises(ColumnNotFoundError, match="colour"):
+        predict(tables.config())
+
+
+def _in_order(predictions: pa.Table) -> list[float]:
+    places = {value: place for place, value in enumerate(predictions["order_id"].to_pylist())}
+    order = [places[value] for value in tables.orders()["order_id"].to_pylist()]
+    return predictions["probability"].take(pa.array(order)).to_pylist()  # type: ignore[no-any-return]
