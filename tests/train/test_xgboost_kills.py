@@ -59,10 +59,16 @@ def steps(result: TrainResult) -> list[dict[str, Any]]:
     return [{k: v for k, v in entry.items() if k not in {"seconds", "restarts"}} for entry in result.history]
 
 
-@pytest.mark.parametrize("rounds", [1, 4, 17])
-def test_killed_in_this_process_and_started_again(tmp_path: Path, rounds: int) -> None:
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A training that nobody killed."""
     train, held_out = rows()
-    whole = trainer().fit(train, held_out, folder=tmp_path / "whole", seed=5)
+    return trainer().fit(train, held_out, folder=tmp_path_factory.mktemp("whole"), seed=5)
+
+
+@pytest.mark.parametrize("rounds", [1, 4, 17])
+def test_killed_in_this_process_and_started_again(tmp_path: Path, unbroken: TrainResult, rounds: int) -> None:
+    train, held_out = rows()
     command = [sys.executable, "-c", CHILD, str(tmp_path / "killed"), str(Path(__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -76,10 +82,10 @@ def test_killed_in_this_process_and_started_again(tmp_path: Path, rounds: int) -
         train, held_out, folder=tmp_path / "killed", seed=5, on_epoch=lambda m: seen.append(int(m["epoch"]))
     )
     assert seen[0] >= rounds
-    assert seen[-1] == len(whole.history)
-    assert model_bytes(again) == model_bytes(whole)
-    assert steps(again) == steps(whole)
-    assert np.array_equal(again.validation_scores, whole.validation_scores)
+    assert seen[-1] == len(unbroken.history)
+    assert model_bytes(again) == model_bytes(unbroken)
+    assert steps(again) == steps(unbroken)
+    assert np.array_equal(again.validation_scores, unbroken.validation_scores)
 
 
 def test_killed_in_the_refit_and_started_again(tmp_path: Path) -> None:
@@ -132,14 +138,13 @@ def _workers() -> list[int]:
 
 
 @pytest.mark.usefixtures("_one_cluster")
-def test_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
+def test_two_workers_one_of_which_is_killed(tmp_path: Path, unbroken: TrainResult) -> None:
     train, held_out = rows()
     two = trainer(scaling=Scaling(workers=2))
     whole = two.fit(train, held_out, folder=tmp_path / "whole", seed=5)
 
     # As one process would have it, up to how sums of gradients are rounded when they are merged.
-    one = trainer().fit(train, held_out, folder=tmp_path / "one", seed=5)
-    assert abs(one.metrics["log_loss"] - whole.metrics["log_loss"]) < 0.02
+    assert abs(unbroken.metrics["log_loss"] - whole.metrics["log_loss"]) < 0.02
 
     killed: list[int] = []
 
