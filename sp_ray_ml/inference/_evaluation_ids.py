@@ -46,10 +46,11 @@ class Ids:
 
     Args:
         small: Whether the ids are hoped to be small whole numbers, which costs nothing.
+        counted: Whether `known` will be asked for.
     """
 
-    def __init__(self, small: bool) -> None:
-        self.small = small
+    def __init__(self, small: bool, *, counted: bool = False) -> None:
+        self.small, self._counted = small, counted
         self.end = 0
         self._table = IdTable()
         self._hashes = np.zeros(0, np.uint64)
@@ -86,11 +87,12 @@ class Ids:
         low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, -1)
         if low < 0 or high >= SMALL:
             raise NotSmallError
-        if high >= len(self._seen):
+        if self._counted and high >= len(self._seen):
             longer = np.zeros(max(high + 1, 3 * len(self._seen) // 2), np.bool_)
             longer[: len(self._seen)] = self._seen
             self._seen = longer
-        self._seen[numbers] = True
+        if self._counted:
+            self._seen[numbers] = True
         self.end = max(self.end, high + 1)
         return numbers.astype(np.int32)
 

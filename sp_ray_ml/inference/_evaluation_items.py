@@ -29,17 +29,14 @@ class Catalogue:
     Attributes:
         size: How many there are.
         known: bool [codes], those in the table of items; empty without a table.
-        popularity: float64 [codes], events in training; empty where it is not known.
-        information: float64 [codes], -log2 of the share of all events; an item without an event counts as if it had one.
-        tail: float64 [codes], 1 for the long tail.
+        facts: float64 [codes, 3]; empty where popularity is not known. Events in training; -log2 of the share of all
+            events, where an item without one counts as if it had one; 1 for the long tail.
         vectors: float64 [codes, width], each of length 1, or of zeros; empty where there are no features.
     """
 
     size: int
     known: NDArray[np.bool_]
-    popularity: NDArray[np.float64]
-    information: NDArray[np.float64]
-    tail: NDArray[np.float64]
+    facts: NDArray[np.float64]
     vectors: NDArray[np.float64]
 
     def check(self, shown: NDArray[np.bool_], ids: Ids) -> None:
@@ -62,11 +59,11 @@ def catalogue_of(settings: Ranking, items: Source | None, ids: Ids, pool: Execut
         ColumnNotFoundError: A column is not there.
         DataError: A setting needs the table; an item is there twice; a popularity is negative or missing.
     """
-    none, no_vectors = np.zeros(0), np.zeros((0, 1))
+    facts, vectors = np.zeros((0, 3)), np.zeros((0, 1))
     if items is None:
         if settings.popularity or settings.features:
             raise DataError("popularity and features of items need a table of items", where="items")
-        return Catalogue(ids.known, np.zeros(0, np.bool_), none, none, none, no_vectors)
+        return Catalogue(ids.known, np.zeros(0, np.bool_), facts, vectors)
     columns = [settings.item, *(name for name in (settings.popularity, settings.features) if name)]
     require_columns(items.schema, columns, items.name)
     table = items.select(list(dict.fromkeys(columns))).to_arrow().combine_chunks()
@@ -80,21 +77,19 @@ def catalogue_of(settings: Ranking, items: Source | None, ids: Ids, pool: Execut
     known[codes] = True
     if int(known.sum()) < len(codes):
         raise DataError(f"{len(codes) - int(known.sum()):,} items are there more than once", where=items.name)
-    popularity = information = tail = none
     if settings.popularity:
         counts = numbers(_whole(table[settings.popularity]), f"{items.name}.{settings.popularity}")
         if len(counts) and counts.min() < 0:
             raise DataError("a popularity is negative", where=f"{items.name}.{settings.popularity}")
         popularity = _by_code(counts, codes, ids.end)
         information = -np.log2(np.maximum(popularity, 1) / max(popularity.sum(), 1))
-        tail = _tail(settings.tail, codes, counts, ids)
-    vectors = no_vectors
+        facts = np.stack([popularity, information, _tail(settings.tail, codes, counts, ids)], axis=1)
     if settings.features:
         rows = _vectors(_whole(table[settings.features]), f"{items.name}.{settings.features}")
         vectors = np.zeros((ids.end, rows.shape[1]))
         length = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
         vectors[codes] = rows / np.where(length > 0, length, 1)
-    return Catalogue(len(codes), known, popularity, information, tail, vectors)
+    return Catalogue(len(codes), known, facts, vectors)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -22,12 +22,14 @@ from sp_ray_ml.graph._external import Limits, Partitions, Spool
 from sp_ray_ml.graph._ingest import ahead
 from sp_ray_ml.graph._row_kernels import count_into, group
 from sp_ray_ml.inference._evaluation_ids import Ids, NotSmallError
-from sp_ray_ml.metrics._lists_kernel import TRUTH
 
 if TYPE_CHECKING:
     from sp_ray_ml.inference.evaluators import Ranking
 
 __all__ = ["Lists", "Part", "read_lists"]
+
+TRUTH = np.nan
+"""The key of a test item among rows: in files both kinds lie together."""
 
 _IN_MEMORY = 1 << 23  # rows, 16 bytes each
 _CHUNK = 1 << 18
@@ -38,21 +40,23 @@ _Rows = tuple[NDArray[Any], ...]
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of a range of users, predictions and truth together.
+    """The rows of a range of users.
 
     Attributes:
         first: Code of the first user.
-        indptr: int64 [users + 1], where each user's rows are in `order`.
-        order: int64 [rows].
-        items: int32 [rows], codes.
-        keys: float64 [rows], ascending in the list; `TRUTH` for a test item.
+        indptr: int64 [users + 1], where each user's predictions begin.
+        items: int32 [predictions], codes.
+        keys: float64 [predictions], ascending in the list.
+        truth_indptr: int64 [users + 1], where each user's test items begin.
+        truth: int32 [test items], codes.
     """
 
     first: int
     indptr: NDArray[np.int64]
-    order: NDArray[np.int64]
     items: NDArray[np.int32]
     keys: NDArray[np.float64]
+    truth_indptr: NDArray[np.int64]
+    truth: NDArray[np.int32]
 
 
 class Lists:
@@ -64,7 +68,7 @@ class Lists:
     """
 
     def __init__(self, small: bool, folder: Path) -> None:
-        self.users, self.items = Ids(small), Ids(small)
+        self.users, self.items = Ids(small), Ids(small, counted=True)
         self.predictions = self.truth = 0
         self._folder = folder
         self._chunks: list[_Rows] = []
@@ -111,13 +115,8 @@ class Lists:
         """The rows by ranges of users, in the order of their codes."""
         end = self.users.end
         if self._spool is None:
-            whole = tuple(
-                np.concatenate([chunk[i] for chunk in self._chunks])
-                if self._chunks
-                else np.zeros(0, _TYPES[i])
-                for i in range(3)
-            )
-            yield _part(0, end, whole)
+            kinds = [[chunk for chunk in self._chunks if _is_truth(chunk) == kind] for kind in (False, True)]
+            yield _part(0, end, *(_together(chunks) for chunks in kinds))
             return
         counts = np.zeros(end, np.int64)
         for number in range(len(self._spool.rows)):
@@ -131,15 +130,41 @@ class Lists:
         spool.remove()
         for number in range(len(partitions)):
             first, last = partitions.begins[number : number + 2].tolist()
-            yield _part(first, last, partitions.read(number))
+            rows = partitions.read(number)
+            of_truth = np.isnan(rows[2])
+            yield _part(
+                first, last, *(tuple(column[mask] for column in rows) for mask in (~of_truth, of_truth))
+            )
         partitions.remove()
 
 
-def _part(first: int, last: int, rows: _Rows) -> Part:
+def _is_truth(rows: _Rows) -> bool:
+    """Of a chunk, which is of one table."""
+    return bool(np.isnan(rows[2][:1]).any())
+
+
+def _together(chunks: list[_Rows]) -> _Rows:
+    if not chunks:
+        return tuple(np.zeros(0, kind) for kind in _TYPES)
+    return tuple(np.concatenate([chunk[i] for chunk in chunks]) for i in range(len(_TYPES)))
+
+
+def _part(first: int, last: int, predictions: _Rows, truth: _Rows) -> Part:
+    indptr, items, keys = _by_user(first, last, predictions)
+    truth_indptr, of_truth, _ = _by_user(first, last, truth)
+    return Part(first, indptr, items, keys, truth_indptr, of_truth)
+
+
+def _by_user(
+    first: int, last: int, rows: _Rows
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]:
+    """Where each user's rows begin, and the rows user by user; those of one user as they came."""
     user, item, key = rows
+    if (user[1:] >= user[:-1]).all():  # as predictions are written
+        return np.searchsorted(user, np.arange(first, last + 1, dtype=user.dtype)).astype(np.int64), item, key
     indptr, order = np.zeros(last - first + 1, np.int64), np.empty(len(user), np.int64)
     group(user, first, indptr, order)
-    return Part(first, indptr, order, item, key)
+    return indptr, item[order], key[order]
 
 
 def _numbers(column: pa.Array, where: str) -> NDArray[np.float64]:

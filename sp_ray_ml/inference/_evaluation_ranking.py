@@ -43,7 +43,7 @@ class _Range:
 
 
 class _Groups:
-    """Means of users and how often each item is shown, in all and in each segment."""
+    """Means of users and how often each item is shown, in all and in each segment; and room for the kernel."""
 
     def __init__(
         self,
@@ -54,25 +54,16 @@ class _Groups:
         replicates: int,
         seed: int,
     ) -> None:
-        self.labels, self.ks = labels, ks
+        self.labels = labels
         self.means = [Means(names, replicates, seed) for _ in labels]
-        self.shown = [np.zeros((len(ks), num_items), np.int64) for _ in labels]
-
-    def update(
-        self, group: int, found: _Range, members: NDArray[np.int64], units: NDArray[np.uint64]
-    ) -> None:
-        """Take those of some users who are members of a segment."""
-        self.means[group].update(found.values[:, members], units[members])
-        for place, k in enumerate(self.ks.tolist()):
-            items = found.lists[members, :k]
-            self.shown[group][place] += np.bincount(items[items >= 0], minlength=self.shown[group].shape[1])
+        self.shown = np.zeros((len(labels), len(ks), num_items), np.int64)
+        self.met, self.wanted = np.zeros(num_items, np.int64), np.zeros(num_items, np.int64)
 
     def merge(self, other: _Groups) -> None:
         """Take the users of another one."""
         for mine, theirs in zip(self.means, other.means, strict=True):
             mine.merge(theirs)
-        for shown, more in zip(self.shown, other.shown, strict=True):
-            np.add(shown, more, out=shown)
+        self.shown += other.shown
 
 
 def evaluate_lists(
@@ -172,7 +163,7 @@ class _Measured:
         self._discounts, self._ideal = discounts, np.cumsum(discounts)
         self._kinds = [
             *(_ACCURACY if has_truth else ()),
-            *(_POPULARITY if len(catalogue.popularity) else ()),
+            *(_POPULARITY if len(catalogue.facts) else ()),
             *(("diversity",) if len(catalogue.vectors) else ()),
         ]
         self.names = [f"{kind}@{k}" for kind in self._kinds for k in self._ks.tolist()]
@@ -181,6 +172,18 @@ class _Measured:
             _Groups(self.names, self._ks, labels, lists.items.end, replicates, seed) for _ in range(threads)
         ]
         self._segments = segments
+        sizes = [len(values) for values in segments.values.values()]
+        begins = np.cumsum([1, *sizes])[:-1].tolist()
+        self._places = list(zip(begins, sizes, strict=True))
+        """By column: the group of its first value, and how many values it has."""
+
+    def _groups_of(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The segments that users are in, [columns, users]."""
+        found = np.full((len(self._of_user), len(users)), -1, np.int64)
+        for row, column, (begin, _) in zip(found, self._of_user, self._places, strict=True):
+            of = column[users]
+            row[:] = np.where(of >= 0, of + begin, -1)
+        return found
 
     def measure(self, part: Part, pool: Executor) -> Iterator[_Range]:
         """Measure the users of a part."""
@@ -190,39 +193,36 @@ class _Measured:
     def _measure(self, part: Part, first: int, last: int) -> _Range:
         mine = self._idle.pop()
         try:
-            found = self._values(part, first, last, mine.shown[0])
+            found = self._values(part, first, last, mine)
             units = self._lists.users.units(found.users)
             mine.means[0].update(found.values, units)
-            group = 1
-            for place, values in zip(self._of_user, self._segments.values.values(), strict=True):
-                of = place[found.users]
-                for number in range(len(values)):
+            for column, (begin, values) in zip(self._of_user, self._places, strict=True):
+                of = column[found.users]
+                for number in range(values):
                     members = np.flatnonzero(of == number)
                     if len(members):
-                        mine.update(group, found, members, units)
-                    group += 1
+                        mine.means[begin + number].update(found.values[:, members], units[members])
         finally:
             self._idle.append(mine)
         return found
 
-    def _values(self, part: Part, first: int, last: int, shown: NDArray[np.int64]) -> _Range:
+    def _values(self, part: Part, first: int, last: int, mine: _Groups) -> _Range:
         catalogue = self._catalogue
-        indptr = part.indptr[first : last + 1]
         users, depth = last - first, int(self._ks[-1])
         values = np.zeros((len(_ACCURACY) + len(_POPULARITY), len(self._ks), users))
         lists, counted = np.empty((users, depth), np.int32), np.empty(users, np.int64)
+        groups = self._groups_of(np.arange(part.first + first, part.first + last))
         twice = measure_lists(
-            indptr, part.order, part.items, part.keys, 0, users, self._ks, self._discounts, self._ideal,
-            catalogue.popularity, catalogue.information, catalogue.tail, self._has_truth, values, shown, lists, counted,
+            part.indptr, part.items, part.keys, part.truth_indptr, part.truth, part.first, first, last, self._ks,
+            self._discounts, self._ideal, catalogue.facts, self._has_truth, groups, mine.met, mine.wanted, values,
+            mine.shown, lists, counted,
         )  # fmt: skip
         if twice >= 0:
-            user = self._lists.users.ids(np.array([part.first + first + twice]))[0].as_py()
+            user = self._lists.users.ids(np.array([part.first + twice]))[0].as_py()
             raise DataError(f"an item is twice in the list of user {user}", where="predictions")
         who = np.flatnonzero(counted)
-        kept = values[
-            [*(range(6) if self._has_truth else ()), *((6, 7, 8) if len(catalogue.popularity) else ())]
-        ]
-        kept = kept.reshape(-1, users)[:, who]
+        kinds = [*(range(6) if self._has_truth else ()), *((6, 7, 8) if len(catalogue.facts) else ())]
+        kept = values[kinds].reshape(-1, users)[:, who]
         lists = lists[who]
         if len(catalogue.vectors):
             diversity = np.empty((len(self._ks), len(who)))
@@ -255,12 +255,13 @@ class _Measured:
                 else "there is no prediction",
                 hint="Check that both tables name users in the same way",
             )
-        self._catalogue.check(groups.shown[0].any(axis=0), self._lists.items)
+        shown = groups.shown.cumsum(axis=1)
+        self._catalogue.check(shown[0, -1] > 0, self._lists.items)
         found = Found()
-        for label, means, shown in zip(groups.labels, groups.means, groups.shown, strict=True):
+        for label, means, of_group in zip(groups.labels, groups.means, shown, strict=True):
             if means.units:
                 found.add(*functions_of_means(lambda values: values, means), label)
-                for k, counts in zip(self._ks.tolist(), shown, strict=True):
+                for k, counts in zip(self._ks.tolist(), of_group, strict=True):
                     spread = {
                         f"coverage@{k}": coverage(counts, self._catalogue.size),
                         f"gini@{k}": gini(counts, self._catalogue.size),

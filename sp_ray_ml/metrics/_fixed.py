@@ -10,13 +10,14 @@ import numpy.typing as npt
 __all__ = ["UNIT_BITS", "fixed_mean", "fixed_sum", "limbs", "weighted_mean", "weighted_sum"]
 
 UNIT_BITS = 40
-_LIMB_BITS = 24
+_UNIT = 2.0**UNIT_BITS
+_LIMB = 2.0**24
 _SHARE_BITS = 52
 
 
 def fixed_sum(values: npt.NDArray[np.float64]) -> int:
     """The sum as a whole number of 2^-40: whole numbers add up to the same in any order."""
-    scaled = np.rint(np.ldexp(values, UNIT_BITS))
+    scaled = np.rint(values * _UNIT)  # exact, and faster than ldexp
     largest = np.abs(scaled).max(initial=0.0)
     if largest < 2.0**62:
         # So few at a time that 64 bits hold their sum.
@@ -42,11 +43,11 @@ def limbs(values: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
     Args:
         values: Finite.
     """
-    rest = np.rint(np.ldexp(values, UNIT_BITS))
+    rest = np.rint(values * _UNIT)
     digits = []
     while True:
-        above = np.trunc(np.ldexp(rest, -_LIMB_BITS))
-        digits.append(rest - np.ldexp(above, _LIMB_BITS))
+        above = np.trunc(rest / _LIMB)
+        digits.append(rest - above * _LIMB)
         if not above.any():
             return digits
         rest = above

@@ -1,64 +1,41 @@
-"""The machine code that measures ranked lists: one pass over the rows of each user, predictions and truth together."""
+"""The machine code that measures ranked lists: one pass over each user's predictions and test items."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numba import boolean, float64, int32, int64, njit, void
+from numba import boolean, float64, int32, int64, void
 
 from sp_ray_ml._compiled import compiled
 
-__all__ = ["TRUTH", "measure_lists", "pairwise_distance"]
-
-TRUTH = np.nan
-"""The key of a row that is a test item. Others are places in the list: the lower, the better."""
-
-_SHORT = 32  # test items that are sorted by insertion
-_FEW = 16  # test items that are looked through one after the other
-
-
-@njit(nogil=True)
-def _distinct(values: Any, count: int) -> int:
-    """Sort the first `count` values in place, leave each once; return how many there are."""
-    if count > _SHORT:
-        values[:count] = np.sort(values[:count])
-    else:
-        for i in range(1, count):
-            value, at = values[i], i
-            while at > 0 and values[at - 1] > value:
-                values[at] = values[at - 1]
-                at -= 1
-            values[at] = value
-    kept = 0
-    for i in range(count):
-        if i == 0 or values[i] != values[kept - 1]:
-            values[kept] = values[i]
-            kept += 1
-    return kept
+__all__ = ["measure_lists", "pairwise_distance"]
 
 
 @compiled(
     int64(
-        int64[::1], int64[::1], int32[::1], float64[::1], int64, int64, int64[::1], float64[::1], float64[::1],
-        float64[::1], float64[::1], float64[::1], boolean, float64[:, :, ::1], int64[:, ::1], int32[:, ::1],
-        int64[::1],
+        int64[::1], int32[::1], float64[::1], int64[::1], int32[::1], int64, int64, int64, int64[::1], float64[::1],
+        float64[::1], float64[:, ::1], boolean, int64[:, ::1], int64[::1], int64[::1], float64[:, :, ::1],
+        int64[:, :, ::1], int32[:, ::1], int64[::1],
     )
 )  # fmt: skip
 def measure_lists(
     indptr: Any,
-    order: Any,
     items: Any,
     keys: Any,
+    truth_indptr: Any,
+    truth: Any,
+    base: int,
     first: int,
     last: int,
     ks: Any,
     discounts: Any,
     ideal: Any,
-    popularity: Any,
-    information: Any,
-    tail: Any,
-    need_truth: Any,
+    facts: Any,
+    need_truth: bool,
+    groups: Any,
+    met: Any,
+    wanted: Any,
     values: Any,
     shown: Any,
     lists: Any,
@@ -67,96 +44,87 @@ def measure_lists(
     """Measure the users `first` to `last`; return the first one with an item twice in its list, or -1.
 
     Args:
-        indptr, order: Rows of each user.
-        items, keys: Of each row; keys of test items are `TRUTH`.
+        indptr, items, keys: Each user's predictions; the lower the key, the better.
+        truth_indptr, truth: Each user's test items.
+        base: Number of user 0 among all that there are.
         first, last: Users.
         ks: Lengths, ascending.
         discounts, ideal: [depth]; 1 / log2(i + 1), and their running sum.
-        popularity, information, tail: Of each item; empty where they are not known.
+        facts: [items, 3]: popularity, information, tail; no items where they are not known.
         need_truth: Whether users without a test item do not count.
-        values: Filled, [metrics, k, users].
-        shown: Added to, [k, items].
+        groups: [columns, last - first]: the group of `shown` that a user is in beside the first; -1 for none.
+        met, wanted: [items]: for this function alone, 0 before its first call.
+        values: Filled, [metrics, k, last - first]; lists and counted likewise.
+        shown: Added to, [groups, k, items]: lists that have an item between one length and the next.
         lists: Filled, [users, depth], -1 where a list ends.
         counted: Filled, [users]: one more than a user's test items, 0 for who does not count.
     """
     depth = ks[-1]
-    room = 0
     for user in range(first, last):
-        room = max(room, indptr[user + 1] - indptr[user])
-    listed, places, truth = np.empty(room, np.int32), np.empty(room), np.empty(room, np.int32)
-    for user in range(first, last):
-        n, m = 0, 0
-        ordered = True
-        for at in range(indptr[user], indptr[user + 1]):
-            row = order[at]
-            key = keys[row]
-            if key != key:  # noqa: PLR0124
-                truth[m] = items[row]
+        begin, end = indptr[user], indptr[user + 1]
+        row = user - first
+        mark = base + user + 1
+        m = 0
+        for at in range(truth_indptr[user], truth_indptr[user + 1]):
+            if wanted[truth[at]] != mark:
+                wanted[truth[at]] = mark
                 m += 1
-            else:
-                listed[n] = items[row]
-                places[n] = key
-                if n > 0 and key < places[n - 1]:
-                    ordered = False
-                n += 1
         for i in range(depth):
-            lists[user, i] = -1
-        counted[user] = 0
-        if m == 0 and (need_truth or n == 0):
+            lists[row, i] = -1
+        counted[row] = 0
+        if m == 0 and (need_truth or begin == end):
             continue
-        if not ordered:
-            best = np.argsort(places[:n], kind="mergesort")
-            sorted_items = listed[:n][best]
+        counted[row] = m + 1
+        n = min(end - begin, depth)
+        ordered = True
+        for at in range(begin + 1, end):
+            if keys[at] < keys[at - 1]:
+                ordered = False
+        if ordered:
             for i in range(n):
-                listed[i] = sorted_items[i]
-        n = min(n, depth)
-        m = _distinct(truth, m)
-        counted[user] = m + 1
+                lists[row, i] = items[begin + i]
+        else:
+            best = np.argsort(keys[begin:end], kind="mergesort")
+            for i in range(n):
+                lists[row, i] = items[begin + best[i]]
         hits, gained, precisions = 0, 0.0, 0.0
         popular, informed, rare = 0.0, 0.0, 0.0
         found = -1
         at_k = 0
         for i in range(depth):
             if i < n:
-                item = listed[i]
-                for other in range(i):
-                    if listed[other] == item:
-                        return user
-                lists[user, i] = item
-                hit = False
-                if m <= _FEW:
-                    for other in range(m):
-                        if truth[other] == item:
-                            hit = True
-                else:
-                    place = np.searchsorted(truth[:m], item)
-                    hit = place < m and truth[place] == item
-                if hit:
+                item = lists[row, i]
+                if met[item] == mark:
+                    return user
+                met[item] = mark
+                if wanted[item] == mark:
                     hits += 1
                     gained += discounts[i]
                     precisions += hits / (i + 1)
                     if found < 0:
                         found = i
-                if len(popularity):
-                    popular += popularity[item]
-                    informed += information[item]
-                    rare += tail[item]
-                for j in range(at_k, len(ks)):
-                    shown[j, item] += 1
+                if len(facts):
+                    popular += facts[item, 0]
+                    informed += facts[item, 1]
+                    rare += facts[item, 2]
+                shown[0, at_k, item] += 1
+                for column in range(groups.shape[0]):
+                    if groups[column, row] >= 0:
+                        shown[groups[column, row], at_k, item] += 1
             if i + 1 == ks[at_k]:
                 k = ks[at_k]
                 if m > 0:
-                    values[0, at_k, user] = hits / m
-                    values[1, at_k, user] = gained / ideal[min(k, m) - 1]
-                    values[2, at_k, user] = hits / k
-                    values[3, at_k, user] = 1.0 if hits else 0.0
-                    values[4, at_k, user] = 1 / (found + 1) if found >= 0 else 0.0
-                    values[5, at_k, user] = precisions / min(k, m)
-                if len(popularity):
+                    values[0, at_k, row] = hits / m
+                    values[1, at_k, row] = gained / ideal[min(k, m) - 1]
+                    values[2, at_k, row] = hits / k
+                    values[3, at_k, row] = 1.0 if hits else 0.0
+                    values[4, at_k, row] = 1 / (found + 1) if found >= 0 else 0.0
+                    values[5, at_k, row] = precisions / min(k, m)
+                if len(facts):
                     length = max(1, min(k, n))
-                    values[6, at_k, user] = popular / length
-                    values[7, at_k, user] = informed / length
-                    values[8, at_k, user] = rare / length
+                    values[6, at_k, row] = popular / length
+                    values[7, at_k, row] = informed / length
+                    values[8, at_k, row] = rare / length
                 at_k += 1
     return -1
 
