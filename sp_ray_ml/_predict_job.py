@@ -212,7 +212,8 @@ def _predict_users(
 
 def _renew(step: StepContext, p: Pipeline, sealed: Sealed, catalog: Any, since: int | None) -> dict[str, Any]:
     """The graph of all events until now, one pass of the trained weights over it, and a new predictor."""
-    from sp_ray_ml.train._renew import EARLIEST, Arrived, renew
+    from sp_ray_ml.train._renew import renew
+    from sp_ray_ml.train._renew_nodes import EARLIEST, Arrived
 
     recommender, events = _recommender(sealed), _events(p)
     renewal = recommender.renewal

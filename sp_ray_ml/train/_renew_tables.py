@@ -14,7 +14,7 @@ from sp_ray_ml.data.preprocessors import FittedFeatures
 from sp_ray_ml.data.source import as_source, require_columns
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.train._gnn_tables import EventColumns, codes_of, read_events
-from sp_ray_ml.train._renew import Arrived
+from sp_ray_ml.train._renew_nodes import Arrived
 from sp_ray_ml.train._renewal import History
 
 if TYPE_CHECKING:

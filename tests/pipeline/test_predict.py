@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from sp_ray_ml import Predictor, Recommender, pipeline
+from sp_ray_ml._demo_world import START
 from sp_ray_ml.cli.__main__ import main
 from sp_ray_ml.data.preprocessors import FittedFeatures
 from sp_ray_ml.data.warehouse import open_warehouse
+from sp_ray_ml.demo import write_demo
 from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, ConfigError, DataError
 from sp_ray_ml.graph import build_graph
 from sp_ray_ml.train import PyGTrainer, Supervision
@@ -392,3 +394,98 @@ def _in_order(predictions: pa.Table) -> list[float]:
     places = {value: place for place, value in enumerate(predictions["order_id"].to_pylist())}
     order = [places[value] for value in tables.orders()["order_id"].to_pylist()]
     return predictions["probability"].take(pa.array(order)).to_pylist()  # type: ignore[no-any-return]
+
+
+CUT, NIGHT, DAYS = 48, 55, 60
+"""Of the demo world, in days: trained until the first, predicted until the second; new shows come out from 48 on."""
+
+
+@pytest.fixture(scope="module")
+def podcasts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("podcasts") / "all"
+    write_demo(folder, users=600, shows=250, events=24_000, days=DAYS)
+    return folder
+
+
+def until(everything: Path, day: int) -> None:
+    """The demo world as its warehouse `house` has it on the evening before a day."""
+    source, house = open_warehouse(everything), open_warehouse("house")
+    night = START + day
+    for name, column in (("events", "timestamp"), ("users", "signed_up"), ("shows", "release_date")):
+        rows = source.source(name).to_arrow()
+        kind = rows.schema.field(column).type
+        house.write(name, rows.filter(pc.less(rows[column], pa.scalar(night.astype(object)).cast(kind))))
+
+
+def listened(everything: Path, first: int) -> dict[str, set[str]]:
+    """The shows that each user first heard on or after a day."""
+    rows = open_warehouse(everything).source("events").to_arrow()
+    time = rows["timestamp"].to_numpy().astype("datetime64[D]")
+    had: set[tuple[str, str]] = set()
+    found: dict[str, set[str]] = {}
+    pairs = zip(time >= START + first, rows["user_id"].to_pylist(), rows["show_id"].to_pylist(), strict=True)
+    for later, user, show in sorted(pairs):
+        if not later:
+            had.add((user, show))
+        elif (user, show) not in had:
+            found.setdefault(user, set()).add(show)
+    return found
+
+
+def recall(of: Recommender, truth: Mapping[str, set[str]], only: set[str] | None = None) -> float:
+    """recall@20 over all users with such shows; one who is not known gets nothing."""
+    known = set(of.user_ids.to_pylist())
+    lists: dict[str, set[str]] = {user: set() for user in truth}
+    ranked = of.recommend([user for user in truth if user in known], k=20)
+    for user, show in zip(ranked["user_id"].to_pylist(), ranked["show_id"].to_pylist(), strict=True):
+        lists[user].add(show)
+    wanted = {user: shows if only is None else shows & only for user, shows in truth.items()}
+    return float(np.mean([len(lists[user] & shows) / len(shows) for user, shows in wanted.items() if shows]))
+
+
+@pytest.mark.slow
+def test_a_week_later_new_shows_are_found_and_the_next_days_foretold_better_than_without(
+    podcasts: Path,
+) -> None:
+    until(podcasts, CUT)
+    settings = {
+        "name": "shows",
+        "warehouse": "house",
+        "events": {"table": "events", "user": "user_id", "item": "show_id", "time": "timestamp"},
+        "nodes": {
+            "user": {
+                "table": "users",
+                "id": "user_id",
+                "features": [{"kind": "categorical", "columns": ["country", "language"]}],
+            },
+            "item": {
+                "table": "shows",
+                "id": "show_id",
+                "title": "title",
+                "features": [
+                    {"kind": "categorical", "columns": ["language", "publisher"]},
+                    {"kind": "multi_hot", "columns": ["topics"], "separator": " "},
+                ],
+            },
+        },
+        "split": {"kind": "time", "test": 0.1},
+        "graph": {"weight": "recency", "half_life": "30d"},
+        "train": {"model": {"kind": "lightgcn", "dim": 32}, "epochs": 15},
+        "evaluate": {"k": [20], "baselines": []},
+        "predict": {"k": 20, "output": {"warehouse": "out", "table": "recs"}},
+        "tracking": {"enabled": False},
+    }
+    stale = recommender(run(settings).result.path)
+    until(podcasts, NIGHT)
+    result, _ = predict(settings)
+    renewed = recommender(result.checkpoint_path)
+    whole = recommender(predict(settings, all_events=True)[0].checkpoint_path)
+    assert whole.item_ids.equals(renewed.item_ids)
+    assert whole.user_ids.equals(renewed.user_ids)
+    assert same_vectors(whole, renewed)
+    new = set(renewed.item_ids.to_pylist()) - set(stale.item_ids.to_pylist())
+    assert len(new) == result.figures["new_items"] > 5
+    truth = listened(podcasts, NIGHT)
+    print(recall(stale, truth), recall(renewed, truth), recall(renewed, truth, new))
+    assert recall(renewed, truth) > 1.1 * recall(stale, truth)
+    assert recall(renewed, truth, new) > 0.05
