@@ -262,7 +262,7 @@ class RemoteStore(Store):
         for path in paths:
             # What stays is named by no manifest, and tried again by the next write.
             with contextlib.suppress(OSError), self.errors(folder, "remove"):
-                self.fs.rm_file(self.full(f"{folder}/{path}"))
+                self.fs.rm_file(self.full(f"{folder}/{path}" if folder else path))
 
     def lock(self, folder: str, what: str) -> AbstractContextManager[Any]:
         return nullcontext((folder, what))  # who is first is known at the commit

@@ -7,6 +7,7 @@ import errno
 import threading
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -249,7 +250,7 @@ def test_a_predictor_that_gives_other_columns_for_rows_is_an_error_and_no_reject
 # --- once, whatever happens --------------------------------------------------------------------------------------
 
 
-def break_off(monkeypatch, data, output, at: int = 5_500) -> None:
+def break_off(monkeypatch, data, output, at: int = 5_500, **options) -> None:
     """The model fails at the rows from this one on, as a machine does."""
 
     def fails(self, x):
@@ -259,7 +260,7 @@ def break_off(monkeypatch, data, output, at: int = 5_500) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Doubled, "check", fails)
         with pytest.raises(ConnectionError):
-            batch_predict(Doubled(), data, output, **SMALL)
+            batch_predict(Doubled(), data, output, **SMALL, **options)
 
 
 def test_what_was_broken_off_goes_on_and_writes_each_row_once(data, monkeypatch):
@@ -273,6 +274,14 @@ def test_what_was_broken_off_goes_on_and_writes_each_row_once(data, monkeypatch)
     assert 0 < result.resumed < result.partitions
     assert sum(predictor.calls) < ROWS  # what was done is not predicted again
     assert written()["id"].to_pylist() == [*range(5), *range(ROWS)]
+
+
+def test_partitions_are_kept_at_a_url_too(monkeypatch):
+    break_off(monkeypatch, rows(), ("out", "predictions"), folder="memory://kept/here")
+    result = batch_predict(Doubled(), rows(), ("out", "predictions"), folder="memory://kept/here", **SMALL)
+    assert 0 < result.resumed < result.partitions
+    assert written().equals(Doubled().predict(rows()))
+    assert fsspec.filesystem("memory").find("/kept") == []
 
 
 def test_partitions_whose_rows_are_others_by_now_are_predicted_again(monkeypatch):
