@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +91,15 @@ def _merged(runs: list[_Run]) -> _Run:
     return values[first], np.add.reduceat(counts[order], first)
 
 
+class _Sums(NamedTuple):
+    """Of the positives: pairs won, doubled; precisions; squared shares of negatives below. Of the negatives: above."""
+
+    twice: int
+    precision: int
+    below: int
+    above: int
+
+
 class ScoreCounts:
     """How often each distinct score was that of a positive and of a negative row.
 
@@ -100,6 +109,7 @@ class ScoreCounts:
 
     def __init__(self) -> None:
         self._of = (_Multiset(), _Multiset())  # negative, positive
+        self._sums: _Sums | None = None
 
     @property
     def positive(self) -> int:
@@ -118,11 +128,13 @@ class ScoreCounts:
             scores: Floats `[rows]`, none of them NaN; float32 takes half the room.
             truth: bool `[rows]`.
         """
+        self._sums = None
         self._of[1].add(scores[truth])
         self._of[0].add(scores[~truth])
 
     def merge(self, other: ScoreCounts) -> None:
         """Take the rows of another one."""
+        self._sums = None
         for mine, theirs in zip(self._of, other._of, strict=True):
             mine.merge(theirs)
 
@@ -130,26 +142,14 @@ class ScoreCounts:
         """Area under the ROC curve, ties counted half (Mann-Whitney U); None without rows of both kinds."""
         if not self.positive or not self.negative:
             return None
-        twice = 0
-        for _, negative, positive, below, _ in self._ascending():
-            weights = 2 * below + negative
-            twice += (int(np.dot(positive, weights >> 20)) << 20) + int(
-                np.dot(positive, weights & ((1 << 20) - 1))
-            )
-        return twice / (2 * self.positive * self.negative)
+        return self._summed().twice / (2 * self.positive * self.negative)
 
     def average_precision(self) -> float | None:
         """Area under the precision-recall curve as scikit-learn has it; None without a positive row.
 
         The sum over thresholds, from the highest, of the gain in recall times the precision; not interpolated.
         """
-        if not self.positive:
-            return None
-        total = 0
-        for _, _, positive, negatives, positives in self._ascending():
-            right, wrong = self.positive - positives, self.negative - negatives
-            total += weighted_sum(positive, right / (right + wrong))
-        return weighted_mean(total, self.positive)
+        return weighted_mean(self._summed().precision, self.positive) if self.positive else None
 
     def auc_error(self) -> float | None:
         """Standard error of `auc` (DeLong, DeLong and Clarke-Pearson 1988); None where it is not defined.
@@ -159,18 +159,30 @@ class ScoreCounts:
         """
         if self.positive < 2 or self.negative < 2:
             return None
-        mean = self.auc()
+        mean, sums = self.auc(), self._summed()
         assert mean is not None
-        squares = [0, 0]
-        for _, negative, positive, negatives, positives in self._ascending():
-            v = (negatives + negative / 2) / self.negative
-            w = 1 - (positives + positive / 2) / self.positive
-            squares[0] += weighted_sum(negative, w * w)
-            squares[1] += weighted_sum(positive, v * v)
         variance = 0.0
-        for total, rows in zip(squares, (self.negative, self.positive), strict=True):
+        for total, rows in ((sums.above, self.negative), (sums.below, self.positive)):
             variance += max(0.0, weighted_mean(total, rows) - mean * mean) / (rows - 1)
         return float(variance**0.5)
+
+    def _summed(self) -> _Sums:
+        """One pass over the distinct scores, kept until there are further rows."""
+        if self._sums is None:
+            twice = precision = below = above = 0
+            for _, negative, positive, negatives, positives in self._ascending():
+                weights = 2 * negatives + negative
+                twice += (int(np.dot(positive, weights >> 20)) << 20) + int(
+                    np.dot(positive, weights & ((1 << 20) - 1))
+                )
+                right, wrong = self.positive - positives, self.negative - negatives
+                precision += weighted_sum(positive, right / (right + wrong))
+                v = weights / (2 * max(1, self.negative))
+                w = 1 - (positives + positive / 2) / max(1, self.positive)
+                below += weighted_sum(positive, v * v)
+                above += weighted_sum(negative, w * w)
+            self._sums = _Sums(twice, precision, below, above)
+        return self._sums
 
     def _ascending(
         self,
