@@ -105,7 +105,7 @@ def compare_runs(
         name: f"{folder} ({read_json(folder / 'run.json').get('updated', '')})"
         for name, folder in zip(names, folders, strict=True)
     }
-    page = report(comparison, *names, about)
+    page = report(comparison, names[0], names[1], about)
     target = folders[1] / "reports" / f"compare-{folders[0].name}.html"
     target.parent.mkdir(exist_ok=True)
     write_bytes(target, page.encode())

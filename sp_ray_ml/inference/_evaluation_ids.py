@@ -94,7 +94,7 @@ class Ids:
         if self._counted:
             self._seen[numbers] = True
         self.end = max(self.end, high + 1)
-        return numbers.astype(np.int32)
+        return numbers.astype(np.int32)  # type: ignore[no-any-return]
 
     def _by_table(self, pool: Executor, column: pa.Array, where: str) -> NDArray[np.int32]:
         rows, text = ids_of(pa.chunked_array([column]), where, _ANY_TIME, text=self._table.text)
@@ -116,7 +116,7 @@ class Ids:
         if self.small:
             return codes.astype(np.uint64)
         if self._table.text is False:
-            return self._table.ids(codes).to_numpy().astype(np.uint64)
+            return self._table.ids(codes).to_numpy().astype(np.uint64)  # type: ignore[no-any-return]
         return self._hashes[codes]
 
     def ids(self, codes: NDArray[np.int64]) -> pa.Array:

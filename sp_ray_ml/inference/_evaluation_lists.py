@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ TRUTH = np.nan
 
 _IN_MEMORY = 1 << 23  # rows, 16 bytes each
 _CHUNK = 1 << 18
-_TYPES = [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.float64)]
+_TYPES: list[np.dtype[Any]] = [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.float64)]
 
 _Rows = tuple[NDArray[Any], ...]
 
@@ -124,9 +125,7 @@ class Lists:
         limits = Limits(_CHUNK, max(self._rows >> 7, 1 << 20), threads)
         partitions = Partitions(self._folder, counts, _TYPES, limits)
         spool = self._spool
-        partitions.fill(
-            pool, ((lambda number=number: spool.chunk(number)) for number in range(len(spool.rows)))
-        )
+        partitions.fill(pool, (partial(spool.chunk, number) for number in range(len(spool.rows))))
         spool.remove()
         for number in range(len(partitions)):
             first, last = partitions.begins[number : number + 2].tolist()
