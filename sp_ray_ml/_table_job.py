@@ -96,6 +96,7 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
             lambda step: _table_steps.predict(step, predictor, rows, warehouse, predict.rows),
             inputs=[predict.rows, marks.get(predict.rows or "")],
             after=[train],
+            code=["inference/_batch_run.py", "inference/_batch_stage.py"],
         )
         outputs = write_outputs(
             folder,

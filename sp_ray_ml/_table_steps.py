@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sp_ray_ml._steps import output_of
@@ -21,6 +20,7 @@ from sp_ray_ml.data.source import BLOCK_ROWS, Source, as_source
 from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION, Split, check_no_leakage
 from sp_ray_ml.data.warehouse import open_warehouse
 from sp_ray_ml.errors import ConfigError, DataError
+from sp_ray_ml.inference._batch_run import keep_predictions
 from sp_ray_ml.inference._evaluation_groups import Found, RowGroups, Segments
 from sp_ray_ml.inference._evaluation_job import RowUnits, segment_columns
 from sp_ray_ml.inference.evaluators import Classification, Regression, RowEvaluator
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "load_predictor", "measure", "predict", "read", "split", "train", "write"]
 
 _ROWS = "rows.arrow"
-_PREDICTIONS = "predictions.parquet"
+_PREDICTIONS = "predictions"
 _TRUTH = "truth"
 
 
@@ -342,20 +342,16 @@ def _measure_constant(
 def predict(
     context: StepContext, predictor: TablePredictor, rows: Rows, warehouse: Warehouse, query: str | None
 ) -> dict[str, Any]:
-    """Predict for all rows, or those of another table or query, into a Parquet file; in bounded memory.
+    """Predict for all rows, or those of another table or query, into Parquet files; in bounded memory.
 
     Raises:
         ColumnNotFoundError: A column that the model reads is not there.
         DataError: A column has another type than in training, or a value that its preprocessor refuses.
     """
     source = rows.source() if query is None else warehouse.source(query)
-    schema = predictor.predict(source.schema.empty_table()).schema
-    done = 0
-    with pq.ParquetWriter(context.output / _PREDICTIONS, schema) as writer:
-        for batch in predictor.predict_batches(source):
-            writer.write_batch(batch)
-            done += batch.num_rows
-            context.progress(done, source.num_rows or 0, f"{done:,} rows")
+    kept = context.scratch / _PREDICTIONS
+    done = keep_predictions(predictor, source, kept, context.progress)
+    shutil.move(kept, context.output / _PREDICTIONS)
     return {"rows": done}
 
 

@@ -23,7 +23,7 @@ from sp_ray_ml._import_path import import_object
 from sp_ray_ml.config import near_match
 from sp_ray_ml.data._columns import is_text, plain_type
 from sp_ray_ml.data.preprocessors import FittedFeatures
-from sp_ray_ml.data.source import BLOCK_ROWS, Source, as_source
+from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, DataError
 from sp_ray_ml.metrics.supervised import ClassificationMetrics, RegressionMetrics, SupervisedMetrics
 from sp_ray_ml.storage import new_folder, read_json, write_json
@@ -223,13 +223,6 @@ class TablePredictor(Predictor):
         """
         rows = table if isinstance(table, pa.Table) else as_source(table, "table").to_arrow()
         return self.assemble(rows, self.infer(self.prepare(rows)))
-
-    def predict_batches(self, source: Any) -> Iterator[pa.RecordBatch]:
-        """As `predict`, in bounded memory: one record batch after the other."""
-        opened = as_source(source, "table")
-        self._check(opened.schema, opened.name)
-        for block in opened.blocks(BLOCK_ROWS):
-            yield from self.predict(pa.Table.from_batches([block])).combine_chunks().to_batches()
 
     def _columns(self, scores: NDArray[np.float32]) -> list[pa.Array]:
         target = self.spec.target
