@@ -41,7 +41,7 @@ class PredictResult:
         path: Folder of what was done.
         steps: What each step left.
         figures: Of `events`: `events` and `new_events`, `users`, `new_users` and `gone_users`, likewise items, and
-            `rows` written. Of a `table`: `rows`.
+            `rows` predicted. Of a `table`: `rows`.
     """
 
     predictor: str
@@ -124,7 +124,7 @@ def _check_config(p: Pipeline, then: Mapping[str, Any] | None, again: str) -> No
     now = json.loads(json.dumps(dump(p)))
     for path in ("events", "nodes.user", "nodes.item", "graph"):
         before, after = _at(then, path), _at(now, path)
-        for key in dict.fromkeys([*before, *after]):
+        for key in before or after:  # a setting that an earlier version did not have is its default now
             free = key in {"table", "title", "shards", "unknown"}
             if not free and before.get(key) != after.get(key):
                 raise ConfigError(
@@ -206,7 +206,7 @@ def _predict_users(
         lambda step, commit: _steps.write(step, predicted.folder, fresh, predict, commit),
     )
     figures = {name: value for name, value in renewed.summary.items() if isinstance(value, int)}
-    figures["rows"] = int(folder.steps[-1].summary["rows"])
+    figures["rows"] = int(predicted.summary["rows"])
     return PredictResult(sealed.source, outputs, folder.path, folder.steps, figures)
 
 

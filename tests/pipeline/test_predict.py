@@ -229,7 +229,7 @@ def test_users_of_a_table_are_scored_and_strangers_among_them_are_named(unbroken
 @pytest.mark.usefixtures("house")
 def test_without_a_run_the_next_command_is_to_run_it(settings: Mapping[str, Any]) -> None:
     with pytest.raises(
-        CheckpointError, match=r"'tiny' has no predictor yet\n.*sp-ray run CONFIG\n.*--predictor"
+        CheckpointError, match=r"'tiny' has no predictor yet\. Run: sp-ray run CONFIG\n.*--predictor"
     ):
         predict(settings)
     assert not Path("runs").exists()
@@ -274,7 +274,11 @@ def test_a_warehouse_that_changed_its_tables_is_refused_and_the_output_stays(
             "ids were int64",
         ),
         (world.but(items=fewer), DataError, r"events\.unknown: drop"),
-        (world.but(events=changed(world.events, "item_id", 3, 77)), DataError, "such as 77"),
+        (
+            world.but(events=changed(world.events, "item_id", slice(None, None, 5), 77)),
+            DataError,
+            "such as 77",
+        ),
     ]
     for other, error, said in cases:
         other.write()
@@ -303,13 +307,14 @@ def test_the_command_line_says_what_is_next_and_its_exit_code_whose_mistake_it_i
 
     monkeypatch.delenv("SP_RAY_DEBUG", raising=False)
     Path("tiny.yaml").write_text(yaml.safe_dump(config()))
-    assert main(["predict", "tiny.yaml"]) == 2
+    assert main(["predict", "tiny.yaml"]) == 1
     assert "Run: sp-ray run tiny.yaml" in capsys.readouterr().err
     assert main(["predict", "tiny.yaml", "--predictor", str(unbroken.result.path)]) == 0
     said = capsys.readouterr()
     assert "table recs in out" in said.out
     assert "sp-ray recommend runs/tiny/predict --user ID" in said.out
-    assert main(["predict", "tiny.yaml", "--predictor", "nowhere"]) == 2
+    assert main(["predict", "tiny.yaml", "--predictor", "nowhere"]) == 1
+    assert main(["predict", "tiny.yaml", "--set", "predict.kk=3"]) == 2
     assert main(["recommend", str(Path("runs/tiny/predict")), "--user", "100"]) == 0
 
 
