@@ -20,12 +20,15 @@ class Proxy:
     Attributes:
         port: Where it listens.
         faults: What is done to the next connections, one each; afterwards all goes well.
+        on: If given, the faults wait for connections on which this is sent, and come to its answer: what it asks for
+            is done, only the answer is lost.
         after: Bytes of the answer that come through before a `stall` or `truncate`.
         seen: How many connections there were.
     """
 
     port: int = 0
     faults: list[Fault] = field(default_factory=list)
+    on: bytes = b""
     after: int = 0
     seen: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
@@ -53,7 +56,7 @@ def _accept(listener: socket.socket, target: int, here: Proxy) -> None:
         except TimeoutError:
             continue
         here.seen += 1
-        fault = here.faults.pop(0) if here.faults else None
+        fault = here.faults.pop(0) if here.faults and not here.on else None
         threading.Thread(target=_serve, args=(client, target, fault, here), daemon=True).start()
 
 
@@ -64,18 +67,18 @@ def _serve(client: socket.socket, target: int, fault: Fault | None, here: Proxy)
         if fault == "delay":
             time.sleep(0.3)
         with socket.create_connection(("127.0.0.1", target)) as server:
-            up = threading.Thread(target=_copy, args=(client, server, None, 0, here), daemon=True)
+            faults = [fault]
+            up = threading.Thread(target=_up, args=(client, server, faults, here), daemon=True)
             up.start()
-            _copy(server, client, fault, here.after, here)
+            _down(server, client, faults, here)
             for end in (client, server):
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
             up.join(5)
 
 
-def _copy(source: socket.socket, sink: socket.socket, fault: Fault | None, after: int, here: Proxy) -> None:
+def _received(source: socket.socket, here: Proxy) -> Iterator[bytes]:
     source.settimeout(0.1)
-    passed = 0
     while not here.stop.is_set():
         try:
             data = source.recv(65_536)
@@ -85,14 +88,30 @@ def _copy(source: socket.socket, sink: socket.socket, fault: Fault | None, after
             return
         if not data:
             return
-        if fault in {"stall", "truncate"} and passed + len(data) > after:
+        yield data
+
+
+def _up(client: socket.socket, server: socket.socket, faults: list[Fault | None], here: Proxy) -> None:
+    for data in _received(client, here):
+        if here.on and here.on in data and here.faults:
+            faults[0] = here.faults.pop(0)
+        try:
+            server.sendall(data)
+        except OSError:
+            return
+
+
+def _down(server: socket.socket, client: socket.socket, faults: list[Fault | None], here: Proxy) -> None:
+    passed = 0
+    for data in _received(server, here):
+        if faults[0] in {"stall", "truncate"} and passed + len(data) > here.after:
             with contextlib.suppress(OSError):
-                sink.sendall(data[: max(after - passed, 0)])
-            if fault == "stall":
+                client.sendall(data[: max(here.after - passed, 0)])
+            if faults[0] == "stall":
                 here.stop.wait(30)
             return
         try:
-            sink.sendall(data)
+            client.sendall(data)
         except OSError:
             return
         passed += len(data)

@@ -55,6 +55,7 @@ class Recorded:
         asked: Method, path and body of each request.
         sessions: What `CreateReadSession` gives: a schema, or a status to fail with.
         rows: For each `ReadRows` call the batches that are sent, and the status that the call ends with.
+        table: Instead of `rows`: what every `ReadRows` sends from its offset on.
         reads: The session requests and the offsets that were asked for.
     """
 
@@ -62,6 +63,7 @@ class Recorded:
     asked: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     sessions: list[Any] = field(default_factory=list)
     rows: list[tuple[list[pa.RecordBatch], grpc.StatusCode | None]] = field(default_factory=list)
+    table: pa.Table | None = None
     reads: list[Any] = field(default_factory=list)
     rest: str = ""
     storage: str = ""
@@ -117,7 +119,10 @@ def recorded() -> Iterator[Recorded]:
             return bytes(types.ReadSession.serialize(session))
 
         def _rows(self, raw: bytes, context: Any) -> Iterator[bytes]:
-            here.reads.append(types.ReadRowsRequest.deserialize(raw).offset)
+            offset = types.ReadRowsRequest.deserialize(raw).offset
+            here.reads.append(offset)
+            if here.table is not None:
+                here.rows.append((here.table.slice(offset).to_batches(5_000), None))
             batches, status = here.rows.pop(0)
             for batch in batches:
                 content = types.ArrowRecordBatch(serialized_record_batch=batch.serialize().to_pybytes())

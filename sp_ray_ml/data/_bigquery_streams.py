@@ -146,40 +146,37 @@ def _ask(
 
 
 def read_stream(session: Session, stream: str, client: Any) -> Iterator[pa.RecordBatch]:
-    """One stream's batches; a connection that breaks or says nothing is made again, and goes on at the next row."""
+    """One stream's batches. A connection that breaks or says nothing is left for a new one, at the next row."""
     from google.cloud.bigquery_storage_v1 import types
 
     place = session.place
     convert = _Converter(session)
     offset, wait, end = 0, 0.5, time.monotonic() + place.patience
-    while True:
-        try:
-            rows = client.read_rows(
-                types.ReadRowsRequest(read_stream=stream, offset=offset),
-                retry=None,
-                timeout=2 * place.timeout,
-            )
-            for message in rows:
-                raw = types.ReadRowsResponse.pb(message)
-                offset += raw.row_count
-                wait, end = 0.5, time.monotonic() + place.patience
-                yield convert(raw.arrow_record_batch.serialized_record_batch)
-            return
-        except Exception as error:
-            if not transient(error) or time.monotonic() + wait > end:
-                ours = told(error, place, table=session.table)
-                if ours is None:
-                    raise
-                raise ours from error
-            LOGGER.warning(
-                "%s/%s: %s; reading goes on at row %d of the stream",
-                place.url,
-                session.table,
-                type(error).__name__,
-                offset,
-            )
-        time.sleep(wait)
-        wait = min(2 * wait, 30.0)
+    with contextlib.ExitStack() as own:
+        while True:
+            try:
+                wanted = types.ReadRowsRequest(read_stream=stream, offset=offset)
+                for message in client.read_rows(wanted, retry=None, timeout=place.timeout):
+                    raw = types.ReadRowsResponse.pb(message)
+                    offset += raw.row_count
+                    wait, end = 0.5, time.monotonic() + place.patience
+                    yield convert(raw.arrow_record_batch.serialized_record_batch)
+                    end = time.monotonic() + place.patience  # what the consumer took is not the server's
+                return
+            except Exception as error:
+                if not transient(error) or time.monotonic() + wait > end:
+                    ours = told(error, place, table=session.table)
+                    if ours is None:
+                        raise
+                    raise ours from error
+                LOGGER.info(
+                    "%s/%s: %s; reading goes on at row %d of the stream",
+                    place.url, session.table, type(error).__name__, offset,
+                )  # fmt: skip
+            time.sleep(wait)
+            wait = min(2 * wait, 30.0)
+            own.close()
+            client = own.enter_context(place.reader())
 
 
 class _Converter:

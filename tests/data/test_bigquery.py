@@ -7,6 +7,7 @@ What that server lacks, and what follows for these tests:
 - destination tables of queries cannot be read through the Storage Read API: their rows come through REST;
 - `selected_fields` and `row_restriction` refuse what BigQuery takes (letters that are not ASCII, semicolons): rows
   and columns are then picked out here;
+- `ReadRows` sends a stream from its beginning whatever its offset;
 - dry runs cost nothing and name no tables; expirations, snapshots of reads, labels and 409 for a job's id used twice.
 Those that matter are covered by recorded answers in `test_bigquery_recorded.py`.
 """

@@ -148,38 +148,57 @@ def test_emulator_without_its_second_address_says_which_variable(
 
 
 @pytest.mark.parametrize("fault", ["refuse", "delay", "stall", "truncate"])
-def test_reading_goes_on_where_the_network_broke(
+def test_reading_begins_again_where_the_network_broke(
     url: str, bigquery: Emulator, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    open_warehouse(url).write("t", MANY)
+    open_warehouse(url).write("t", OLD)
     with proxy(bigquery.grpc) as between:
         for name, value in bigquery.variables(grpc=between.port).items():
             monkeypatch.setenv(name, value)
-        source = open_warehouse(f"{url}?patience=4&streams=1").source("t")
-        assert source.select(["n"]).to_arrow().num_rows == 400_000  # the session opens while all is well
-        next(iter(source.batches()))
-        between.faults, between.after = [fault, fault], 1 << 20  # in the middle of the rows
-        before = between.seen
-        back = source.to_arrow()
-        assert between.seen > before
-    assert back["n"].to_pylist() == list(range(400_000))
-    assert back["text"].equals(MANY["text"])
+        source = open_warehouse(f"{url}?patience=4").source("t")
+        next(iter(source.batches()))  # the session opens while all is well
+        between.faults, between.after = [fault, fault], 20
+        assert source.to_arrow().equals(OLD)
+        assert not between.faults
 
 
-@pytest.mark.parametrize("fault", ["refuse", "stall", "truncate"])
-def test_writing_over_a_broken_network_doubles_no_rows(
+@pytest.mark.parametrize("fault", ["refuse", "stall"])
+def test_writing_over_a_broken_network_arrives_once(
     url: str, bigquery: Emulator, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     open_warehouse(url).write("t", OLD)
     with proxy(bigquery.rest) as between:
         for name, value in bigquery.variables(rest=between.port).items():
             monkeypatch.setenv(name, value)
-        warehouse = open_warehouse(f"{url}?patience=8")
         between.faults, between.after = [fault, "delay", fault], 100
-        assert warehouse.write("t", OLD, mode="append", commit="run") in {0, 3}
-        between.faults = [fault]
+        warehouse = open_warehouse(f"{url}?patience=4")
+        assert warehouse.write("t", OLD, mode="append", commit="run") == 3
         assert warehouse.write("t", OLD, mode="append", commit="run") == 0
+        assert not between.faults
     assert open_warehouse(url).source("t").to_arrow()["n"].to_pylist() == [1, 2, 3] * 2
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+@pytest.mark.parametrize("asked", [b"INSERT INTO", b"CREATE OR REPLACE", b"PAR1"])
+def test_answer_that_is_lost_doubles_no_rows(
+    url: str, bigquery: Emulator, monkeypatch: pytest.MonkeyPatch, asked: bytes, mode: str
+) -> None:
+    open_warehouse(url).write("t", OLD)
+    rows = OLD if mode == "replace" else pa.concat_tables([OLD, OLD])
+    with proxy(bigquery.rest) as between:
+        for name, value in bigquery.variables(rest=between.port).items():
+            monkeypatch.setenv(name, value)
+        between.faults, between.on = ["truncate"], asked
+        warehouse = open_warehouse(f"{url}?patience=4")
+        if (
+            asked == b"PAR1"
+        ):  # the server does not know a load job's id twice: that is seen before it is visible
+            with pytest.raises(WarehouseError, match="arrived"):
+                warehouse.write("t", OLD, mode=mode)
+            rows = OLD
+        else:
+            warehouse.write("t", OLD, mode=mode)
+    assert open_warehouse(url).source("t").to_arrow().equals(rows.combine_chunks())
 
 
 def test_network_that_stays_away_is_one_error_after_the_patience(

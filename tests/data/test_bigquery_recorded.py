@@ -18,6 +18,7 @@ import pytest
 
 from sp_ray_ml.data import Warehouse, open_warehouse
 from sp_ray_ml.errors import LockedError, WarehouseError
+from tests.proxy import Fault, proxy
 from tests.recorded_bigquery import Recorded, job, recorded, refusal
 
 pytestmark = pytest.mark.slow
@@ -110,6 +111,23 @@ def test_stream_that_breaks_goes_on_at_its_next_row(server: Recorded) -> None:
     back = _snapshot_known(warehouse()).source("t").to_arrow()
     assert back["n"].to_pylist() == [1, 2, 3]
     assert [read for read in server.reads if isinstance(read, int)] == [0, 2, 2, 3]
+
+
+@pytest.mark.parametrize("fault", ["stall", "truncate"])
+def test_stream_that_breaks_amid_its_rows_loses_and_doubles_none(
+    server: Recorded, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    server.table = pa.table(
+        {"n": range(100_000), "big": pa.array([Decimal(1)] * 100_000, SENT.field("big").type)}
+    )
+    with proxy(int(server.storage.rpartition(":")[2])) as between:
+        monkeypatch.setenv("BIGQUERY_STORAGE_EMULATOR_HOST", f"127.0.0.1:{between.port}")
+        source = _snapshot_known(warehouse("patience=4")).source("t")
+        next(iter(source.batches()))
+        between.faults, between.after = [fault, fault], 1_000_000
+        assert source.to_arrow()["n"].to_pylist() == list(range(100_000))
+    offsets = [read for read in server.reads if isinstance(read, int)]
+    assert 0 < offsets[-2] < offsets[-1]
 
 
 @pytest.mark.parametrize(
