@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import pydantic
 
 from sp_ray_ml._job import PlannedStep, RunResult, tables_written
+from sp_ray_ml._remote import is_remote
 from sp_ray_ml._runs import Reporter, RunFolder
 from sp_ray_ml.config import (
     Custom,
@@ -132,6 +133,16 @@ class Pipeline(Settings):
                 f"{name!r} cannot name a folder: use letters, digits, dots, dashes and underscores, a letter or digit first"
             )
         return name
+
+    @pydantic.field_validator("runs")
+    @classmethod
+    def _is_here(cls, runs: str) -> str:
+        if is_remote(runs):
+            raise ValueError(
+                "a run's folder is on this machine or a disk that is mounted, not at a URL; what a run makes can be "
+                "written to one: predict.output.warehouse"
+            )
+        return runs
 
     @pydantic.field_validator("table")
     @classmethod

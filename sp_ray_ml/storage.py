@@ -13,10 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from sp_ray_ml._remote import is_remote
 from sp_ray_ml.errors import LockedError, StorageError
 
 __all__ = [
     "Lock",
+    "local_copy",
     "new_folder",
     "read_json",
     "remove",
@@ -109,12 +111,23 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Make a folder that appears whole, in place of what was there, when the block ends without an error.
 
+    Args:
+        path: The folder, or a URL of an object store: it is then sent there in the end, and what an earlier try
+            has sent of the same content is not sent again.
+
     Yields:
         A scratch folder beside it to write into.
 
     Raises:
         StorageError: It could not be written; what was there is untouched.
     """
+    if is_remote(path):
+        from sp_ray_ml._transfer import upload_folder
+
+        with tempfile.TemporaryDirectory(prefix="sp_ray_ml-") as made:
+            yield Path(made)
+            upload_folder(Path(made), os.fspath(path))
+        return
     target = Path(path)
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +145,21 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 old.rename(target)
             raise
         remove(old)
+
+
+def local_copy(path: str | os.PathLike[str]) -> Path:
+    """The folder at a path, or a copy here of what is at a URL: one for each content, shared by all processes.
+
+    Copies are kept in `$SP_RAY_CACHE`, `~/.cache/sp_ray_ml` without it.
+
+    Raises:
+        StorageError: Nothing complete is at the URL, or it is damaged.
+    """
+    if not is_remote(path):
+        return Path(path)
+    from sp_ray_ml._transfer import copy_of
+
+    return copy_of(os.fspath(path))
 
 
 def remove(path: str | os.PathLike[str]) -> None:

@@ -24,7 +24,7 @@ from sp_ray_ml.graph._nearest import (
 )
 from sp_ray_ml.graph.graph import node_type
 from sp_ray_ml.optional import require
-from sp_ray_ml.storage import new_folder
+from sp_ray_ml.storage import local_copy, new_folder
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -221,7 +221,7 @@ class NearestIndex:
             DataError: It is damaged, or was written by a newer version.
             MissingDependencyError: The extra `ann` is not installed.
         """
-        folder = Path(path)
+        folder = local_copy(path)
         manifest = read_manifest(folder)
         if verify:
             verify_files(folder, manifest)

@@ -13,7 +13,7 @@ from sp_ray_ml.data.source import BLOCK_ROWS, Source
 from sp_ray_ml.data.warehouse import Warehouse, open_warehouse
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph._files import open_array, read_manifest, verify_files
-from sp_ray_ml.storage import storage_errors
+from sp_ray_ml.storage import local_copy, storage_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +51,7 @@ class NodeVectors(Mapping[str, NDArray[np.float32]]):
         """Open the folder that `embed_nodes` wrote.
 
         Args:
-            path: The folder.
+            path: The folder, or the URL that it was sent to.
             verify: Also compare checksums; without, only the files' sizes are looked at.
 
         Raises:
@@ -60,7 +60,7 @@ class NodeVectors(Mapping[str, NDArray[np.float32]]):
         """
         from sp_ray_ml.data.arrow_files import read_arrow
 
-        folder = Path(path)
+        folder = local_copy(path)
         manifest = read_manifest(folder)
         if manifest.get("kind") != KIND:
             raise DataError("holds no vectors of nodes", where=str(folder), hint="Make them: embed_nodes(…)")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph._files import GraphFiles, open_array, read_manifest, verify_files
 from sp_ray_ml.optional import require
-from sp_ray_ml.storage import new_folder, storage_errors
+from sp_ray_ml.storage import local_copy, new_folder, storage_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,7 +131,7 @@ class Graph:
         return replace(self, features=dict(features))
 
     def save(self, path: str | Path) -> None:
-        """Write to a folder that appears whole: one `.npy` an array and a manifest.
+        """Write to a folder, or the URL of one, that appears whole: one `.npy` an array and a manifest.
 
         Raises:
             StorageError: It could not be written; what was there is untouched.
@@ -176,7 +176,7 @@ class Graph:
         """Open a saved graph; its arrays are memory-mapped, so processes on one machine share one copy.
 
         Args:
-            path: The folder.
+            path: The folder, or its URL: then a copy here is opened, one for all processes.
             verify: Also read all of it and compare the checksums; without, only the files' sizes are looked at.
 
         Raises:
@@ -185,7 +185,7 @@ class Graph:
         """
         from sp_ray_ml.data.arrow_files import read_arrow
 
-        folder = Path(path)
+        folder = local_copy(path)
         manifest = read_manifest(folder)
         if "kind" in manifest:
             raise DataError(f"holds {manifest['kind']}, no graph", where=str(folder))

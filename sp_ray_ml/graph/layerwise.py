@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sp_ray_ml._remote import is_remote
 from sp_ray_ml.errors import ConfigError, ResourceError
 from sp_ray_ml.graph._files import GraphFiles
 from sp_ray_ml.graph._layer_begun import begun_by, fingerprint, write_begun
@@ -24,7 +25,7 @@ from sp_ray_ml.graph._lightgcn import LightGCNModule
 from sp_ray_ml.graph._node_vectors import KIND, NodeVectors
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.graph.sharded import ShardedGraph
-from sp_ray_ml.storage import Lock, new_folder, remove, storage_errors
+from sp_ray_ml.storage import Lock, local_copy, new_folder, remove, storage_errors
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
@@ -89,7 +90,9 @@ def embed_nodes(
     hops = _hops(module, num_layers)
     if workers and isinstance(graph, Graph):
         raise ConfigError("workers open the graph themselves, by its folder", where="graph", hint='Give the folder in place of Graph.load("…")')  # fmt: skip
-    given: Any = str(Path(graph).absolute()) if isinstance(graph, str | Path) else graph
+    if is_remote(folder):
+        raise ConfigError("vectors are computed into a folder of this machine, not at a URL", where="folder", hint="Give a path; NodeVectors.write takes them into a warehouse")  # fmt: skip
+    given: Any = str(local_copy(graph).absolute()) if isinstance(graph, str | Path) else graph
     if workers:
         check_workers(workers, module)
     target = Path(folder).absolute()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sp_ray_ml._remote import is_remote
 from sp_ray_ml.data.source import Source, as_source, require_columns
 from sp_ray_ml.errors import DataError, ResourceError
 from sp_ray_ml.graph._assemble import Work
@@ -93,7 +95,8 @@ def construct(
             hint="Give one of the tables another node type or relation, or ask for co_occurrence of one table",
         )
     node_sources = {name: as_source(settings.table, name) for name, settings in nodes.items()}
-    target = Path(path)
+    # What goes to a URL is made in the folder for temporary files.
+    target = Path(tempfile.gettempdir()) / "graph" if is_remote(path) else Path(path)
     base = None if base_path is None else Base.load(base_path, edges)
     rows = sum(map(_rows, sources.values()))
     known = 0
@@ -106,7 +109,7 @@ def construct(
     types = list(dict.fromkeys([*(name for kind in edges for name in (kind[0], kind[2])), *nodes]))
     tables = {name: IdTable() for name in types}
     code = np.dtype(node_type(2 * (2 * rows + known + sum(map(_rows, node_sources.values())))))
-    with new_folder(target) as folder, ThreadPoolExecutor(limits.threads) as pool:
+    with new_folder(path) as folder, ThreadPoolExecutor(limits.threads) as pool:
         scratch = folder / "scratch"
         with storage_errors(scratch):
             scratch.mkdir()
@@ -144,7 +147,7 @@ def construct(
             about_edges.append(write_co_occurrence(work, len(about_edges), co_occurrence_of(kind), counter))
         scratch.rmdir()
         work.files.finish({"nodes": about_nodes, "edges": about_edges})
-    return Graph.load(target)
+    return Graph.load(path)
 
 
 def _edge_source(kind: EdgeType, settings: EdgeTable) -> Source:

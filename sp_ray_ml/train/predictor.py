@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sp_ray_ml._import_path import import_object
 from sp_ray_ml.errors import CheckpointError, ConfigError
-from sp_ray_ml.storage import storage_errors, write_json
+from sp_ray_ml.storage import local_copy, storage_errors, write_json
 from sp_ray_ml.tracking._store import answers, redact_uri, tracking_uri
 from sp_ray_ml.tracking.settings import Tracking
 
@@ -69,7 +69,7 @@ class Predictor(ABC):
         """Open a sealed predictor.
 
         Args:
-            source: A path (also a run's folder), a Ray `Checkpoint`, or an MLflow model's URI: `runs:/RUN/model`,
+            source: A path (also a run's folder), the URL that it was saved to (`s3://…`, `gs://…`), a Ray `Checkpoint`, or an MLflow model's URI: `runs:/RUN/model`,
                 `models:/NAME/3`, `models:/NAME@champion`, of the store that `MLFLOW_TRACKING_URI` names; without one,
                 of `runs/mlflow.db`.
 
@@ -230,7 +230,7 @@ def _folder(source: Any) -> Path:
         raise CheckpointError(
             f"expected a path, a Ray Checkpoint or an MLflow URI, got {type(source).__name__}"
         )
-    folder = Path(source)
+    folder = local_copy(source)
     # Also of a run, of `sp-ray predict` in it, or of a training.
     places = (*(folder / "steps" / step / "predictor" for step in ("train", "renew")), folder / "predictor")
     return next((place for place in places if (place / MANIFEST).is_file()), folder)
