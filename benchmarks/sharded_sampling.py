@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks._sampling_graph import BATCH, FANOUTS, made
+from sp_ray_ml.graph._shard_part import keep_memory
 
 NAME = "sharded_sampling"
-TARGET, SHARDS, TOGETHER, THREADS = 0.5, 4, 32, 3
+TARGET, SHARDS, TOGETHER, THREADS = 0.5, 4, 64, 3
 
 
 def main(quick: bool) -> dict[str, object]:
-    """Batches of 1,024 seeds with [15, 10] neighbours, as PyG's loader gets them, the same to the bit from both.
+    """An epoch in batches of 1,024 seeds with [15, 10] neighbours, as PyG's loader gets them, the same to the bit from both.
 
-    Ours has 96 batches on their way to the actors and back, as `NeighborLoader` has: three threads with 32 each. The peer is the sampler in this process, on one thread and
-    on two; the claim is the ratio to the faster of them. Runs of a round follow one another. The sources of this graph
-    are uniform, so that there are no hot nodes: nothing is cached.
+    Ours has 192 batches on their way to the actors and back, as `NeighborLoader` has: three threads with 64 each. The
+    peer is the sampler in this process, on one thread and on two; the claim is the ratio to the faster of them. Runs of
+    a round follow one another. The sources of this graph are uniform, so that there are no hot nodes: nothing is cached.
+    The last run is the floor: other actors send as many bytes there and back in as many calls, and compute nothing.
 
     Args:
         quick: 50,000 nodes, 1 million edges and three rounds, instead of 500,000, 10 million and seven.
@@ -34,7 +36,7 @@ def main(quick: bool) -> dict[str, object]:
 
     from sp_ray_ml.graph import NeighborSampler, ShardedGraph
 
-    nodes, edges, rounds, count = (50_000, 1_000_000, 3, 48) if quick else (500_000, 10_000_000, 7, 192)
+    nodes, edges, rounds = (50_000, 1_000_000, 3) if quick else (500_000, 10_000_000, 7)
     indptr, indices, order = made(nodes, edges)
     destination = np.repeat(np.arange(nodes), np.diff(indptr))
     data = Data(edge_index=torch.from_numpy(np.stack([indices, destination])), num_nodes=nodes)
@@ -48,7 +50,8 @@ def main(quick: bool) -> dict[str, object]:
         ):
             parts = NeighborSampler(graph, FANOUTS)
             _same(whole, parts, order)
-            _run(parts, order, range(THREADS * TOGETHER), THREADS, TOGETHER)
+            some = range(nodes // BATCH)
+            _run(parts, order, some, THREADS, TOGETHER)
             alone = _time_alone(parts, order)
             ways = {
                 "sharded": (parts, THREADS, TOGETHER),
@@ -60,23 +63,21 @@ def main(quick: bool) -> dict[str, object]:
             seconds: dict[str, float] = {}
             actors = [shard.place[2] for shard in graph._shards if shard.place]
             for number in range(rounds):
-                first = number * count % (nodes // BATCH - count) if nodes // BATCH > count else 0
                 for name in list(ways) if number % 2 else reversed(ways):
                     before, here, there = graph.moved, time.process_time(), _cpu(actors)
-                    some = range(first, min(first + count, nodes // BATCH))
                     sampler, threads, together = ways[name]
                     rates[name].append(_run(sampler, order, some, threads, together))
                     seconds[name] = (time.process_time() - here) / len(some)
                     if name == "sharded":
-                        batches = len(some)
-                        seconds["actors"] = (_cpu(actors) - there) / batches
+                        seconds["actors"] = (_cpu(actors) - there) / len(some)
                         moved = {key: value - before[key] for key, value in graph.moved.items()}
             print(
                 f"CPU time of a batch: {seconds['sharded'] * 1e3:.1f} ms here and {seconds['actors'] * 1e3:.1f} in the "
                 f"actors; in this process {seconds['one thread'] * 1e3:.1f}",
                 flush=True,
             )
-            _tell_bytes(whole, order, some, moved, batches, nodes)
+            edges_a_batch = _tell_bytes(whole, order, some, moved, nodes)
+            _tell_floor(moved, len(some), edges_a_batch)
     finally:
         ray.shutdown()
     middle = {name: statistics.median(values) / 1e6 for name, values in rates.items()}
@@ -149,11 +150,9 @@ def _same(whole: Any, parts: Any, order: np.ndarray) -> None:
         raise AssertionError("the edges' ids differ")
 
 
-def _tell_bytes(
-    whole: Any, order: np.ndarray, numbers: range, moved: dict[str, int], batches: int, nodes: int
-) -> None:
-    """Beside the least that says the same: the rows' ids, and each edge's source, in whole bits."""
-    rows, edges = 0, 0
+def _tell_bytes(whole: Any, order: np.ndarray, numbers: range, moved: dict[str, int], nodes: int) -> float:
+    """Beside the least that says the same: the rows' ids, and each edge's source, in whole bits. Return edges a batch."""
+    rows, edges, batches = 0, 0, len(numbers)
     for number in numbers:
         out = _sampled(whole, order, number)
         rows += sum(out.num_sampled_nodes[:-1])
@@ -166,6 +165,47 @@ def _tell_bytes(
         f"{moved['sent'] / batches / 1e3:,.0f} kB there, {moved['received'] / batches / 1e3:,.0f} kB back: "
         f"{total / edges:.1f} bytes an edge. Sources and rows alone, in {bits} bits each: {least / batches / 1e3:,.0f} kB "
         f"({total / least:.1f} times less)",
+        flush=True,
+    )
+    return edges / batches
+
+
+class _Echo:
+    """An actor that sends bytes back, and computes nothing."""
+
+    def __init__(self, size: int) -> None:
+        keep_memory()
+        self._bytes = np.ones(size, np.uint8)
+
+    def process(self) -> int:
+        return os.getpid()
+
+    def answer(self, _: np.ndarray) -> list[np.ndarray]:
+        return [self._bytes]
+
+
+def _tell_floor(moved: dict[str, int], batches: int, edges: float) -> None:
+    """What Ray alone takes for as many calls, of as many bytes each there and back, from as many threads."""
+    import ray
+
+    calls = moved["calls"]
+    echoes = [ray.remote(_Echo).options(num_cpus=0).remote(moved["received"] // calls) for _ in range(SHARDS)]
+    processes = ray.get([echo.process.remote() for echo in echoes])
+
+    def ask(_: int) -> None:
+        request = np.ones(moved["sent"] // calls, np.uint8)
+        for answer in [echo.answer.remote(request) for echo in echoes]:
+            ray.get(answer)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(2):  # the first warms it up
+            here, there, began = time.process_time(), _cpu(processes), time.perf_counter()
+            list(pool.map(ask, range(calls // SHARDS)))
+            seconds = time.perf_counter() - began
+    here, there = time.process_time() - here, _cpu(processes) - there
+    print(
+        f"bare Ray, moving the same bytes in as many calls: {here / batches * 1e3:.1f} ms of CPU time a batch here and "
+        f"{there / batches * 1e3:.1f} in the actors, {batches * edges / seconds / 1e6:.0f} million edges/s",
         flush=True,
     )
 

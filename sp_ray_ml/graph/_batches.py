@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Batches"]
 
-_TOGETHER, _THREADS = 32, 3
-"""Of a `ShardedGraph`, so many batches are sampled together, in one call a shard and hop, and so many threads do so."""
+_FIRST, _TOGETHER, _THREADS = 8, 64, 3
+"""Of a `ShardedGraph`, so many batches are sampled together, in one call a shard and hop, and so many threads do so.
+
+The first groups are smaller, each twice the one before: the first batch is not waited for as long as for 64.
+"""
 T = TypeVar("T")
 
 
@@ -92,8 +95,9 @@ class Batches:
             yield from ((tag, partial(self._alone, some)) for tag, some in seeds)
             return
         groups: deque[tuple[list[tuple[T, Seeds]], Future[list[Callable[[], Sample]]]]] = deque()
-        left = iter(seeds)
-        while group := list(islice(left, self._together)):
+        left, size = iter(seeds), min(_FIRST, self._together)
+        while group := list(islice(left, size)):
+            size = min(2 * size, self._together)
             groups.append((group, pool.submit(self.sampler.sample_together, [some for _, some in group])))
             if len(groups) > self.threads:
                 yield from _with_samples(*groups.popleft())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 __all__ = [
+    "addresses",
     "helper",
     "high_product",
+    "peek",
     "prefetch",
     "read",
     "trailing_zeros",
@@ -51,6 +55,22 @@ def prefetch(_: Any, array: Any, index: Any) -> Any:  # noqa: ARG001  (numba cou
         return context.get_dummy_value()
 
     return types.void(array, types.intp), emit
+
+
+def addresses(arrays: Sequence[NDArray[Any]]) -> NDArray[np.uint64]:
+    """Where arrays begin, for `peek`; whoever calls holds them meanwhile."""
+    return np.array([array.ctypes.data for array in arrays], np.uint64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def peek(_: Any, like: Any, address: Any, index: Any) -> Any:  # noqa: ARG001
+    """Element `index` of an array of the type of `like`, by its address: so that one call reads any number of arrays."""
+
+    def emit(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[1], context.get_data_type(like.dtype).as_pointer())
+        return builder.load(builder.gep(pointer, [arguments[2]]))
+
+    return like.dtype(like, types.uint64, types.intp), emit
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -44,6 +44,7 @@ class LayerWork:
     def __init__(self, graph: Any, module: torch.nn.Module, hops: int) -> None:
         graph = Graph.load(graph) if isinstance(graph, str) else graph
         self._graph, self._module = graph, module
+        self._begins: dict[str, list[NDArray[np.int64]]] = {}
         self.layered = isinstance(module, LayeredGNN)
         self.steps = module.num_layers + 1 if isinstance(module, LayeredGNN) else 1
         self._sampler = NeighborSampler(graph, [-1] * (1 if self.layered else hops))
@@ -64,10 +65,13 @@ class LayerWork:
         kinds = [kind for kind in self._sampler.inputs.rows if kind[2] == name]
         if not isinstance(self._graph, ShardedGraph):
             return [self._sampler.inputs.rows[kind].indptr for kind in kinds]
-        parts = self._graph.parts
-        nodes = np.arange(self.num_nodes[name])
-        shard, row = parts.placement.find(name, nodes)
-        return [_in_edges(parts.folder, parts.placement, parts.kinds[kind], shard, row) for kind in kinds]
+        if name not in self._begins:  # put together of all shards once, not for every step
+            parts = self._graph.parts
+            shard, row = parts.placement.find(name, np.arange(self.num_nodes[name]))
+            self._begins[name] = [
+                _in_edges(parts.folder, parts.placement, parts.kinds[kind], shard, row) for kind in kinds
+            ]
+        return self._begins[name]
 
     def probe(self) -> tuple[list[Widths], list[tuple[int, int]]]:
         """The width of each type's vectors after each step, and the bytes that a node and an edge have in a batch.

@@ -21,10 +21,13 @@ from sp_ray_ml.storage import new_folder
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
-__all__ = ["FROM_GRAPH", "open_node_times", "part_folder", "write_parts"]
+__all__ = ["FROM_GRAPH", "LAYOUT", "open_node_times", "part_folder", "write_parts"]
 
 FROM_GRAPH = {"weight": "edge_weight"}
 """The names that a `Graph`'s arrays of edges have in batches."""
+
+LAYOUT = 2
+"""Of the parts' files; parts of another one are written anew."""
 
 _EDGES = 1 << 22
 _ROWS = 1 << 20
@@ -124,6 +127,7 @@ def write_parts(
             cut[kind], consecutive[kind] = _write_edges(parts, i, placement, kind, inputs, whole.edges[kind])
             files.save(f"hot-edges-{i}", np.diff(rows.indptr)[hot[kind[2]]])
         manifest = {
+            "layout": LAYOUT,
             "homogeneous": inputs.homogeneous,
             "graph": isinstance(data, Graph),
             "shards": shards,
@@ -256,6 +260,8 @@ def _write_edges(
     rows = inputs.rows[kind]
     count, cut, consecutive = len(rows.indices), 0, True
     lengths = [part.array(f"edges-{number}-indptr", np.int64) for part in parts]
+    # An array beside the rows, since reading each row's first id among those of all edges would wait for memory.
+    firsts = [part.array(f"edges-{number}-first", node_type(count)) for part in parts]
     columns = [
         [
             part.array(f"edges-{number}-indices", rows.indices.dtype),
@@ -282,18 +288,21 @@ def _write_edges(
         begins = rows.indptr[first:last] - begin
         steps[begins[(begins > 0) & (begins < len(ids))] - 1] = True
         consecutive &= bool(steps.all())
+        first_ids = np.zeros(len(nodes), np.int64)
+        first_ids[degree > 0] = ids[begins[degree > 0]]
         cut += int((placement.find(kind[0], sources.astype(np.int64))[0] != owner).sum())
         for s, mine in _by_shard(shard, placement.shards):
             ends = filled[s] + np.cumsum(degree[mine])
             lengths[s].write(ends)
+            firsts[s].write(first_ids[mine])
             filled[s] = int(ends[-1]) if len(ends) else filled[s]
         for s, mine in _by_shard(owner, placement.shards):
             for file, array in zip(columns[s], (sources, ids), strict=False):
                 file.write(array[mine])
             for file, array in zip(columns[s][2:], attributes.values(), strict=True):
                 file.write(array[begin:end][mine])
-    for part, file, others in zip(parts, lengths, columns, strict=True):
-        part.keep(file, *others)
+    for part, file, first_id, others in zip(parts, lengths, firsts, columns, strict=True):
+        part.keep(file, first_id, *others)
     return cut, consecutive
 
 

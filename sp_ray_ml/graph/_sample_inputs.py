@@ -133,8 +133,13 @@ def _of_graph(graph: Graph, weight_attr: str | None, time_attr: str | None) -> S
     return SampleInputs(False, dict(graph.num_nodes), rows)
 
 
-def ready_rows(edges: Edges, kind: EdgeType, *, weighted: bool, timed: bool) -> Rows:
-    """Rows without edges of weight zero, which are never taken, and in the order of time, where there are times."""
+def ready_rows(
+    edges: Edges, kind: EdgeType, *, weighted: bool, timed: bool, nodes: NDArray[Any] | None = None
+) -> Rows:
+    """Rows without edges of weight zero, which are never taken, and in the order of time, where there are times.
+
+    Errors name `nodes`, where rows are not those of all nodes.
+    """
     result = Rows(
         indptr=_plain(edges.indptr, np.int64),
         indices=_plain(edges.indices, edges.indices.dtype),
@@ -148,7 +153,7 @@ def ready_rows(edges: Edges, kind: EdgeType, *, weighted: bool, timed: bool) -> 
             wrong = int(np.flatnonzero(~np.isfinite(weight) | (weight < 0))[0])
             raise DataError(f"a weight is {weight[wrong]}; weights are finite and not negative", where=where_edges(kind))  # fmt: skip
         if weight.min() == 0:
-            result = _without_zeros(result, kind)
+            result = _without_zeros(result, kind, nodes)
     if len(result.time):
         row = np.repeat(np.arange(len(result.indptr) - 1), np.diff(result.indptr))
         if (np.diff(result.time) < 0)[np.diff(row) == 0].any():
@@ -156,14 +161,15 @@ def ready_rows(edges: Edges, kind: EdgeType, *, weighted: bool, timed: bool) -> 
     return result
 
 
-def _without_zeros(rows: Rows, kind: EdgeType) -> Rows:
+def _without_zeros(rows: Rows, kind: EdgeType, nodes: NDArray[Any] | None) -> Rows:
     kept = np.flatnonzero(rows.weight)
     before = np.concatenate([[0], np.cumsum(rows.weight > 0)]).astype(np.int64)
     indptr = before[rows.indptr]
     lost = np.flatnonzero((np.diff(rows.indptr) > 0) & (np.diff(indptr) == 0))
     if len(lost):
+        node = int(lost[0] if nodes is None else nodes[lost[0]])
         raise DataError(
-            f"all {int(np.diff(rows.indptr)[lost[0]])} edges that lead to node {int(lost[0])} have weight 0, so "
+            f"all {int(np.diff(rows.indptr)[lost[0]])} edges that lead to node {node} have weight 0, so "
             "that none can be drawn",
             where=where_edges(kind),
             hint="Leave these edges out, or give them a weight",

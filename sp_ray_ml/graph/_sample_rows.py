@@ -36,6 +36,7 @@ __all__ = [
 
 EMPTY: NDArray[np.int64] = np.empty(0, np.int64)
 _LARGEST = 2**31 - 2
+_SHORT = 2**16
 # Above this many nodes (a table of 256 MiB a thread), numbers are kept in a hash table of the batch's size.
 _DIRECT = 2**26
 
@@ -190,13 +191,13 @@ class Drawn:
         counts: int64 [rows], how many of each.
         source: int32 or int64 [edges], node ids.
         start: int64 [rows], the position of each row's first edge.
-        offset: int32 [edges], places in the row.
+        offset: uint16 or int32 [edges], places in the row.
     """
 
     counts: NDArray[np.int64]
     source: NDArray[np.int32] | NDArray[np.int64]
     start: NDArray[np.int64]
-    offset: NDArray[np.int32]
+    offset: NDArray[np.uint16] | NDArray[np.int32]
 
     @property
     def position(self) -> NDArray[np.int64]:
@@ -236,7 +237,8 @@ def draw_rows(
     start, degree = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
     timed = trees + np.repeat(limits, np.diff(ends, prepend=0)) if len(until) else trees
     total = kernel.count_rows(edges.indptr, rows, fanout, replace, edges.time, timed, until, start, degree)
-    source, offset = np.empty(total, edges.indices.dtype), np.empty(total, np.int32)
+    source = np.empty(total, edges.indices.dtype)
+    offset = np.empty(total, np.uint16 if degree.max(initial=0) <= _SHORT else np.int32)
     kernel.pick_rows(
         edges.indices, edges.weight, start, degree, nodes, trees, fanout, replace, newest, keys, ends, True, 0,
         offset, source, EMPTY, 0,

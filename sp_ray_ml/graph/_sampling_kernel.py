@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import float32, int32, int64, uint64
+from numba import float32, int32, int64, uint16, uint64
 from numba import types as t
 
 from sp_ray_ml._compiled import compiled
@@ -223,8 +223,7 @@ def _signature(index: Any, position: Any, source: Any) -> Any:
 @compiled(
     _signature(int32, int64, int64),
     _signature(int64, int64, int64),
-    _signature(int32, int32, int32),
-    _signature(int64, int32, int64),
+    *(_signature(index, position, index) for index in (int32, int64) for position in (uint16, int32)),
 )
 def pick_rows(
     indices: Any, weight: Any, start: Any, degree: Any, nodes: Any, trees: Any, fanout: Any, replace: Any, newest: Any,

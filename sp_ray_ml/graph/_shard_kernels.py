@@ -9,7 +9,7 @@ from numba import float64, int32, int64, uint8, uint16, uint32, uint64
 from numba import types as t
 
 from sp_ray_ml._compiled import compiled
-from sp_ray_ml.graph._compiled import helper, prefetch, read, write
+from sp_ray_ml.graph._compiled import helper, peek, prefetch, read, write
 from sp_ray_ml.graph._sampling_kernel import GOLDEN, mix
 
 __all__ = [
@@ -67,30 +67,32 @@ def grouped(shard: Any, row: Any, begin: Any, where: Any, rows: Any) -> None:
 
 def _merge_signature(source: Any, edge: Any) -> Any:
     return t.void(
-        read(int32), write(int64), write(int64), read(int64), read(source), read(int64), read(edge),
+        read(int32), write(int64), write(int64), read(uint64, 2), read(int32), read(source), read(int64), read(edge),
         int64, int64, write(int64), write(int64), write(int64),
     )  # fmt: skip
 
 
 @compiled(*(_merge_signature(source, edge) for source in (int32, int64) for edge in (uint16, int32, int64)))
 def merge_rows(
-    shard: Any, row: Any, at: Any, counts: Any, source: Any, first_edge: Any, edge: Any,
+    shard: Any, row: Any, at: Any, where: Any, counts: Any, source: Any, first_edge: Any, edge: Any,
     first: Any, to: Any, out_edge: Any, out_source: Any, out_owner: Any,
 ) -> None:  # fmt: skip
-    """Put together what shards have found, one after the other, in the order of the rows.
+    """Put together what shards have found, out of their messages, in the order of the rows.
 
-    Row `i` is the next one of shard `shard[i]`, whose rows begin at `row[s]` in `counts`, and their edges at `at[s]`;
-    both are counted up. An edge's id is `edge`, or counted from its row's `first_edge` where that is not empty. Written
-    from `to` on.
+    Row `i` is the next one of shard `shard[i]`, whose next row is `row[s]` and whose next edge is `at[s]`; both are
+    counted up. `where[s]` has the addresses of its arrays, which are of the types of `counts` (edges a row), `source`,
+    `first_edge` and `edge`. An edge's id is `edge`, or counted from its row's `first_edge` where that is not empty.
+    Written from `to` on.
     """
     for i in range(shard.shape[0]):
         s = shard[i]
-        count = counts[row[s]]
+        count = np.int64(peek(counts, where[s, 0], row[s]))
         begin = at[s]
-        origin = first_edge[row[s]] if first_edge.shape[0] else 0
+        origin = peek(first_edge, where[s, 2], row[s]) if first_edge.shape[0] else 0
+        sources, edges = where[s, 1], where[s, 3]
         for e in range(count):
-            out_edge[to + e] = origin + np.int64(edge[begin + e])
-            out_source[to + e] = source[begin + e]
+            out_edge[to + e] = origin + np.int64(peek(edge, edges, begin + e))
+            out_source[to + e] = np.int64(peek(source, sources, begin + e))
             out_owner[to + e] = first + i
         row[s] += 1
         at[s] = begin + count

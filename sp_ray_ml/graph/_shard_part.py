@@ -29,7 +29,7 @@ __all__ = [
     "Request",
     "TakeRows",
     "aligned",
-    "compact",
+    "keep_memory",
 ]
 
 
@@ -110,7 +110,7 @@ class Part:
         self._edge_names = [list(entry["attributes"]) for entry in manifest["edges"]]
         self._nodes = [self._open(f"nodes-{i}") for i in range(len(manifest["nodes"]))]
         self._edges = [
-            {name: self._open(f"edges-{i}-{name}") for name in ("indptr", "indices", "edge")}
+            {name: self._open(f"edges-{i}-{name}") for name in ("indptr", "indices", "edge", "first")}
             for i in range(len(self._kinds))
         ]
         self._node_attributes = [
@@ -153,10 +153,9 @@ class Part:
 
     def _take(self, request: TakeRows, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         edges = self._ready(request.kind, request.weight, request.time)
-        nodes = self._nodes[self._types[self._kinds[request.kind][2]]][rows].astype(np.int64)
         drawn = draw_rows(
             edges,
-            nodes,
+            _picked(self._nodes_of(request.kind), rows).astype(np.int64),
             rows,
             fanout=request.fanout,
             keys=aligned(request.keys),
@@ -169,11 +168,7 @@ class Part:
         )
         counts = drawn.counts.astype(np.min_scalar_type(int(drawn.counts.max(initial=0))))
         if self._consecutive[request.kind] and edges.edge is None:
-            stored = self._edges[request.kind]["edge"]
-            first = np.zeros(len(rows), stored.dtype)
-            having = np.flatnonzero(drawn.counts)
-            first[having] = stored[drawn.start[having]]
-            return counts, drawn.source, first, compact(drawn.offset)
+            return counts, drawn.source, _picked(self._edges[request.kind]["first"], rows), drawn.offset
         return counts, drawn.source, EMPTY, self._ids(request.kind, edges, drawn.position)
 
     def _read_rows(self, request: ReadRows, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
@@ -192,10 +187,11 @@ class Part:
 
     def _ids(self, kind: int, edges: Rows, position: NDArray[np.int64]) -> NDArray[Any]:
         # `edges.edge` is the place before edges were left out or brought into the order of time; none, if they were not.
-        stored = self._edges[kind]["edge"]
-        ids = np.empty(len(position), stored.dtype)
-        kernel.pick_ids(stored, edge_ids(edges, position), ids)
-        return ids
+        return _picked(self._edges[kind]["edge"], edge_ids(edges, position))
+
+    def _nodes_of(self, kind: int) -> NDArray[Any]:
+        """The nodes in whose rows edges of a type are."""
+        return self._nodes[self._types[self._kinds[kind][2]]]
 
     def _ready(self, kind: int, weight: str | None, time: str | None) -> Rows:
         if (kind, weight, time) not in self._rows:
@@ -207,7 +203,11 @@ class Part:
                 None if time is None else self._times(kind, time),
             )
             self._rows[kind, weight, time] = ready_rows(
-                edges, self._kinds[kind], weighted=weight is not None, timed=time is not None
+                edges,
+                self._kinds[kind],
+                weighted=weight is not None,
+                timed=time is not None,
+                nodes=self._nodes_of(kind),
             )
         return self._rows[kind, weight, time]
 
@@ -228,7 +228,7 @@ class ShardActor:
     def __init__(self, folder: str, shard: int) -> None:
         import ray
 
-        _keep_memory()
+        keep_memory()
         context = ray.get_runtime_context()
         self._place = (ray.util.get_node_ip_address(), context.get_node_id(), os.getpid())
         self._part = Part(folder, shard)
@@ -238,7 +238,7 @@ class ShardActor:
         return self._place, self._part.answer(requests)
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Have the allocator keep what is freed: calls need the same memory again, and fresh pages cost as much as a sample."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc's
@@ -246,14 +246,16 @@ def _keep_memory() -> None:
         library.mallopt(_MMAP_THRESHOLD, 32 << 20)
 
 
-def compact(offset: NDArray[np.int32]) -> NDArray[Any]:
-    """Places in rows, in two bytes each where they fit."""
-    return offset.astype(np.uint16) if int(offset.max(initial=0)) < 2**16 else offset
-
-
 def aligned(array: NDArray[Any]) -> NDArray[Any]:
     """An array that compiled code takes, which one out of a message may not be."""
     return np.require(array, requirements=("C", "A"))
+
+
+def _picked(ids: NDArray[Any], position: NDArray[np.int64]) -> NDArray[Any]:
+    """`ids[position]` in compiled code."""
+    out = np.empty(len(position), ids.dtype)
+    kernel.pick_ids(ids, position, out)
+    return out
 
 
 def _gathered(table: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

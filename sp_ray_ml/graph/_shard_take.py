@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,12 +11,14 @@ from numpy.typing import NDArray
 
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph import _shard_kernels as kernel
+from sp_ray_ml.graph._compiled import addresses
 from sp_ray_ml.graph._files import open_array
 from sp_ray_ml.graph._hot import HotNodes, HotRows, hottest
 from sp_ray_ml.graph._negatives import linked
 from sp_ray_ml.graph._partition import open_node_times
 from sp_ray_ml.graph._sample_inputs import SampleInputs, check_times, no_times, where_edges
 from sp_ray_ml.graph._sample_rows import EMPTY, Hop, Rows, Wanted, draw_rows, edge_ids
+from sp_ray_ml.graph._shard_answers import Answered, alike
 from sp_ray_ml.graph._shard_part import FindEdges, ReadRows, Request, TakeRows
 from sp_ray_ml.graph._split import Parts, narrow
 from sp_ray_ml.graph.graph import EdgeType
@@ -196,9 +197,9 @@ class _Asked:
         self._batches = _begins([one.nodes for one in self._wanted])
         self._hot = rows.hot.get(kind)
         self._split = rows.parts.split(kind[2], self._nodes, None if self._hot is None else self._hot.nodes)
-        # Where each batch's rows begin in each shard.
-        self._begin = [np.searchsorted(where, self._batches) for where in self._split.where]
-        self._answers: list[_Answer | None] = []
+        # Where each batch's rows begin in each shard, and where the last end.
+        self._begin = np.stack([np.searchsorted(where, self._batches) for where in self._split.where])
+        self._answers: list[Answered] = []
 
     def request(self, requests: list[list[Request]], *, replace: bool, newest: bool) -> None:
         """Add what is asked of each shard."""
@@ -225,7 +226,7 @@ class _Asked:
     def take_kept(self, *, replace: bool, newest: bool) -> None:
         """Take of the rows that are kept here."""
         where = self._split.where[-1]
-        self._kept: _Answer | None = None
+        self._kept: Answered | None = None
         if self._hot is not None and len(where):
             drawn = draw_rows(
                 self._hot.rows,
@@ -240,78 +241,51 @@ class _Asked:
                 replace=replace,
                 newest=newest,
             )
-            self._kept = _Answer(drawn.counts, drawn.source, EMPTY, edge_ids(self._hot.rows, drawn.position))
+            self._kept = Answered.of(
+                drawn.counts, drawn.source, EMPTY, edge_ids(self._hot.rows, drawn.position)
+            )
 
     def found(self, iterators: Sequence[Iterator[Any]]) -> None:
         """Take the shards' next answers."""
-        answers: list[_Answer | None] = []
-        for s, rows in enumerate(self._split.rows[:-1]):
-            answers.append(None)
-            if len(rows):
-                counts, source, first, edge = next(iterators[s])
-                answers[s] = _Answer(counts.astype(np.int64), source, first, edge)
-        answers.append(self._kept)
-        if len({len(one.first) > 0 for one in answers if one is not None and len(one.counts)}) > 1:
-            answers = [None if one is None else one.by_edge() for one in answers]
-        self._answers = answers
-        # Where each batch's edges begin in each shard.
-        self._edges = [
-            np.zeros_like(begin) if one is None else np.concatenate([[0], np.cumsum(one.counts)])[begin]
-            for one, begin in zip(answers, self._begin, strict=True)
+        answers = [
+            Answered.of(*next(iterators[s])) if len(rows) else None
+            for s, rows in enumerate(self._split.rows[:-1])
         ]
+        self._answers = alike([*answers, self._kept])
+        # Of one that has rows: whether there are first ids is told by their number.
+        self._types = max(self._answers, key=lambda one: len(one.counts))
+        self._where = np.stack(
+            [addresses((one.counts, one.source, one.first, one.edge)) for one in self._answers]
+        )
+        # Where each batch's edges begin in each shard, and where the last end.
+        self._edges = np.stack(
+            [one.begin[rows] for one, rows in zip(self._answers, self._begin, strict=True)]
+        )
 
     def put(self, number: int, hop: Hop) -> None:
         """Put one batch's edges in the order of its rows."""
         b = self._place.get(number)
         if b is None:
             return
-        rows = [slice(begin[b], begin[b + 1]) for begin in self._begin]
-        edges = [slice(begin[b], begin[b + 1]) for begin in self._edges]
-        there = [
-            (one.counts[i], one.source[j], one.first[i], one.edge[j])
-            for one, i, j in zip(self._answers, rows, edges, strict=True)
-            if one is not None
-        ]
-        counts, source, first, edge = (
-            np.concatenate(pieces) if pieces else EMPTY for pieces in zip(*there, strict=True)
-        )
-        into = hop.into[self._kind]
-        at = into.grow(len(source))
+        at = self._edges[:, b].copy()
+        into, types = hop.into[self._kind], self._types
         kernel.merge_rows(
             self._split.shard[self._batches[b] : self._batches[b + 1]],
-            _steps(rows),
-            _steps(edges),
-            counts,
-            source,
-            first.astype(np.int64),
-            edge,
-            self._wanted[b].first,
+            self._begin[:, b].copy(),
             at,
+            self._where,
+            types.counts,
+            types.source,
+            types.first,
+            types.edge,
+            self._wanted[b].first,
+            into.grow(int((self._edges[:, b + 1] - at).sum())),
             into.position,
             into.edge_index[0],
             into.edge_index[1],
         )
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """As `TakeRows` is answered; `counts` in int64."""
-
-    counts: NDArray[np.int64]
-    source: NDArray[Any]
-    first: NDArray[Any]
-    edge: NDArray[Any]
-
-    def by_edge(self) -> _Answer:
-        """With an id for each edge."""
-        ids = self.edge.astype(np.int64)
-        return _Answer(self.counts, self.source, EMPTY, ids + np.repeat(self.first, self.counts) if len(self.first) else ids)  # fmt: skip
-
-
 def _begins(arrays: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
     """Where each one begins when they follow one another, and where the last ends."""
     return np.cumsum([0, *map(len, arrays)])
-
-
-def _steps(pieces: Sequence[slice]) -> NDArray[np.int64]:
-    return np.cumsum([0, *(piece.stop - piece.start for piece in pieces)])[:-1]

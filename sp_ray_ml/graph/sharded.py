@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sp_ray_ml.errors import ConfigError, ResourceError
 from sp_ray_ml.graph._files import open_array, read_manifest
-from sp_ray_ml.graph._partition import write_parts
+from sp_ray_ml.graph._partition import LAYOUT, write_parts
 from sp_ray_ml.graph._placement import Placement
 from sp_ray_ml.graph._shard_features import ShardedFeatures
 from sp_ray_ml.graph._shard_links import Link, RayShard, Transport, settle
@@ -192,7 +192,8 @@ def _parts(graph: Any, shards: int, partition: Literal["hash", "edge-cut"], fold
         of = hashlib.blake2b((source / "graph.json").read_bytes(), digest_size=16).hexdigest()
     if (target / "graph.json").exists():
         there = read_manifest(target)
-        if [there.get(name) for name in ("of", "shards", "partition")] == [of, shards, partition]:
+        wanted = {"of": of, "shards": shards, "partition": partition, "layout": LAYOUT}
+        if {name: there.get(name) for name in wanted} == wanted:
             return target
     write_parts(Graph.load(source), target, shards, partition, {"of": of})
     return target

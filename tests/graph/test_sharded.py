@@ -128,6 +128,24 @@ def test_batches_of_shards_are_those_of_the_whole_graph_to_the_bit(tmp_path, how
                 assert graph.kept_bytes == 0
 
 
+def test_a_row_of_more_edges_than_two_bytes_count_is_sampled_beside_short_ones(tmp_path):
+    from torch_geometric.data import Data
+
+    # By destination, so that places in rows are sent; those of node 4 need more bytes than those of other shards' rows.
+    destination = torch.cat(
+        [torch.arange(4).repeat_interleave(5), torch.full((70_000,), 4), torch.arange(5, 9)]
+    )
+    source = torch.arange(len(destination)) * 7 % 9
+    data = Data(edge_index=torch.stack([source, destination]), num_nodes=9)
+    graph = sharded(data, tmp_path / "g", 3)
+    assert graph.parts.manifest["edges"][0]["consecutive"]
+    for first, second in zip(
+        *(NeighborLoader(of, [300, 3], batch_size=4) for of in (data, graph)), strict=True
+    ):
+        same(first, second)
+    assert int(second.e_id.max()) == len(destination) - 1
+
+
 def test_a_batch_without_nodes_of_a_type_has_no_edges_to_them(tmp_path):
     data = random_hetero()
     graph = sharded(data, tmp_path / "g", 2)
@@ -322,6 +340,12 @@ def test_what_shards_cannot_do_is_refused(tmp_path):
     for name in ("weight", "x"):
         with pytest.raises(DataError, match=r"times are float32.*, sampling takes integers"):
             NeighborSampler(graph, [2], time_attr=name)
+    idle = random_graph()
+    idle.weight = torch.ones(idle.num_edges)
+    idle.weight[idle.edge_index[1] == 41] = 0
+    for of in (idle, sharded(idle, tmp_path / "idle", 3)):
+        with pytest.raises(DataError, match="edges that lead to node 41 have weight 0"):
+            NeighborSampler(of, [2], weight_attr="weight").sample({"": np.arange(60)})
     ours = sharded(our_graph(), tmp_path / "ours", 2)
     with pytest.raises(DataError, match="the edges have no times 't'"):
         NeighborSampler(ours, [2], time_attr="t")
