@@ -237,6 +237,7 @@ class BigQueryWarehouse(Warehouse):
                     made=None if found is None else str(found.created),
                     before=None if found is None else read_note(found.description),
                     note=self._note(found, source, commit),
+                    layout=_layout_of(found),
                 )
                 if commit is not None and committed(target, client, commit):
                     return 0
@@ -290,6 +291,12 @@ class BigQueryWarehouse(Warehouse):
         before = read_note(found.description) if found is not None else None
         own = before.own if before else (found.description or "" if found is not None else "")
         return Note("" if commit is None else commit_mark(commit), kept(source.schema), own)
+
+
+def _layout_of(found: Any) -> tuple[str | None, str, tuple[str, ...]]:
+    days = found.time_partitioning if found is not None else None
+    together = tuple(found.clustering_fields or ()) if found is not None else ()
+    return (days.field, days.type_ or "DAY", together) if days else (None, "DAY", together)
 
 
 def _exists(error: WarehouseError) -> bool:

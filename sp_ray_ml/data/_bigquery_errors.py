@@ -158,6 +158,12 @@ def told(error: BaseException, place: Place, *, table: str = "", job: str = "") 
         return WarehouseError(
             f"not found: {said}{about}", where=where, hint=f"See what there is: bq ls {place.project}:"
         )
+    if re.search(r"different (partitioning|clustering) spec", said):
+        return DataError(
+            f"BigQuery does not replace a table by one that is laid out in another way{about}",
+            where=where,
+            hint=f"Take the table's own partition_by, or remove it first: bq rm -t {place.project}:{place.dataset}.{table}",
+        )
     if "bytes billed" in said.lower():
         return WarehouseError(
             f"{said}{about}", where=where, hint="Read less, or raise max_bytes_billed in the URL"

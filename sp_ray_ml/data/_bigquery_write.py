@@ -56,6 +56,7 @@ class Target:
         made: When it was made; None if it is not there.
         before: What it said of itself before, None if it had no note.
         note: What it says when it is made anew.
+        layout: How it is laid out: the day's column or None, `DAY` or another unit, columns that lie together.
     """
 
     place: Place
@@ -64,6 +65,7 @@ class Target:
     made: str | None
     before: Note | None
     note: Note
+    layout: tuple[str | None, str, tuple[str, ...]] = (None, "DAY", ())
 
     @property
     def where(self) -> str:
@@ -229,6 +231,7 @@ def _upload(target: Target, client: Any, name: str, fields: list[dict[str, Any]]
         source_format="PARQUET", write_disposition="WRITE_APPEND", create_disposition="CREATE_NEVER"
     )
     config.schema = [bigquery.SchemaField.from_api_repr(field) for field in fields]
+    config.decimal_target_types = ["NUMERIC", "BIGNUMERIC"]
     config.parquet_options = bigquery.ParquetOptions()
     config.parquet_options.enable_list_inference = True
     base = f"{HIDDEN[1:]}{uuid.uuid4().hex}"
@@ -298,12 +301,21 @@ def move(
 
 
 def _layout(target: Target, partition_by: str | None) -> str:
-    """How a new table is laid out: days are partitions, other values lie together (there are no partitions of text)."""
-    if partition_by is None:
-        return ""
-    kind, column = target.schema.field(partition_by).type, quoted(partition_by)
-    if pa.types.is_date(kind):
-        return f" PARTITION BY {column}"
-    if pa.types.is_timestamp(kind):
-        return f" PARTITION BY {'TIMESTAMP_TRUNC' if kind.tz else 'DATETIME_TRUNC'}({column}, DAY)"
-    return f" CLUSTER BY {column}"
+    """How the table is laid out: as it was, since BigQuery does not replace a table by one of another layout.
+
+    A new one's days are partitions, other values lie together (there are no partitions of text).
+    """
+    moment, unit, together = target.layout
+    if partition_by is not None:
+        kind = target.schema.field(partition_by).type
+        days = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
+        moment, together = (partition_by, together) if days else (moment, (partition_by,))
+    text = ""
+    if moment is not None and moment in target.schema.names:
+        kind, column = target.schema.field(moment).type, quoted(moment)
+        if pa.types.is_date(kind):
+            text = f" PARTITION BY {column if unit == 'DAY' else f'DATE_TRUNC({column}, {unit})'}"
+        elif pa.types.is_timestamp(kind):
+            text = f" PARTITION BY {'TIMESTAMP_TRUNC' if kind.tz else 'DATETIME_TRUNC'}({column}, {unit})"
+    known = [quoted(name) for name in together if name in target.schema.names]
+    return text + (f" CLUSTER BY {', '.join(known)}" if known else "")

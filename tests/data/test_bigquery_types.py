@@ -16,6 +16,7 @@ from sp_ray_ml.data._bigquery_note import Note, commit_mark, read_note
 from sp_ray_ml.data._bigquery_place import parse_url
 from sp_ray_ml.data._bigquery_sql import literal, one_statement, quoted, restriction
 from sp_ray_ml.data._bigquery_types import check_columns, check_lists, column_of, kept, read_schema, stored
+from sp_ray_ml.data._bigquery_write import Target, _layout
 from sp_ray_ml.data._where import conditions
 from sp_ray_ml.errors import ConfigError, DataError, LockedError, TableNotFoundError, WarehouseError
 
@@ -270,4 +271,40 @@ def test_answers_are_told_in_our_errors_with_the_command_that_helps() -> None:
     broken = ours(exceptions.InternalServerError("try again", errors=[{"reason": "backendError"}]), "j2")
     assert "bq show --project_id=p -j j2" in str(broken)
     assert not transient(exceptions.BadRequest("Syntax error"))
+    other = ours(
+        exceptions.BadRequest(
+            "Cannot replace a table with a different partitioning spec. Instead, DROP the table"
+        )
+    )
+    assert isinstance(other, DataError)
+    assert "bq rm -t p:d.t" in str(other)
     assert told(ZeroDivisionError(), place) is None
+
+
+@pytest.mark.parametrize(
+    ("layout", "partition_by", "clause"),
+    [
+        ((None, "DAY", ()), None, ""),
+        ((None, "DAY", ()), "day", " PARTITION BY `day`"),
+        ((None, "DAY", ()), "utc", " PARTITION BY TIMESTAMP_TRUNC(`utc`, DAY)"),
+        ((None, "DAY", ()), "local", " PARTITION BY DATETIME_TRUNC(`local`, DAY)"),
+        ((None, "DAY", ()), "land", " CLUSTER BY `land`"),
+        (
+            ("day", "MONTH", ("land", "gone")),
+            None,
+            " PARTITION BY DATE_TRUNC(`day`, MONTH) CLUSTER BY `land`",
+        ),
+        (("gone", "DAY", ()), None, ""),
+    ],
+)
+def test_replaced_table_keeps_its_layout(
+    layout: tuple[str | None, str, tuple[str, ...]], partition_by: str | None, clause: str
+) -> None:
+    kinds = {
+        "day": pa.date32(),
+        "utc": pa.timestamp("us", "UTC"),
+        "local": pa.timestamp("us"),
+        "land": pa.string(),
+    }
+    target = Target(parse_url("bigquery://p/d"), "t", pa.schema(kinds), None, None, Note(), layout)
+    assert _layout(target, partition_by) == clause
