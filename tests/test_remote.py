@@ -52,7 +52,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 @pytest.fixture
 def both(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Stores]:
     found = Stores()
-    monkeypatch.setenv("SP_RAY_STORAGE_TIMEOUT", "1")
+    monkeypatch.setenv("SP_RAY_STORAGE_TIMEOUT", "5")
     monkeypatch.setenv("SP_RAY_CACHE", str(tmp_path / "cache"))
     with flaky(servers["s3"]) as s3, flaky(servers["gs"]) as gs:
         for kind, proxy in (("s3", s3), ("gs", gs)):
@@ -331,7 +331,9 @@ def test_graphs_live_at_urls(both: Stores, kind: str) -> None:
 
     url = both.url(kind)
     events = pa.table({"user": ["a", "b", "a"], "item": [1, 2, 2], "time": [1, 2, 3]})
-    edges = {("user", "plays", "item"): EdgeTable(table=events, source="user", destination="item", time="time")}
+    edges = {
+        ("user", "plays", "item"): EdgeTable(table=events, source="user", destination="item", time="time")
+    }
     made = construct_graph(url, edges)
     assert made.num_nodes == {"user": 2, "item": 2}
     made.save(f"{url}-again")

@@ -185,7 +185,7 @@ class ParquetWarehouse(Warehouse):
                 files = {f"../{single}": single}
             manifest = Manifest(0, {name: rows_of(self.store, file) for name, file in files.items()})
             manifest.commit(self.store, table)
-        else:
+        elif self.store.is_local:  # before more is written to the disk
             clean(self.store, table, manifest)
         return manifest
 
