@@ -175,13 +175,14 @@ def test_writing_over_a_broken_network_arrives_once(
         assert warehouse.write("t", OLD, mode="append", commit="run") == 3
         assert warehouse.write("t", OLD, mode="append", commit="run") == 0
         assert not between.faults
-    assert open_warehouse(url).source("t").to_arrow()["n"].to_pylist() == [1, 2, 3] * 2
+        assert open_warehouse(url).source("t").to_arrow()["n"].to_pylist() == [1, 2, 3] * 2
 
 
-@pytest.mark.parametrize("mode", ["append", "replace"])
-@pytest.mark.parametrize("asked", [b"INSERT INTO", b"CREATE OR REPLACE", b"PAR1"])
+@pytest.mark.parametrize(
+    ("mode", "asked"), [("append", b"INSERT INTO"), ("replace", b"CREATE OR REPLACE"), ("append", b"PAR1")]
+)
 def test_answer_that_is_lost_doubles_no_rows(
-    url: str, bigquery: Emulator, monkeypatch: pytest.MonkeyPatch, asked: bytes, mode: str
+    url: str, bigquery: Emulator, monkeypatch: pytest.MonkeyPatch, mode: str, asked: bytes
 ) -> None:
     open_warehouse(url).write("t", OLD)
     rows = OLD if mode == "replace" else pa.concat_tables([OLD, OLD])
@@ -197,7 +198,7 @@ def test_answer_that_is_lost_doubles_no_rows(
             rows = OLD
         else:
             warehouse.write("t", OLD, mode=mode)
-    assert open_warehouse(url).source("t").to_arrow().equals(rows.combine_chunks())
+        assert open_warehouse(url).source("t").to_arrow().equals(rows.combine_chunks())
 
 
 def test_network_that_stays_away_is_one_error_after_the_patience(
