@@ -161,14 +161,12 @@ def show_comparison(compared: Compared) -> None:
         title=f"{found.units:,} {found.of} that both were tested on", title_justify="left", title_style="bold",
         box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim",
     )  # fmt: skip
-    table.add_column("")
+    table.add_column("", no_wrap=True, min_width=max(len(each.metric) for each in found.differences))
     for name in (compared.a, compared.b, "difference", "95 % interval", ""):
         table.add_column(escape(name), justify="left" if not name else "right", no_wrap=True)
     for each in found.differences:
         ends = "–" if each.low is None or each.high is None else f"{each.low:+.4f} to {each.high:+.4f}"
-        verdict = {True: "[green]better[/]", False: "[red]worse[/]", None: "[dim]no difference shown[/]"}[
-            better(each)
-        ]
+        verdict = {True: "[green]better[/]", False: "[red]worse[/]", None: ""}[better(each)]
         table.add_row(
             escape(each.metric), f"{each.a:.4f}", f"{each.b:.4f}", f"{each.difference:+.4f}", ends,
             verdict if each.low is not None else "",

@@ -17,7 +17,7 @@ from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.inference._evaluation_curves import Curves
 from sp_ray_ml.inference._evaluation_ids import unit_numbers
 from sp_ray_ml.inference.evaluators import RowEvaluator
-from sp_ray_ml.metrics.means import Means, interval
+from sp_ray_ml.metrics.means import LEAST_UNITS, Means, interval
 
 __all__ = ["MOST_SEGMENTS", "Found", "RowGroups", "Segments", "functions_of_means"]
 
@@ -211,7 +211,7 @@ def functions_of_means(metrics: Any, means: Means) -> tuple[dict[str, float], di
     values = {name: float(np.asarray(value)[0]) for name, value in of_all.items()}
     values = {name: value for name, value in values.items() if np.isfinite(value)}
     intervals = {}
-    if means.replicates:
+    if means.replicates and means.units >= LEAST_UNITS:
         with np.errstate(invalid="ignore", divide="ignore"):
             drawn = metrics(means.drawn())
         for name in values:

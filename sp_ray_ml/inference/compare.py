@@ -19,7 +19,7 @@ from sp_ray_ml.inference._evaluation_ids import unit_numbers
 from sp_ray_ml.inference._evaluation_rows import classes_and_scores
 from sp_ray_ml.inference._evaluation_units import TEST_ITEMS, units_of
 from sp_ray_ml.inference.evaluators import Classification, Evaluator, Regression, RowEvaluator
-from sp_ray_ml.metrics.means import Means, interval
+from sp_ray_ml.metrics.means import LEAST_UNITS, Means, interval
 from sp_ray_ml.metrics.scores import ScoreCounts, auc_difference, drawn_precisions
 
 __all__ = ["Comparison", "Difference", "compare_units"]
@@ -272,7 +272,8 @@ class _Rows:
         suffix, found = f"/{label}" if label else "", []
         aucs = [each.auc() for each in counts]
         if aucs[0] is not None and aucs[1] is not None:
-            paired = auc_difference(scores[0], scores[1], met)
+            enough = len(units) >= LEAST_UNITS
+            paired = auc_difference(scores[0], scores[1], met) if enough else None
             low, high = (
                 (None, None)
                 if paired is None
@@ -282,8 +283,8 @@ class _Rows:
         areas = [each.average_precision() for each in counts]
         if areas[0] is not None and areas[1] is not None:
             drawn = [drawn_precisions(values, met, units, replicates, seed) for values in scores]
-            ends = interval(drawn[1] - drawn[0]) or (None, None)
-            found.append(Difference(f"pr_auc{suffix}", areas[0], areas[1], *ends))
+            ends = interval(drawn[1] - drawn[0]) if len(units) >= LEAST_UNITS else None
+            found.append(Difference(f"pr_auc{suffix}", areas[0], areas[1], *(ends or (None, None))))
         return found
 
     def spread(self) -> dict[str, NDArray[np.float64]]:
@@ -299,6 +300,7 @@ def _of_means(
     replicates: int, seed: int,
 ) -> list[Difference]:  # fmt: skip
     """Metrics that are functions of means, both drawn together."""
+    replicates = replicates if len(units) >= LEAST_UNITS else 0
     means = Means([*(f"a {name}" for name in names), *(f"b {name}" for name in names)], replicates, seed)
     means.update(np.concatenate(values), units)
     of_all = {name: np.array([value]) for name, value in means.means().items()}
@@ -308,12 +310,14 @@ def _of_means(
         return {name: found[f"{of} {name}"] for name in names}
 
     metrics = [function(split(of_all, of)) for function, of in zip(functions, "ab", strict=True)]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        samples = [function(split(drawn, of)) for function, of in zip(functions, "ab", strict=True)]
+    samples: list[Mapping[str, NDArray[Any]]] = []
+    if replicates:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            samples = [function(split(drawn, of)) for function, of in zip(functions, "ab", strict=True)]
     suffix, result = f"/{label}" if label else "", []
     for name, value in metrics[0].items():
         first, second = float(np.asarray(value)[0]), float(np.asarray(metrics[1][name])[0])
         if np.isfinite(first) and np.isfinite(second):
-            ends = interval(np.asarray(samples[1][name]) - np.asarray(samples[0][name])) or (None, None)
-            result.append(Difference(f"{name}{suffix}", first, second, *ends))
+            ends = interval(np.asarray(samples[1][name]) - np.asarray(samples[0][name])) if samples else None
+            result.append(Difference(f"{name}{suffix}", first, second, *(ends or (None, None))))
     return result

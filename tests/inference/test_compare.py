@@ -95,6 +95,21 @@ def test_intervals_hold_the_true_difference_as_often_as_they_say(tmp_path: Path)
     assert held >= 33  # 38 are expected; fewer than 33 are less likely than 1 in 200
 
 
+def test_few_units_have_no_interval_and_are_never_significant(tmp_path: Path) -> None:
+    table = binary(400).slice(0, 12)
+    table = table.set_column(3, "shop", pa.array(["few"] * 3 + ["many"] * 9))
+    options: dict[str, Any] = {"on": "id", "by": ["shop"], "bootstrap": 20}
+    a, _ = kept(tmp_path, "a", table, Classification(), **options)
+    b, _ = kept(tmp_path, "b", noisy(table, 0.2), Classification(), **options)
+    found = {each.metric: each for each in compare_units(a, b, by=["shop"], bootstrap=20).differences}
+    assert found["brier"].low is not None
+    assert found["brier/shop=few"].low is None
+    assert not found["brier/shop=few"].significant
+    measured = evaluate_predictions(table, Classification(), **options)
+    assert "brier" in measured.intervals
+    assert "brier/shop=few" not in measured.intervals
+
+
 def test_what_both_have_is_compared_and_the_rest_told(tmp_path: Path) -> None:
     table = binary()
     a, _ = kept(tmp_path, "a", table.slice(0, 1_500), Classification(), on="id")

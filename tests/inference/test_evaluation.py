@@ -355,7 +355,7 @@ class WithinOne(RowEvaluator):
 
 
 def test_an_evaluator_of_ones_own_stands_beside_the_others() -> None:
-    table = {"truth": [1.0, 2.0, 3.0, 4.0], "prediction": [1.5, 2.0, 7.0, 4.0]}
+    table = {"truth": [1.0, 2.0, 3.0, 4.0] * 5, "prediction": [1.5, 2.0, 7.0, 4.0] * 5}
     found = evaluate_predictions(table, [Regression(), WithinOne(distance=0.4)], bootstrap=50)
     assert found.metrics["within"] == 0.5
     assert found.intervals["within"][0] < 0.5 < found.intervals["within"][1]
