@@ -22,7 +22,7 @@ def main(quick: bool) -> dict[str, object]:
     Args:
         quick: 100,000 rows instead.
     """
-    users, rounds = (5_000, 3) if quick else (250_000, 5)
+    users, rounds = (5_000, 3) if quick else (250_000, 3)
     lists, rows = _lists(users), _rows(users * 20)
     found = {}
     for what, data, ours, theirs in (
