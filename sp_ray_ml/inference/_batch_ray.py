@@ -39,14 +39,17 @@ class _Again(Exception):  # noqa: N818  Ray gives the partition out again when i
 class Worker:
     """An actor of the pool."""
 
-    def __init__(self, job: Job, model: Model, parts: list[Any], sys_path: list[str]) -> None:
+    def __init__(
+        self, job: Job, model: Model, parts: list[Any], max_failures: int, sys_path: list[str]
+    ) -> None:
         began = time.time()
         sys.path += [path for path in sys_path if path not in sys.path]
         self._parts: list[Part] = ray.get(parts[0])
+        self._stage, self._max_failures = Stage(job.store), max_failures
         self._engine: Engine | None = None
         self._refused: SpRayError | None = None
         try:
-            Stage(job.store).check_seen()
+            self._stage.check_seen()
             self._engine = Engine(job, model.open(), began)
         except SpRayError as error:  # raised here, Ray would start the actor again and again
             self._refused = error
@@ -56,8 +59,19 @@ class Worker:
         if self._refused is not None:
             return _answer(self._refused)
         assert self._engine is not None
+        part = self._parts[batch["index"][0].as_py()]
         try:
-            [done] = self._engine.run([self._parts[batch["index"][0].as_py()]])
+            # Ray starts actors again and gives out what they were at without end; a partition that always ends its
+            # process has to end the work.
+            tried = self._stage.try_again(part.number)
+            if tried > self._max_failures:
+                raise ClusterError(
+                    f"the partition from row {part.start:,} on has ended its worker {tried} times",
+                    where=part.source.name,
+                    hint="See why: ray logs. Too little memory: fewer workers a machine, or memory_per_worker. What "
+                    "is done is kept: run it again to go on",
+                )
+            [done] = self._engine.run([part])
         except SpRayError as error:
             return _answer(error)
         except Exception as error:
@@ -112,14 +126,12 @@ def run_on_ray(
         options["memory"] = scaling.memory_per_worker
     answers = tickets.map_batches(
         Worker,
-        fn_constructor_args=(job, model, [ray.put(list(parts))], sys_path),
+        fn_constructor_args=(job, model, [ray.put(list(parts))], scaling.max_failures, sys_path),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=1 + _AHEAD),
         num_cpus=scaling.cpus_per_worker,
         num_gpus=scaling.gpus_per_worker or None,
-        max_restarts=scaling.max_failures,
-        max_task_retries=scaling.max_failures,
         **options,
     )
     try:
@@ -131,10 +143,9 @@ def run_on_ray(
                     yield _read(value.as_py())
     except ray.exceptions.RayError as error:
         raise ClusterError(
-            f"a worker has failed more than {scaling.max_failures} times: {_last(error)}",
+            f"the workers cannot go on: {_last(error)}",
             where="scaling",
-            hint="Partitions that are done are kept: run it again to go on. With too little memory: fewer workers a "
-            "machine, or memory_per_worker",
+            hint="What is done is kept: run it again to go on",
         ) from error
 
 

@@ -16,7 +16,7 @@ from sp_ray_ml.inference._batch_engine import REASON, ROW, Engine, Job, too_many
 from sp_ray_ml.inference._batch_model import Model, output_schema, sent
 from sp_ray_ml.inference._batch_parts import copied_parts, mark_of, pieces_of, stream_parts
 from sp_ray_ml.inference._batch_size import batch_rows_for, memory_of, partition_rows_for, row_bytes
-from sp_ray_ml.inference._batch_stage import Stage
+from sp_ray_ml.inference._batch_stage import TRIES, Stage
 from sp_ray_ml.inference.batch_settings import BatchScaling
 
 if TYPE_CHECKING:
@@ -77,10 +77,11 @@ class Work:
         job = Job(
             stage.store, self.source.schema, self.schema, plan["batch_rows"], self._most(), self.order_column
         )
+        stage.drop("predictor", "rows", TRIES)  # of a start that was killed
         try:
             done, kept = self._done(stage, job, plan["partition_rows"])
         finally:
-            stage.drop("predictor", "rows")
+            stage.drop("predictor", "rows", TRIES)
         return str(plan["commit"]), done, kept
 
     def _plan(self, batch_rows: int | None, partition_rows: int | None) -> dict[str, int]:

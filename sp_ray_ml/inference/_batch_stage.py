@@ -27,10 +27,11 @@ from sp_ray_ml.data._store import Store
 from sp_ray_ml.data.source import Source
 from sp_ray_ml.errors import ConfigError, StorageError
 
-__all__ = ["Done", "PartWriter", "Stage"]
+__all__ = ["TRIES", "Done", "PartWriter", "Stage"]
 
 _JOB, _RECORDS = "job.json", "records"
 _LOCK = ".lock"
+TRIES = "tries"
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,12 @@ class Stage:
         """Remove all but the lock: first what says whose the rest is."""
         self.store.remove("", [_JOB])
         self.store.remove("", [name for name in self.store.find("") if name != _LOCK])
+
+    def try_again(self, number: int) -> int:
+        """Note that a process begins a partition, and return how often one has before."""
+        before = sum(name.startswith(f"{number:06}-") for name in self.store.find(TRIES))
+        self.store.create(f"{TRIES}/{number:06}-{secrets.token_hex(6)}", b"")
+        return before
 
     def drop(self, *folders: str) -> None:
         """Remove what was there for the workers."""

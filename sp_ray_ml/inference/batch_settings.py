@@ -41,7 +41,7 @@ class BatchScaling(Settings):
     gpu_type: str | None = pydantic.Field(default=None, min_length=1)
     """Only GPUs of this type, by Ray's name for it: `H100`, `A100`, `T4`."""
     max_failures: int = pydantic.Field(default=3, ge=0)
-    """How often an actor that has died is started again, and how often a partition is given out again."""
+    """How often a partition is given out again whose actor has died; actors themselves are started again."""
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> BatchScaling:
