@@ -33,6 +33,7 @@ from sp_ray_ml.config import (
     to_yaml,
 )
 from sp_ray_ml.errors import ConfigError, Problem, SpRayError
+from sp_ray_ml.inference.settings import Output
 from sp_ray_ml.pipeline import Pipeline, load_config
 
 BASIC = """\
@@ -843,3 +844,9 @@ def test_the_schema_explains_every_key():
         return found + [f for name, d in node.get("$defs", {}).items() for f in unexplained(d, name)]
 
     assert unexplained(json_schema(Pipeline), "") == []
+
+
+def test_output_by_partition_needs_its_column():
+    with pytest.raises(ValueError, match="partition_by: COLUMN"):
+        Output(warehouse="x", mode="partition")
+    assert Output(warehouse="x", mode="partition", partition_by="day").partition_by == "day"

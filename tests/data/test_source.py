@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -154,6 +155,11 @@ def test_ray_datasets_keep_their_order_and_come_back(tmp_path: Path) -> None:
             where = [("n", ">=", 19_990), ("x", "!=", "19995"), ("n", "in", [3, 19_993, 19_995, 19_999])]
             found = warehouse.source("t", columns=["x"], where=where).to_ray()
             assert sorted(found.take_all(), key=str) == [{"x": "19993"}, {"x": "19999"}]
+            days = {"n": [1, 2], "day": [dt.date(2024, 1, 1), dt.date(2024, 1, 2)]}
+            warehouse.write("days", days, partition_by="day")
+            assert warehouse.source("days").to_ray().sort("n").take_all() == pa.table(days).to_pylist()
+            late = warehouse.source("days", where=[("day", ">", days["day"][0])]).to_ray()
+            assert late.take_all() == pa.table(days).to_pylist()[1:]
     finally:
         ray.shutdown()
 

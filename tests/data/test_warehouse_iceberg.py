@@ -125,3 +125,12 @@ def test_urls_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WarehouseError, match="no such Iceberg catalogue"):
         open_warehouse(f"iceberg://{tmp_path}/none").tables()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_million_rows_come_back_in_order_and_bounded_batches(house: Warehouse) -> None:
+    rows = pa.table({"n": pa.array(range(1_000_000)), "é": ["ü", None] * 500_000})
+    assert house.write("many", rows) == 1_000_000
+    source = house.source("many")
+    assert source.num_rows == 1_000_000
+    assert max(batch.num_rows for batch in source.batches()) <= 65_536
+    assert source.to_arrow().combine_chunks().equals(rows.combine_chunks())
