@@ -57,7 +57,7 @@ def main() -> None:
         sh(browser, *QUIET, f"--user-data-dir={folder}/browser", f"--screenshot={folder}/report.png",
            f"--window-size={SIZE}", report.as_uri())  # fmt: skip
         shutil.copy(Path(folder, "report.png"), PICTURE)
-    block = f"```\n$ {COMMAND}\n{printed.rstrip()}\n```"
+    block = f"```\n$ {COMMAND}\n{printed.rstrip()}\n```\n\n![The report](evaluation-report.png)"
     text = re.sub(
         r"(<!-- compared -->\n).*?(\n<!-- end -->)",
         lambda m: m[1] + block + m[2],
