@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sp_ray_ml._secrets import redact
 from sp_ray_ml.data._parquet_files import Layout, TableFiles, find_files
 from sp_ray_ml.data._store import Store
 from sp_ray_ml.errors import LockedError, StorageError
@@ -59,7 +60,7 @@ class Manifest:
         if not store.create(_path(table, self.version), data):
             raise LockedError(
                 f"another writer changed the table {table} meanwhile; nothing was written",
-                where=store.place(table),
+                where=str(redact(store.place(table))),
                 hint="Write again, one after the other",
             )
 

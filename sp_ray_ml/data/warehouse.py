@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from sp_ray_ml._secrets import redact
 from sp_ray_ml.config import near_match
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import ConfigError, DataError, TableNotFoundError
@@ -48,7 +49,7 @@ class Warehouse(ABC):
     url: str
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.url}>"
+        return f"<{type(self).__name__} {redact(self.url)}>"
 
     @abstractmethod
     def tables(self) -> list[str]:
@@ -171,7 +172,7 @@ def no_table(table: str, tables: Sequence[str], url: str) -> TableNotFoundError:
     have = ", ".join(tables[:20]) + (", …" if len(tables) > 20 else "")
     return TableNotFoundError(
         f"no table {table!r}{near_match(table, tables)}",
-        where=url,
+        where=str(redact(url)),
         hint=f"It has: {have}" if have else "It has no tables",
     )
 
