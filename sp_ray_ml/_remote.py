@@ -76,9 +76,10 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def _s3() -> dict[str, Any]:
-    # s3fs itself asks five times; botocore's own retries would multiply.
+    # s3fs asks five times for everything but listings, which it leaves to botocore.
     seconds = _patience()
-    times = {"connect_timeout": min(seconds, 10), "read_timeout": seconds, "retries": {"max_attempts": 0}}
+    retries = {"max_attempts": 2, "mode": "standard"}
+    times = {"connect_timeout": min(seconds, 10), "read_timeout": seconds, "retries": retries}
     return {"use_listings_cache": False, "config_kwargs": times, "default_block_size": 16 << 20}
 
 
