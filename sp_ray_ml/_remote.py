@@ -58,7 +58,9 @@ def filesystem(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0]
     options: dict[str, Any] = {}
     if scheme in _LIBRARIES:
-        if os.environ.get("STORAGE_EMULATOR_HOST"):  # emulators have no gRPC, by which gcsfs asks for a bucket's kind
+        if os.environ.get(
+            "STORAGE_EMULATOR_HOST"
+        ):  # emulators have no gRPC, by which gcsfs asks for a bucket's kind
             os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         require(_LIBRARIES[scheme], f"{scheme}://")
         options = _s3() if _LIBRARIES[scheme] == "s3fs" else _gcs()
