@@ -634,7 +634,7 @@ def measure(
     )
     units = UserUnits(
         context.output,
-        RankingMetrics(settings.k, recommender.num_items).names,
+        RankingMetrics(settings.k, recommender.num_items, average_precision=settings.map).names,
         recommender.user_column,
         recommender.user_ids,
         segment_columns(settings.by, table_of_users, "the table of users"),
@@ -646,6 +646,7 @@ def measure(
         settings.k,
         unknown=topology.unknown_items,
         strangers=topology.unknown_users,
+        average_precision=settings.map,
         progress=progress,
         on_users=units.add,
     )

@@ -229,7 +229,7 @@ class Pipeline(Settings):
     @pydantic.field_validator("evaluate")
     @classmethod
     def _evaluation_fits(cls, evaluate: Evaluate, info: pydantic.ValidationInfo) -> Evaluate:
-        _refuse(evaluate, _of(info), events=["k", "baselines"], table=["metrics", "evaluators"])
+        _refuse(evaluate, _of(info), events=["k", "baselines", "map"], table=["metrics", "evaluators"])
         return evaluate
 
     @pydantic.field_validator("predict")

@@ -129,7 +129,7 @@ class RowGroups:
         self._evaluators, self._segments, self._ids = list(evaluators), segments, list(ids)
         self._replicates, self._seed = replicates, seed
         self.rows = 0
-        self._most = 1 << 16
+        self._most = 1 << 14  # what is computed of so few stays in a core's cache
         self._means: list[list[Means | None]] = [[None] * len(evaluators) for _ in segments.labels()]
         self._curves: list[list[Curves | None]] = [
             [each.curves() for each in evaluators] for _ in segments.labels()
@@ -158,7 +158,7 @@ class RowGroups:
             values = evaluator.values(rows)
             names = list(values)
             self._most = max(1_024, min(self._most, _MOST_VALUES // len(names)))
-            matrix = np.stack([np.asarray(values[name], np.float64) for name in names])
+            columns = [np.asarray(values[name], np.float64) for name in names]
             for group, mine in enumerate(members):
                 if mine is not None and not len(mine):
                     continue
@@ -166,9 +166,9 @@ class RowGroups:
                 if means is None:
                     means = self._means[group][place] = Means(names, self._replicates, self._seed)
                 if mine is None:
-                    means.update(matrix, units)
+                    means.update(columns, units)
                 else:
-                    means.update(matrix[:, mine], units[mine])
+                    means.update([column[mine] for column in columns], units[mine])
                 if (curves := self._curves[group][place]) is not None:
                     curves.update(rows if mine is None else rows.take(pa.array(mine)))
 

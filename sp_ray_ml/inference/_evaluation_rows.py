@@ -92,7 +92,7 @@ def classes_and_scores(
     if settings.probabilities is None:
         own = numbers(rows.column(settings.probability), settings.probability)
         _check_probabilities(own, settings.probability)
-        scores = np.stack([1 - own, own], axis=1)
+        scores = np.stack([1 - own, own]).T
     else:
         scores = _matrix(rows.column(settings.probabilities), settings.probabilities)
     return _classes(settings, plain(rows.column(settings.truth)), scores.shape[1]), scores
@@ -156,14 +156,17 @@ def classification_values(settings: Classification, rows: pa.RecordBatch) -> _Va
     """Losses, and what the confusion matrix and the bins of calibration are made of, of each row."""
     truth, given = classes_and_scores(settings, rows)
     count, scores = given.shape[1], given.astype(np.float64)
-    own = scores[np.arange(len(truth)), truth]
-    predicted = scores.argmax(axis=1)
-    right = predicted == truth
     # scikit-learn's Brier score is of the positive class where there are two, and the sum over classes above.
     if count == 2:
         sure, met = scores[:, 1], truth == 1
-        brier = (scores[:, 1] - met) ** 2
+        own = np.where(met, sure, scores[:, 0])
+        predicted = sure > scores[:, 0]
+        right = predicted == met
+        brier = (sure - met) ** 2
     else:
+        own = scores[np.arange(len(truth)), truth]
+        predicted = scores.argmax(axis=1)
+        right = predicted == truth
         sure, met = scores[np.arange(len(truth)), predicted], right
         brier = (scores**2).sum(axis=1) - own * own + (1 - own) ** 2
     values: dict[str, NDArray[Any]] = {
@@ -175,10 +178,12 @@ def classification_values(settings: Classification, rows: pa.RecordBatch) -> _Va
     for each in range(count):
         values[f"hit {each}"] = (right & (truth == each)).astype(np.float64)
         values[f"either {each}"] = (truth == each).astype(np.float64) + (predicted == each)
+    if settings.strategy == "quantile":  # where bins end is not known before all rows are
+        return values
+    excess = np.zeros((settings.bins, len(truth)))
     bins = np.minimum((sure * settings.bins).astype(np.int64), settings.bins - 1)
-    for place in range(settings.bins):
-        values[f"excess {place}"] = np.where(bins == place, sure - met, 0.0)
-    return values
+    excess[bins, np.arange(len(truth))] = sure - met
+    return values | {f"excess {place}": row for place, row in enumerate(excess)}
 
 
 def classification_metrics(settings: Classification, means: _Values) -> _Values:
@@ -189,10 +194,10 @@ def classification_metrics(settings: Classification, means: _Values) -> _Values:
     # A class that is neither there nor predicted has no F1.
     f1 = np.where(eithers > 0, 2 * hits / np.where(eithers > 0, eithers, 1), 0.0)
     present = np.maximum((eithers > 0).sum(axis=0), 1)
-    return {
-        "log_loss": means["log_loss"],
-        "brier": means["brier"],
-        "accuracy": means["accuracy"],
-        "f1": f1.sum(axis=0) / present,
-        "ece": sum((np.abs(means[f"excess {place}"]) for place in range(settings.bins)), np.zeros(1)),
-    }
+    metrics = {name: means[name] for name in ("log_loss", "brier", "accuracy")}
+    metrics["f1"] = f1.sum(axis=0) / present
+    if settings.strategy == "uniform":
+        metrics["ece"] = sum(
+            (np.abs(means[f"excess {place}"]) for place in range(settings.bins)), np.zeros(1)
+        )
+    return metrics

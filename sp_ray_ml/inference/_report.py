@@ -174,4 +174,6 @@ def _svg(figure: Figure, label: str) -> str:
     width, height = (float(size) * 72 for size in figure.get_size_inches())
     # Within a page SVG needs no names of XML namespaces, but for links to its own parts.
     inner = inner.replace("xlink:href", "href")
-    return f'<svg role="img" aria-label="{_text(label)}" viewBox="0 0 {width:g} {height:g}" width="100%">{inner}'
+    return (
+        f'<svg role="img" aria-label="{_text(label)}" viewBox="0 0 {width:g} {height:g}" width="100%">{inner}'
+    )

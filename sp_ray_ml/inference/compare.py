@@ -19,6 +19,7 @@ from sp_ray_ml.inference._evaluation_ids import unit_numbers
 from sp_ray_ml.inference._evaluation_rows import classes_and_scores
 from sp_ray_ml.inference._evaluation_units import TEST_ITEMS, units_of
 from sp_ray_ml.inference.evaluators import Classification, Evaluator, Regression, RowEvaluator
+from sp_ray_ml.metrics._calibration import quantile_calibration_error
 from sp_ray_ml.metrics.means import LEAST_UNITS, Means, interval
 from sp_ray_ml.metrics.scores import ScoreCounts, auc_difference, drawn_precisions
 
@@ -227,6 +228,10 @@ class _Rows:
     """Truth and predictions of rows."""
 
     def __init__(self, a: RowEvaluator, b: RowEvaluator, first: pa.Table, second: pa.Table) -> None:
+        if isinstance(a, Classification) and isinstance(b, Classification):
+            b = b.model_copy(
+                update={"bins": a.bins, "strategy": a.strategy}
+            )  # calibration over the same bins
         self._evaluators = (a, b)
         self._rows = [
             table.select(each.columns()).combine_chunks().to_batches()[0]
@@ -285,6 +290,9 @@ class _Rows:
             drawn = [drawn_precisions(values, met, units, replicates, seed) for values in scores]
             ends = interval(drawn[1] - drawn[0]) if len(units) >= LEAST_UNITS else None
             found.append(Difference(f"pr_auc{suffix}", areas[0], areas[1], *(ends or (None, None))))
+        if a.strategy == "quantile":
+            errors = [quantile_calibration_error(each, a.bins) for each in counts]
+            found.append(Difference(f"ece{suffix}", errors[0], errors[1]))
         return found
 
     def spread(self) -> dict[str, NDArray[np.float64]]:

@@ -33,6 +33,7 @@ def evaluate(
     strangers: npt.NDArray[np.integer[Any]] | None = None,
     warm_items: npt.NDArray[np.bool_] | None = None,
     warm_users: npt.NDArray[np.bool_] | None = None,
+    average_precision: bool = False,
     progress: Callable[[int], None] | None = None,
     on_users: OnUsers | None = None,
 ) -> dict[str, float]:
@@ -50,6 +51,7 @@ def evaluate(
             they count as cold users with a recall of 0.
         warm_items: bool `[items]`, the items with a training event; by default those in `seen`.
         warm_users: bool `[users]`, the users with a training event; by default those in `seen`.
+        average_precision: Whether `map@k` is measured too.
         progress: Called with the number of users done since its last call.
         on_users: Called with what was measured of some users: their indices, their values `[names, users]` in the
             order of `RankingMetrics.names`, and how many test items they have. Strangers are left out.
@@ -70,7 +72,7 @@ def evaluate(
         warm_items = np.bincount(seen.indices, minlength=scorer.num_items) > 0
     if warm_users is None:
         warm_users = np.diff(seen.indptr) > 0
-    metrics = RankingMetrics(k, scorer.num_items, warm_items)
+    metrics = RankingMetrics(k, scorer.num_items, warm_items, average_precision=average_precision)
     truth = _without(truth, seen)
     asked = np.diff(truth.indptr) > 0
     if unknown is not None:
@@ -102,6 +104,7 @@ def evaluate_all(
     *,
     unknown: npt.NDArray[np.integer[Any]] | None = None,
     strangers: npt.NDArray[np.integer[Any]] | None = None,
+    average_precision: bool = False,
     progress: Callable[[int], None] | None = None,
     on_users: OnUsers | None = None,
 ) -> dict[str, dict[str, float | str]]:
@@ -115,6 +118,7 @@ def evaluate_all(
         k: Lengths of the list of recommendations.
         unknown: Test items without an index.
         strangers: Test items of users without an index.
+        average_precision: Whether `map@k` is measured too.
         progress: Called with the number of users done since its last call.
         on_users: As in `evaluate`, of the first of the scorers.
 
@@ -140,6 +144,7 @@ def evaluate_all(
                 k,
                 unknown=unknown,
                 strangers=strangers,
+                average_precision=average_precision,
                 progress=progress,
                 on_users=None if table else on_users,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 
@@ -94,7 +94,8 @@ class Classification(RowEvaluator):
     For two classes give `probability`, that of the positive one; for more `probabilities`, a list a row in the order
     of `classes`. `auc` and `pr_auc` are then means over the classes, each against the rest. `ece` is the expected
     calibration error in `bins` of equal width: the sum over bins of share × |mean probability - share of positives|,
-    of the most probable class where there are more than two.
+    of the most probable class where there are more than two. With the `strategy` quantile bins have as many rows each;
+    such an `ece` is a function of all rows, and has no interval.
     """
 
     truth: str = "truth"
@@ -108,6 +109,8 @@ class Classification(RowEvaluator):
     0 and 1, or 0 to n - 1."""
     bins: PositiveInt = 10
     """Bins of the calibration."""
+    strategy: Literal["uniform", "quantile"] = "uniform"
+    """Whether bins are of equal width or have as many rows each."""
 
     def columns(self) -> list[str]:
         """Truth and probabilities."""

@@ -22,7 +22,7 @@ PositiveInt = Annotated[int, pydantic.Field(ge=1)]
 class Evaluate(Settings):
     """Metrics on what was held out, beside baselines on the same split.
 
-    `k` and `baselines` are of recommendations, `metrics` of the predictions of a table's column, whose baseline is the
+    `k`, `baselines` and `map` are of recommendations, `metrics` of the predictions of a table's column, whose baseline is the
     mean or the most frequent class.
     """
 
@@ -30,6 +30,8 @@ class Evaluate(Settings):
     """Lengths of the list of recommendations."""
     baselines: list[BaselineField] = pydantic.Field(default=[Popularity(), Ease()])
     """Models to compare with."""
+    map: bool = False
+    """Whether `map@k`, the mean average precision of recommendations, is measured beside the other metrics."""
     metrics: list[Metric] | None = pydantic.Field(default=None, min_length=1)
     """Metrics of a table, those of the label's task: `rmse`, `mae`, `r2`, and `bias`, `mape`, `explained_variance` of
     values; `log_loss`, `accuracy`, `f1` (macro), `auc` (two classes), and `pr_auc`, `brier`, `ece` of classes. Without:

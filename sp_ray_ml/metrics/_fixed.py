@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["UNIT_BITS", "fixed_mean", "fixed_sum", "limbs", "weighted_mean", "weighted_sum"]
+__all__ = ["UNIT_BITS", "fixed_mean", "fixed_sum", "limbs", "weighted_mean"]
 
 UNIT_BITS = 40
 _UNIT = 2.0**UNIT_BITS
@@ -16,9 +14,15 @@ _SHARE_BITS = 52
 
 
 def fixed_sum(values: npt.NDArray[np.float64]) -> int:
-    """The sum as a whole number of 2^-40: whole numbers add up to the same in any order."""
+    """The sum as a whole number of 2^-40: whole numbers add up to the same in any order.
+
+    Raises:
+        ValueError: A value is not finite.
+    """
     scaled = np.rint(values * _UNIT)  # exact, and faster than ldexp
-    largest = np.abs(scaled).max(initial=0.0)
+    largest = max(scaled.max(initial=0.0), -scaled.min(initial=0.0))
+    if not np.isfinite(largest):
+        raise ValueError("a value is not finite")
     if largest < 2.0**62:
         # So few at a time that 64 bits hold their sum.
         few = max(1, int(2.0**62 / max(1.0, largest)))
@@ -53,19 +57,6 @@ def limbs(values: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
         rest = above
 
 
-def weighted_sum(counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> int:
-    """Sum of counts times shares between 0 and 1, each share rounded to 2^-52, in units of 2^-52."""
-    scaled = np.rint(np.ldexp(shares, _SHARE_BITS)).astype(np.int64)
-    # In two halves, so that 64 bits hold sums of up to 2^36 rows.
-    half = _SHARE_BITS // 2
-    high, low = scaled >> half, scaled & ((1 << half) - 1)
-    return (_dot(counts, high) << half) + _dot(counts, low)
-
-
 def weighted_mean(total: int, rows: int) -> float:
-    """From a sum of `weighted_sum` to the mean of so many rows."""
+    """From a sum of shares, each rounded to 2^-52 and in units of that, to the mean of so many rows."""
     return float(total / rows / 2**_SHARE_BITS)
-
-
-def _dot(a: Any, b: Any) -> int:
-    return int(np.dot(a, b))

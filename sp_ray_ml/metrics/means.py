@@ -42,24 +42,31 @@ class Means:
         self._drawn = np.zeros(replicates, np.int64)
         self._drawn_sums = np.zeros((replicates, len(self.names)), dtype=object)
 
-    def update(self, values: npt.NDArray[np.float64], units: npt.NDArray[np.uint64] | None = None) -> None:
+    def update(
+        self,
+        values: npt.NDArray[np.float64] | Sequence[npt.NDArray[np.float64]],
+        units: npt.NDArray[np.uint64] | None = None,
+    ) -> None:
         """Take some units.
 
         Args:
-            values: float64 `[names, units]`, rounded to 2^-40.
+            values: float64 `[names, units]`, or an array `[units]` for each name; rounded to 2^-40.
             units: uint64 `[units]`, what tells each from all others; needed for replicates.
 
         Raises:
             DataError: A value is not finite.
         """
-        if not np.isfinite(values).all():
-            name = self.names[int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])]
-            raise DataError(f"a value of {name} is not a number", where="evaluate")
-        self.units += values.shape[1]
-        self._sums = [total + fixed_sum(each) for total, each in zip(self._sums, values, strict=True)]
-        if self.replicates and values.shape[1]:
+        rows = values.shape[1] if isinstance(values, np.ndarray) else len(values[0])
+        sums = []
+        for name, total, each in zip(self.names, self._sums, values, strict=True):
+            try:
+                sums.append(total + fixed_sum(each))
+            except ValueError:
+                raise DataError(f"a value of {name} is not a number", where="evaluate") from None
+        self.units, self._sums = self.units + rows, sums
+        if self.replicates and rows:
             assert units is not None
-            self._draw(values, units)
+            self._draw(np.asarray(values), units)
 
     def _draw(self, values: npt.NDArray[np.float64], units: npt.NDArray[np.uint64]) -> None:
         from sp_ray_ml.metrics._weights_kernel import poisson_weights

@@ -1,4 +1,4 @@
-"""Ranking metrics as an accumulator: recall, NDCG, precision, hit rate, MRR and coverage at several k."""
+"""Ranking metrics as an accumulator: recall, NDCG, precision, hit rate, MRR, MAP and coverage at several k."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["RankingMetrics"]
 
 _METRICS = ("recall", "ndcg", "precision", "hit_rate", "mrr")
+_MAP = "map"
 _ITEM_GROUPS = ("warm_items", "cold_items")
 _USER_GROUPS = ("warm_users", "cold_users")
 _UNIT_BITS = 40
@@ -37,6 +38,7 @@ class RankingMetrics:
         hit_rate@k  = max(g_1, …, g_k)
         mrr@k       = 1 / (least i ≤ k with g_i = 1), or 0 without one
         ndcg@k      = sum(g_i / log2(i + 1), i = 1 … k) / sum(1 / log2(i + 1), i = 1 … min(k, |T|))
+        map@k       = sum(g_i · precision@i, i = 1 … k) / min(k, |T|), where asked for
 
     (NDCG with binary gains: Järvelin and Kekäläinen 2002, "Cumulated gain-based evaluation of IR techniques".) Each
     is averaged over the users with a non-empty T; `users` is their number. T holds every test item, also those
@@ -55,14 +57,21 @@ class RankingMetrics:
         k: Lengths of the list, each at least 1.
         num_items: Size of the catalogue.
         warm_items: bool `[num_items]`, the items with a training event; without it there are no item groups.
+        average_precision: Whether `map@k` is measured too.
 
     Raises:
         ConfigError: A k is below 1 or larger than the catalogue.
     """
 
     def __init__(
-        self, k: Sequence[int], num_items: int, warm_items: npt.NDArray[np.bool_] | None = None
+        self,
+        k: Sequence[int],
+        num_items: int,
+        warm_items: npt.NDArray[np.bool_] | None = None,
+        *,
+        average_precision: bool = False,
     ) -> None:
+        self._metrics = (*_METRICS, _MAP) if average_precision else _METRICS
         self.k = tuple(sorted(set(k)))
         self.num_items = num_items
         if not self.k or self.k[0] < 1:
@@ -75,7 +84,7 @@ class RankingMetrics:
         groups = ("", *(_ITEM_GROUPS if warm_items is not None else ()), *_USER_GROUPS)
         self._users = dict.fromkeys(groups, 0)
         # Sums in units of 2^-40; Python's integers, because 2^23 users fill 64 bits.
-        self._sums = {group: np.zeros((len(_METRICS), len(self.k)), dtype=object) for group in groups}
+        self._sums = {group: np.zeros((len(self._metrics), len(self.k)), dtype=object) for group in groups}
         # The best rank (from 0) that each item had in the list of any user of the group.
         self._best_rank = {group: np.full(num_items, self.k[-1], np.int32) for group in ("", *_USER_GROUPS)}
 
@@ -132,20 +141,24 @@ class RankingMetrics:
     @property
     def names(self) -> list[str]:
         """What each row is measured by: `recall@10`, `recall@20`, `ndcg@10`, …"""
-        return [f"{metric}@{k}" for metric in _METRICS for k in self.k]
+        return [f"{metric}@{k}" for metric in self._metrics for k in self.k]
 
     def merge(self, other: RankingMetrics) -> None:
         """Add all users of another accumulator.
 
         Raises:
-            DataError: It was made with other k or for another catalogue.
+            DataError: It was made with other k, for another catalogue, or for other metrics.
         """
         same_items = (
             np.array_equal(self._warm_items, other._warm_items)
             if self._warm_items is not None and other._warm_items is not None
             else self._warm_items is other._warm_items
         )
-        if self.k != other.k or self.num_items != other.num_items or not same_items:
+        if (self.k, self.num_items, self._metrics) != (
+            other.k,
+            other.num_items,
+            other._metrics,
+        ) or not same_items:
             raise DataError("metrics with different k or items cannot be merged")
         self._user_groups |= other._user_groups
         for group in self._users:
@@ -172,7 +185,7 @@ class RankingMetrics:
                 continue
             suffix = f"/{group}" if group else ""
             if users:
-                for metric, sums in zip(_METRICS, self._sums[group], strict=True):
+                for metric, sums in zip(self._metrics, self._sums[group], strict=True):
                     for k, total in zip(self.k, sums, strict=True):
                         result[f"{metric}@{k}{suffix}"] = int(total) / (users << _UNIT_BITS)
                 for k in self.k:
@@ -198,15 +211,18 @@ class RankingMetrics:
         ideal = np.cumsum(discounts)[np.maximum(np.minimum(np.array(self.k)[:, None], sizes), 1) - 1]
         first = np.where(gains.any(axis=1), gains.argmax(axis=1), self.k[-1])
         hit = first <= last[:, None]
-        return np.stack(
-            (
-                hits / np.maximum(sizes, 1),
-                gained / ideal,
-                hits / np.array(self.k)[:, None],
-                hit.astype(np.float64),
-                np.where(hit, 1 / (first + 1), 0.0),
-            )
-        )
+        values = [
+            hits / np.maximum(sizes, 1),
+            gained / ideal,
+            hits / np.array(self.k)[:, None],
+            hit.astype(np.float64),
+            np.where(hit, 1 / (first + 1), 0.0),
+        ]
+        if _MAP in self._metrics:
+            precisions = gains * np.cumsum(gains, axis=1) / np.arange(1, self.k[-1] + 1)
+            best = np.maximum(np.minimum(np.array(self.k)[:, None], sizes), 1)
+            values.append(np.cumsum(precisions, axis=1)[:, last].T / best)
+        return np.stack(values)
 
     def _add(self, group: str, values: _Floats, members: _Bools) -> None:
         units = np.rint(np.ldexp(values[:, :, members], _UNIT_BITS)).astype(np.int64)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sp_ray_ml.metrics._fixed import weighted_mean, weighted_sum
+from sp_ray_ml.metrics._fixed import weighted_mean
 
 __all__ = ["ScoreCounts", "auc_difference", "drawn_precisions"]
 
@@ -33,7 +33,9 @@ class _Multiset:
 
     def add(self, values: npt.NDArray[Any]) -> None:
         self.rows += len(values)
-        self._pending.append(values)
+        self._pending.append(
+            values.astype(np.float32 if values.dtype == np.float32 else np.float64, copy=False)
+        )
         self._waiting += len(values)
         if self._waiting >= _PENDING:
             self.settle()
@@ -48,7 +50,8 @@ class _Multiset:
         self._keep((values[first], counts))
 
     def _keep(self, run: _Run) -> None:
-        while self.runs and len(self.runs[-1][0]) + len(run[0]) <= _IN_MEMORY:
+        # One run at most is in memory, the last.
+        if self.runs and len(self.runs[-1][0]) <= _IN_MEMORY:
             run = _merged([self.runs.pop(), run])
         self.runs.append(run if len(run[0]) <= _IN_MEMORY else (_on_disk(run[0]), _on_disk(run[1])))
 
@@ -64,7 +67,7 @@ class _Multiset:
         for values, counts in self.runs:
             begin, end = np.searchsorted(values, np.array([low, high], values.dtype)).tolist()
             end = len(values) if high == np.inf else end
-            parts.append((np.asarray(values[begin:end]), np.asarray(counts[begin:end])))
+            parts.append((values[begin:end], counts[begin:end]))
         return _merged(parts)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,14 +84,25 @@ def _on_disk(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _merged(runs: list[_Run]) -> _Run:
-    values = np.concatenate([run[0] for run in runs]) if runs else np.zeros(0)
-    counts = np.concatenate([run[1] for run in runs]) if runs else np.zeros(0, np.int64)
-    if len(runs) < 2 or not len(values):
-        return values, counts
-    order = np.argsort(values, kind="stable")
-    values = values[order]
-    first = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-    return values[first], np.add.reduceat(counts[order], first)
+    """One run of several, in pairs, so that no score is moved more often than needed."""
+    from sp_ray_ml.metrics._scores_kernel import merge_runs
+
+    kind = np.result_type(*(run[0] for run in runs)) if runs else np.dtype(np.float32)
+    left = [(_plain(values, kind), _plain(counts, np.int64)) for values, counts in runs if len(values)]
+    while len(left) > 1:
+        pairs = []
+        for first, second in zip(left[::2], left[1::2], strict=False):
+            rows = len(first[0]) + len(second[0])
+            values, counts = np.empty(rows, kind), np.empty(rows, np.int64)
+            rows = merge_runs(*first, *second, values, counts)
+            pairs.append((values[:rows], counts[:rows]))
+        left = pairs + left[2 * len(pairs) :]
+    return left[0] if left else (np.zeros(0, kind), np.zeros(0, np.int64))
+
+
+def _plain(array: npt.NDArray[Any], kind: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array as machine code takes it: no view of a file, and writable though nobody writes."""
+    return np.require(array, kind, ["C", "W", "E"])
 
 
 class _Sums(NamedTuple):
@@ -169,45 +183,23 @@ class ScoreCounts:
     def _summed(self) -> _Sums:
         """One pass over the distinct scores, kept until there are further rows."""
         if self._sums is None:
-            twice = precision = below = above = 0
-            for _, negative, positive, negatives, positives in self._ascending():
-                weights = 2 * negatives + negative
-                twice += (int(np.dot(positive, weights >> 20)) << 20) + int(
-                    np.dot(positive, weights & ((1 << 20) - 1))
-                )
-                right, wrong = self.positive - positives, self.negative - negatives
-                precision += weighted_sum(positive, right / (right + wrong))
-                v = weights / (2 * max(1, self.negative))
-                w = 1 - (positives + positive / 2) / max(1, self.positive)
-                below += weighted_sum(positive, v * v)
-                above += weighted_sum(negative, w * w)
-            self._sums = _Sums(twice, precision, below, above)
+            from sp_ray_ml.metrics._scores_kernel import sum_curves
+
+            totals, below = np.array([self.negative, self.positive]), np.zeros(2, np.int64)
+            sums = np.zeros((4, 2), np.int64)
+            for runs in self.ascending():
+                sum_curves(*runs, totals, below, sums)
+            self._sums = _Sums(*((high << 26) + low for high, low in sums.tolist()))
         return self._sums
 
-    def _ascending(
+    def ascending(
         self,
-    ) -> Iterator[
-        tuple[
-            npt.NDArray[Any],
-            npt.NDArray[np.int64],
-            npt.NDArray[np.int64],
-            npt.NDArray[np.int64],
-            npt.NDArray[np.int64],
-        ]
-    ]:
-        """Blocks of distinct scores: negatives and positives of each, and those below it."""
-        below = [0, 0]
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[np.int64]]]:
+        """The distinct scores of negatives and how often each is there, then those of positives, some at a time."""
         for low, high in self._ranges():
-            parts = [each.between(low, high) for each in self._of]
-            scores = np.union1d(parts[0][0], parts[1][0])
-            counts = []
-            for values, count in parts:
-                mine = np.zeros(len(scores), np.int64)
-                mine[np.searchsorted(scores, values)] = count
-                counts.append(mine)
-            before = [np.cumsum(mine) - mine + base for mine, base in zip(counts, below, strict=True)]
-            below = [base + int(mine.sum()) for mine, base in zip(counts, below, strict=True)]
-            yield scores, counts[0], counts[1], before[0], before[1]
+            (down, down_counts), (up, up_counts) = (each.between(low, high) for each in self._of)
+            kind = np.result_type(down, up)
+            yield _plain(down, kind), down_counts, _plain(up, kind), up_counts
 
     def _ranges(self) -> Iterator[tuple[float, float]]:
         """Ranges of scores with not much more than `_BLOCK` distinct ones each."""

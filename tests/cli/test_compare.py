@@ -10,8 +10,6 @@ import pytest
 from sp_ray_ml.inference import Classification, Ranking, evaluate_predictions
 from tests.inference.test_evaluation import binary, shuffled, world
 
-from .test_run import sh
-
 
 def evaluated_run(name: str, config_text: str, *, rows: bool = False, seed: int = 0) -> None:
     """A run's folder as it is after its evaluation."""
@@ -62,26 +60,30 @@ def test_runs_that_cannot_be_compared_are_refused(sp_ray, config_text):
 
 
 @pytest.mark.slow
-def test_finished_runs_are_compared_by_segment_and_the_report_is_an_artifact_of_both(config_text, tmp_path):
+def test_finished_runs_are_compared_by_segment_and_the_report_is_an_artifact_of_both(
+    config_text, tmp_path, sp_ray
+):
     import mlflow
 
     text = config_text.replace("tracking: {enabled: false}\n", "").replace(
-        "k: [5, 10]", "k: [5, 10], by: [country], bootstrap: 50"
+        "k: [5, 10]", "k: [5, 10], map: true, by: [country], bootstrap: 50"
     )
     for name, epochs in (("one", 1), ("two", 3)):
         (tmp_path / f"{name}.yaml").write_text(text.replace("name: small", f"name: {name}"))
-        ran = sh("run", f"{name}.yaml", "--set", f"train.epochs={epochs}", cwd=tmp_path)
-        assert ran.returncode == 0, ran.stderr
+        ran = sp_ray("run", f"{name}.yaml", "--set", f"train.epochs={epochs}", "--set", "predict=null")
+        assert ran.code == 0, ran.err
     evaluated = tmp_path / "runs" / "two" / "steps" / "evaluate"
     metrics = json.loads((evaluated / "metrics.json").read_text())["model"]
     intervals = json.loads((evaluated / "intervals.json").read_text())
     assert intervals["recall@10"][0] <= metrics["recall@10"] <= intervals["recall@10"][1]
     segments = [name for name in metrics if name.startswith("users/country=")]
     assert len(segments) > 1
-    ran = sh("compare", "one", "two", "--by", "country", "-o", "json", cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
+    assert 0 < metrics["map@10"] < metrics["hit_rate@10"]
+    ran = sp_ray("compare", "one", "two", "--by", "country", "-o", "json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
     assert found["notes"] == []
+    assert "map@10" in found["metrics"]
     assert any(name.startswith("recall@10/country=") for name in found["metrics"])
     if "users/cold_users" not in metrics:
         assert found["metrics"]["recall@10"]["b"] == pytest.approx(metrics["recall@10"], abs=1e-12)

@@ -78,6 +78,17 @@ def test_pairing_makes_intervals_shorter_than_those_of_each(tmp_path: Path) -> N
     assert found["pr_auc"].low is not None
 
 
+def test_calibration_of_both_is_compared_over_the_bins_of_the_first(tmp_path: Path) -> None:
+    table = binary()
+    ten, _ = kept(tmp_path, "ten", table, Classification(), on="id")
+    four, _ = kept(tmp_path, "four", table, Classification(bins=4), on="id")
+    even, measured = kept(tmp_path, "even", table, Classification(strategy="quantile"), on="id")
+    for a, b in ((ten, four), (four, even), (even, ten)):
+        found = {each.metric: each for each in compare_units(a, b, bootstrap=5).differences}
+        assert found["ece"].difference == 0
+    assert found["ece"].a == measured["ece"]
+
+
 def test_intervals_hold_the_true_difference_as_often_as_they_say(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     held = 0

@@ -135,7 +135,7 @@ def test_lists_are_measured_as_the_main_job_does() -> None:
     from sp_ray_ml.metrics import RankingMetrics
 
     tables = world()
-    metrics = RankingMetrics(KS, ITEMS)
+    metrics = RankingMetrics(KS, ITEMS, average_precision=True)
     lists, truth = np.full((USERS, K), -1, np.int32), np.zeros((USERS, ITEMS), bool)
     for row in tables["predictions"].to_pylist():
         lists[row["user_id"], row["rank"] - 1] = row["item_id"]
@@ -143,6 +143,8 @@ def test_lists_are_measured_as_the_main_job_does() -> None:
     metrics.update(lists, csr_array(truth))
     found = evaluated(tables).metrics
     assert {name: found[name] for name in metrics.finish()} == metrics.finish()
+    assert "map@8" in metrics.finish()
+    assert "map@8" not in RankingMetrics(KS, ITEMS).names
 
 
 def as_text(table: pa.Table) -> pa.Table:
@@ -298,6 +300,30 @@ def test_many_classes_are_measured_as_by_scikit_learn() -> None:
     areas = [sklearn.metrics.average_precision_score(truth == each, scores[:, each]) for each in range(4)]
     assert found["pr_auc"] == pytest.approx(np.mean(areas), rel=1e-12)
     assert found["brier"] == pytest.approx(((scores - np.eye(4)[truth]) ** 2).sum(axis=1).mean(), **means)
+    settings = Classification(probabilities="probabilities", classes=names, bins=5, strategy="quantile")
+    quantile = evaluate_predictions(shuffled(table), settings).metrics
+    sure, right = scores.max(axis=1), scores.argmax(axis=1) == truth
+    place = np.searchsorted(np.percentile(sure, [20, 40, 60, 80]), sure)
+    assert quantile["ece"] == pytest.approx(np.abs(np.bincount(place, sure - right)).sum() / 1_500, rel=1e-9)
+    assert {name for name in quantile if quantile[name] != found[name]} == {"ece"}
+
+
+def test_the_interval_of_average_precision_holds_the_truth_as_often_as_it_says() -> None:
+    random, held = np.random.default_rng(6), 0
+    truth = np.arange(600) < 90
+    much = np.arange(200_000) < 30_000
+    expected = sklearn.metrics.average_precision_score(much, random.normal(much * 1.5, 1))
+    for _ in range(60):
+        score = 1 / (1 + np.exp(-random.normal(truth * 1.5, 1)))
+        found = evaluate_predictions({"truth": truth, "probability": score}, Classification())
+        low, high = found.intervals["pr_auc"]
+        assert 0 <= low < found.metrics["pr_auc"] < high <= 1
+        held += low <= expected <= high
+    assert held >= 52  # 57 are expected; fewer than 52 are less likely than 1 in 80
+    few = evaluate_predictions(
+        {"truth": [0, 1, 1, 0], "probability": [0.1, 0.2, 0.3, 0.25]}, Classification()
+    )
+    assert not few.intervals
 
 
 def test_values_are_measured_as_by_scikit_learn() -> None:
@@ -411,11 +437,13 @@ def test_rows_and_lists_of_ray_are_measured_to_the_same_bit() -> None:
 
     table, tables = binary(5_000), world()
     options: dict[str, Any] = {"on": "id", "by": ["shop"], "bootstrap": 8}
-    dataset = ray.data.from_arrow(table).repartition(7)
-    for chosen in (options, {}, {"bootstrap": 5}):
+    dataset = ray.data.from_arrow([table.slice(0, 1_700), table.slice(1_700)])
+    for chosen in (options, {"bootstrap": 5}):
         expected = evaluate_predictions(table, Classification(), **chosen)
         assert evaluate_predictions(dataset, Classification(), **chosen) == expected
-    both = {name: ray.data.from_arrow(each).repartition(3) for name, each in tables.items()}
-    assert evaluated(both, users=both["users"], by=["country"], bootstrap=5) == evaluated(
+    lists = tables["predictions"]
+    both = {**tables, "predictions": ray.data.from_arrow([lists.slice(0, 111), lists.slice(111)])}
+    both["truth"] = ray.data.from_arrow(shuffled(tables["truth"]))
+    assert evaluated(both, users=tables["users"], by=["country"], bootstrap=5) == evaluated(
         tables, users=tables["users"], by=["country"], bootstrap=5
     )

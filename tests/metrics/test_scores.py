@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.calibration
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sp_ray_ml.metrics import scores as module
+from sp_ray_ml.metrics._calibration import quantile_calibration_error
 from sp_ray_ml.metrics.scores import ScoreCounts, auc_difference, drawn_precisions
 
 
@@ -70,6 +72,33 @@ def test_ties_and_few_rows_are_measured_as_by_scikit_learn(given_rows: list[tupl
     assert counts.auc() == pytest.approx(sklearn.metrics.roc_auc_score(truth, scores), rel=1e-12)
     expected = sklearn.metrics.average_precision_score(truth, scores)
     assert counts.average_precision() == pytest.approx(expected, rel=1e-12)
+
+
+def test_both_widths_are_counted_together() -> None:
+    scores, truth = rows(900, 2)
+    mixed = ScoreCounts()
+    mixed.update(scores[:400], truth[:400])
+    mixed.update(scores[400:].astype(np.float64), truth[400:])
+    assert figures(mixed) == figures(counted(scores.astype(np.float64), truth))
+
+
+@pytest.mark.parametrize("digits", [1, 2, 12])
+def test_quantile_bins_are_scikit_learns_also_from_files(
+    monkeypatch: pytest.MonkeyPatch, digits: int
+) -> None:
+    scores, truth = rows(3_000, digits, np.float64)
+    scores = np.clip(scores / 4 + 0.5, 0, 1)
+    cuts = np.percentile(scores, np.linspace(0, 100, 8))
+    place = np.searchsorted(cuts[1:-1], scores)
+    sums = np.bincount(place, scores - truth, 7)
+    share, mean = sklearn.calibration.calibration_curve(truth, scores, n_bins=7, strategy="quantile")
+    sizes = np.bincount(place, minlength=7)
+    assert np.abs(sums[sizes > 0] / sizes[sizes > 0]) == pytest.approx(np.abs(mean - share))
+    whole = quantile_calibration_error(counted(scores, truth), 7)
+    assert whole == pytest.approx(np.abs(sums).sum() / 3_000, rel=1e-9)
+    for name, value in (("_PENDING", 300), ("_IN_MEMORY", 50), ("_BLOCK", 64), ("_SAMPLE", 8)):
+        monkeypatch.setattr(module, name, value)
+    assert quantile_calibration_error(counted(scores, truth, [10, 1_000]), 7) == whole
 
 
 def delong(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -87,6 +87,8 @@ def test_columns_of_segments_are_looked_for_before_any_work(house: str) -> None:
         plan(load_config(config(evaluate={"by": ["color"]})))
     with pytest.raises(ConfigError, match="does not measure rows"):
         run(config(evaluate={"evaluators": ["ranking"]}))
+    with pytest.raises(ConfigError, match=r"evaluate\.map.*this is a `table`"):
+        load_config(config(evaluate={"map": True}))
     with pytest.raises(ConfigError, match="evaluators"):
         load_config(of_events(evaluate={"evaluators": ["regression"]}))
     with pytest.raises(ColumnNotFoundError, match="'nothing' is none of the columns of users that are read"):
