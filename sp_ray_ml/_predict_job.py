@@ -7,28 +7,23 @@ predict                                  of a `table`: its rows of now
 from __future__ import annotations
 
 import datetime as dt
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml._job import input_fingerprints, write_outputs
+from sp_ray_ml._predict_sealed import Sealed, own_trainer
 from sp_ray_ml._runs import RunFolder, Step, StepContext
-from sp_ray_ml.config import Custom, dump, fingerprint, redact
-from sp_ray_ml.errors import CheckpointError, ConfigError
+from sp_ray_ml.config import fingerprint, redact
 
 if TYPE_CHECKING:
     from sp_ray_ml.data.settings import Events
     from sp_ray_ml.inference.settings import Predict
     from sp_ray_ml.pipeline import Pipeline
     from sp_ray_ml.train._renewal import History
-    from sp_ray_ml.train.predictor import Predictor
-    from sp_ray_ml.train.pyg import PyGTrainer
-    from sp_ray_ml.train.recommender import Recommender
 
-__all__ = ["PredictResult", "Sealed", "open_predictor", "run"]
+__all__ = ["PredictResult", "run"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,89 +58,6 @@ class PredictResult:
         return renewed if renewed.exists() else Path(self.predictor)
 
 
-@dataclass(frozen=True)
-class Sealed:
-    """A predictor and where it came from."""
-
-    predictor: Predictor
-    source: str
-
-    @property
-    def mark(self) -> str:
-        """What tells it from others."""
-        return str(self.predictor.manifest["sha256"])
-
-
-def open_predictor(p: Pipeline, source: str | os.PathLike[str] | None, again: str) -> Sealed:
-    """The predictor of a pipeline's run, or another one, when it fits the config.
-
-    Args:
-        p: The pipeline.
-        source: A path or an MLflow URI; the run's without.
-        again: The command that trains.
-
-    Raises:
-        ConfigError: Nothing says where predictions are written, or how events become a graph has changed.
-        CheckpointError: There is no predictor, or it is of another kind.
-    """
-    from sp_ray_ml.train.predictor import Predictor
-    from sp_ray_ml.train.recommender import Recommender
-    from sp_ray_ml.train.table_predictor import TablePredictor
-
-    if p.predict is None:
-        raise ConfigError(
-            "nothing says where predictions are written",
-            where="predict",
-            hint="Set it: predict: {output: {warehouse: URL, table: NAME}}",
-        )
-    if source is None and not (p.folder / "steps" / "train" / "predictor" / "manifest.json").is_file():
-        raise CheckpointError(
-            f"the run {p.name!r} has no predictor yet",
-            where=str(p.folder),
-            hint=f"Run: {again}\nOr name one: --predictor PATH, or --predictor models:/NAME@champion",
-        )
-    where = os.fspath(p.folder if source is None else source)
-    predictor = Predictor.load(where)
-    wanted, of = (TablePredictor, "a `table`") if p.table is not None else (Recommender, "`events`")
-    if not isinstance(predictor, wanted):
-        raise CheckpointError(
-            f"holds a {predictor.kind}, and this config is of {of}",
-            where=where,
-            hint="Name another one with --predictor, or the config that it was trained with",
-        )
-    _check_config(p, predictor.manifest.get("config"), again)
-    return Sealed(predictor, where)
-
-
-def _check_config(p: Pipeline, then: Mapping[str, Any] | None, again: str) -> None:
-    """Refuse a config whose events and features are not those that the predictor was trained with."""
-    if then is None or p.table is not None:
-        return
-    now = json.loads(json.dumps(dump(p)))
-    for path in ("events", "nodes.user", "nodes.item", "graph"):
-        before, after = _at(then, path), _at(now, path)
-        for key in before or after:  # a setting that an earlier version did not have is its default now
-            free = key in {"table", "title", "shards", "unknown"}
-            if not free and before.get(key) != after.get(key):
-                raise ConfigError(
-                    f"is {_short(after.get(key))}, the predictor was trained with {_short(before.get(key))}",
-                    where=f"{path}.{key}",
-                    hint=f"Set it back, or train again: {again}",
-                )
-
-
-def _at(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    found: Any = config
-    for key in path.split("."):
-        found = (found or {}).get(key)
-    return found or {}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:120]}…"
-
-
 def run(p: Pipeline, folder: RunFolder, sealed: Sealed, *, all_events: bool) -> PredictResult:
     """The job, from top to bottom.
 
@@ -170,7 +82,7 @@ def _predict_users(
     from sp_ray_ml import _steps
     from sp_ray_ml.data.warehouse import open_warehouse
 
-    events, recommender = _events(p), _recommender(sealed)
+    events, recommender = _events(p), sealed.recommender
     warehouse = open_warehouse(p.warehouse)
     since = None if all_events or not events.time else recommender.renewal.complete_before
     tables = [events.table, *(node.table for node in (p.nodes.user, p.nodes.item) if node is not None)]
@@ -215,7 +127,7 @@ def _renew(step: StepContext, p: Pipeline, sealed: Sealed, catalog: Any, since: 
     from sp_ray_ml.train._renew import renew
     from sp_ray_ml.train._renew_nodes import EARLIEST, Arrived
 
-    recommender, events = _recommender(sealed), _events(p)
+    recommender, events = sealed.recommender, _events(p)
     renewal = recommender.renewal
     title = p.nodes.item.title if p.nodes.item is not None else None
     arrived = Arrived(
@@ -225,7 +137,7 @@ def _renew(step: StepContext, p: Pipeline, sealed: Sealed, catalog: Any, since: 
         titles=catalog.nodes["item"][title].combine_chunks() if title else None,
         since=EARLIEST if since is None else since,
     )
-    found, figures = renew(recommender, arrived, unknown=events.unknown, trainer=_own_trainer(p, sealed))
+    found, figures = renew(recommender, arrived, unknown=events.unknown, trainer=own_trainer(p, sealed))
     figures["until"] = None if renewal.complete_before is None else _iso(renewal.complete_before)
     found.save(step.output / "predictor", about={"renewed": {"from": sealed.mark, **figures}})
     return figures
@@ -242,23 +154,6 @@ def _history(catalog: Any, since: int | None, *, rated: bool) -> History:
         kept = time >= since
         found = [None if each is None else each[kept] for each in found]
     return History(*found)
-
-
-def _own_trainer(p: Pipeline, sealed: Sealed) -> PyGTrainer | None:
-    """The config's trainer where its network is of the user's own: the config may name what a sealed file may not."""
-    from sp_ray_ml.train._renewal import network_settings
-    from sp_ray_ml.train.pyg import PyGTrainer
-
-    if not isinstance(p.train, PyGTrainer) or not isinstance(p.train.model, Custom):
-        return None
-    now, then = network_settings(p.train), _recommender(sealed).renewal.network
-    if json.loads(json.dumps(now)) != then:
-        raise ConfigError(
-            f"is {_short(now)}, the predictor was trained with {_short(then)}",
-            where="train",
-            hint="Set it back, or name another predictor with --predictor",
-        )
-    return p.train
 
 
 def _say(folder: RunFolder, figures: Mapping[str, Any]) -> None:
@@ -278,13 +173,6 @@ def _iso(nanoseconds: int) -> str:
 def _events(p: Pipeline) -> Events:
     assert p.events is not None  # this job is that of `events`
     return p.events
-
-
-def _recommender(sealed: Sealed) -> Recommender:
-    from sp_ray_ml.train.recommender import Recommender
-
-    assert isinstance(sealed.predictor, Recommender)  # `open_predictor` has looked
-    return sealed.predictor
 
 
 # --- a table ----------------------------------------------------------------------------------------------------

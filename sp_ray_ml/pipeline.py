@@ -47,7 +47,7 @@ from sp_ray_ml.data.splits import (
 from sp_ray_ml.errors import ConfigError, SpRayError
 from sp_ray_ml.graph.settings import GraphSettings
 from sp_ray_ml.inference.settings import Evaluate, Predict
-from sp_ray_ml.storage import write_text
+from sp_ray_ml.storage import Lock, write_text
 from sp_ray_ml.tracking.settings import Tracking
 from sp_ray_ml.train.pyg import PyGTrainer
 from sp_ray_ml.train.table import TableTrainer
@@ -353,9 +353,11 @@ def predict(
     Raises:
         ConfigError: The config is wrong, or does not fit the predictor. Nothing was done.
         CheckpointError: There is no predictor, or it is of another kind.
+        LockedError: A run of this name is under way, or another prediction of it.
         SpRayError: A step failed. The output is as it was, and the next start goes on from that step.
     """
     from sp_ray_ml import _predict_job
+    from sp_ray_ml._predict_sealed import open_predictor
 
     pipeline = load_config(config, overrides)
     if reporter is None:
@@ -369,14 +371,18 @@ def predict(
         show_predicted(result)
         return result
     again = f"sp-ray run {config if isinstance(config, str | os.PathLike) else 'CONFIG'}"
-    with _ray_of(pipeline.cluster):
-        sealed = _predict_job.open_predictor(pipeline, predictor, again)
+    # Meanwhile no run of this name may begin: it would make anew, or remove, what is read and written here.
+    run_lock = Lock(pipeline.folder / ".lock", f"the run {pipeline.name}", shared=True)
+    with _ray_of(pipeline.cluster), contextlib.ExitStack() as held:
+        if there := pipeline.folder.is_dir():
+            held.enter_context(run_lock)
+        sealed = open_predictor(pipeline, predictor, again)
         _preflight_output(pipeline)
-        with (
-            RunFolder(pipeline.folder / "predict", reporter) as folder,
-            _quiet(folder.path / "run.log", verbose),
-        ):
-            return _predict_job.run(pipeline, folder, sealed, all_events=all_events)
+        folder = held.enter_context(RunFolder(pipeline.folder / "predict", reporter))
+        if not there:
+            held.enter_context(run_lock)
+        held.enter_context(_quiet(folder.path / "run.log", verbose))
+        return _predict_job.run(pipeline, folder, sealed, all_events=all_events)
 
 
 def _run(pipeline: Pipeline, began: float, *, fresh: bool, reporter: Reporter, verbose: bool) -> RunResult:

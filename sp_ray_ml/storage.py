@@ -184,14 +184,16 @@ class Lock:
     Args:
         path: The lock's file. It stays; only the hold on it counts.
         what: What is locked, for the message.
+        shared: Of those who only read what is there: they keep out who would change it, not one another.
 
     Raises:
         LockedError: Another process holds it; the message says which.
     """
 
-    def __init__(self, path: str | os.PathLike[str], what: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], what: str, *, shared: bool = False) -> None:
         self.path = Path(path)
         self.what = what
+        self._shared = shared
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Lock:
@@ -210,7 +212,7 @@ class Lock:
 
     def _take(self, file: IO[str]) -> None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip()

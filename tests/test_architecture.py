@@ -30,7 +30,7 @@ BOTTOM = {
     "_transfer",
 }
 TOP = {
-    "pipeline", "demo", "draft", "_job", "_event_job", "_table_job", "_predict_job", "_runs", "_steps", "_table_steps", "_console", "_results", "_compare",
+    "pipeline", "demo", "draft", "_job", "_event_job", "_table_job", "_predict_job", "_predict_sealed", "_runs", "_steps", "_table_steps", "_console", "_results", "_compare",
     "_demo_words", "_demo_world", "_draft_tables",
 }  # fmt: skip
 MAY_IMPORT = {

@@ -74,11 +74,13 @@ def renew(
         rating=events.rating,
     ).with_features(_features(renewal, arrived, nodes))
     known = {name: each.gather(np.array(renewal.known[name])) for name, each in nodes.items()}
+    seen = distinct_pairs(events.user, events.item, shape)
+    share = renewal.share_now(seen, known[ITEM])
     parts = {
         "users": nodes[USER].ids,
         "items": nodes[ITEM].ids,
         "titles": _titles(recommender, arrived, nodes[ITEM]),
-        "seen": distinct_pairs(events.user, events.item, shape),
+        "seen": seen,
         "columns": (recommender.user_column, recommender.item_column),
         "embedding_dim": recommender.embedding_dim,
         "manifest": recommender.manifest,
@@ -92,9 +94,9 @@ def renew(
         complete_before=latest if arrived.since is not None else renewal.complete_before,
     )
     if isinstance(recommender, TwoTowerRecommender):
-        found: Recommender = _of_towers(recommender, again, graph, nodes, parts)
+        found: Recommender = _of_towers(recommender, again, graph, nodes, share, parts)
     else:
-        found = _of_network(again, graph, nodes, parts, trainer)
+        found = _of_network(again, graph, nodes, share, parts, trainer)
     return found, _figures(renewal, events, nodes)
 
 
@@ -140,6 +142,7 @@ def _of_network(
     renewal: Renewal,
     graph: Graph,
     nodes: Mapping[str, Nodes],
+    share: float | None,
     parts: Mapping[str, Any],
     trainer: PyGTrainer | None,
 ) -> Recommender:
@@ -156,7 +159,7 @@ def _of_network(
     )
     with torch.random.fork_rng():
         tensors = {name: torch.from_numpy(each) for name, each in weights.items()}
-        user, item, bias = vectors_of_weights(trainer, tensors, edges, renewal.new_share, graph)
+        user, item, bias = vectors_of_weights(trainer, tensors, edges, share, graph)
     return Recommender(
         user_vectors=user,
         item_vectors=item,
@@ -214,6 +217,7 @@ def _of_towers(
     renewal: Renewal,
     graph: Graph,
     nodes: Mapping[str, Nodes],
+    share: float | None,
     parts: Mapping[str, Any],
 ) -> TwoTowerRecommender:
     from sp_ray_ml.train._tower_loop import vectors_of
@@ -224,7 +228,7 @@ def _of_towers(
     item_graph = items.gather(recommender.item_graph)
     trainer = PyGTrainer(supervision=Supervision(kind="all"))
     edges = TrainingEdges(graph, trainer, 0, torch.device("cpu"))
-    vectors = vectors_of(towers, graph, edges, item_graph, renewal.new_share)
+    vectors = vectors_of(towers, graph, edges, item_graph, share)
     user, item, bias = vectors.parts()
     return TwoTowerRecommender(
         towers=towers,

@@ -1,27 +1,17 @@
-"""`Recommender`: the sealed predictor of a trainer that ranks items for users.
-
-preprocessors.json       fitted state, by node type
-model.safetensors        the weights, to train on from
-vectors.safetensors      float32 [users, dim], [items, dim], the items' bias [items]
-seen.safetensors         what each user has had, as CSR
-history.safetensors      the events of the training, to be renewed with those since
-users.arrow, items.arrow columns `id`, in the order of the vectors, and `title` of the items
-"""
+"""`Recommender`: the sealed predictor of a trainer that ranks items for users."""
 
 from __future__ import annotations
 
-import errno
 import numbers
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sp_ray_ml.config import near_match
-from sp_ray_ml.data.arrow_files import read_arrow, write_arrow
 from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, ConfigError, DataError
-from sp_ray_ml.storage import new_folder, write_json
+from sp_ray_ml.storage import new_folder
+from sp_ray_ml.train import _recommender_files as files
 from sp_ray_ml.train.predictor import Predictor, seal_folder
 
 if TYPE_CHECKING:
@@ -33,8 +23,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.train._renewal import Renewal
     from sp_ray_ml.train.pyg import PyGTrainer
 
-__all__ = ["Recommender", "write_tensors"]
-
+__all__ = ["Recommender"]
 
 _OF_TRAINING = ("config", "environment", "metrics", "run", "validation")
 
@@ -57,13 +46,7 @@ class Recommender(Predictor):
     """
 
     kind = "recommender"
-    _files: ClassVar[Sequence[str]] = (
-        "vectors.safetensors",
-        "seen.safetensors",
-        "users.arrow",
-        "items.arrow",
-        "preprocessors.json",
-    )
+    _files: ClassVar[Sequence[str]] = files.NEEDED
 
     def __init__(
         self,
@@ -142,7 +125,8 @@ class Recommender(Predictor):
         """The same model with the events since its training, without training: its weights over the graph of now.
 
         Users and items that are new have the vectors that their features and events give. With nothing new all
-        vectors are those of the training, to the last bit. `sp-ray predict` does this with a pipeline's warehouse.
+        vectors are those of the training, to the last bit. How often new items come is learned of the events since,
+        unless the trainer's `new_items` says it. `sp-ray predict` does this with a pipeline's warehouse.
 
         Args:
             events: Those since the training, whatever `as_source` takes, with the same columns for user and item.
@@ -358,40 +342,15 @@ class Recommender(Predictor):
         Raises:
             StorageError: It could not be written; what was there is untouched.
         """
-        import numpy as np
-        import pyarrow as pa
-
-        from sp_ray_ml.train._renewal import HISTORY
-
         if self._renewal is not None:
             weights = weights or self.renewal.weights
             preprocessors = preprocessors or self.renewal.preprocessors
         kept = {name: self.manifest[name] for name in _OF_TRAINING if name in self.manifest}
         with new_folder(path) as folder:
-            vectors = {"user": self.user_vectors, "item": self.item_vectors, "item_bias": self.item_bias}
-            write_tensors(
-                folder / "vectors.safetensors",
-                {k: np.ascontiguousarray(v, np.float32) for k, v in vectors.items()},
-            )
-            seen: dict[str, NDArray[Any]] = {
-                "indptr": self.seen.indptr.astype(np.int64),
-                "indices": self.seen.indices.astype(np.int32),
-            }
-            write_tensors(folder / "seen.safetensors", seen)
-            if weights:
-                write_tensors(
-                    folder / "model.safetensors", {k: np.ascontiguousarray(v) for k, v in weights.items()}
-                )
-            write_json(folder / "preprocessors.json", dict(preprocessors or {}))
-            write_arrow(folder / "users.arrow", pa.table({"id": self.user_ids}))
-            items = {"id": self.item_ids}
-            if self.titles is not None:
-                items["title"] = self.titles
-            write_arrow(folder / "items.arrow", pa.table(items))
+            files.write(self, folder, weights or {}, preprocessors or {})
             more = self._save_more(folder)
             if self._renewal is not None:
-                write_tensors(folder / HISTORY, self.renewal.arrays())
-                more["renewal"] = self.renewal.about()
+                more["renewal"] = files.write_renewal(self.renewal, folder)
             manifest = {
                 "kind": self.kind,
                 "user_column": self.user_column,
@@ -416,41 +375,4 @@ class Recommender(Predictor):
     @classmethod
     def _parts(cls, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         """The arguments that make what `save` wrote."""
-        import numpy as np
-        import scipy.sparse
-        from safetensors.numpy import load_file
-
-        vectors, seen = load_file(folder / "vectors.safetensors"), load_file(folder / "seen.safetensors")
-        shape = (len(vectors["user"]), len(vectors["item"]))
-        ones = np.ones(len(seen["indices"]), np.int8)
-        users, items = read_arrow(folder / "users.arrow"), read_arrow(folder / "items.arrow")
-        return {
-            "users": users["id"].combine_chunks(),
-            "items": items["id"].combine_chunks(),
-            "titles": items["title"].combine_chunks() if "title" in items.column_names else None,
-            "user_vectors": vectors["user"],
-            "item_vectors": vectors["item"],
-            "item_bias": vectors["item_bias"],
-            "seen": scipy.sparse.csr_array((ones, seen["indices"], seen["indptr"]), shape=shape),
-            "columns": (manifest["user_column"], manifest["item_column"]),
-            "embedding_dim": manifest["embedding_dim"],
-            "manifest": manifest,
-            "renewal": folder if "renewal" in manifest else None,
-        }
-
-
-def write_tensors(file: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    """Write arrays by name as safetensors.
-
-    Raises:
-        OSError: With the system's own number: a full disk is told apart.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file(tensors, file)
-    except SafetensorError as error:  # says no more than the text of a full disk's error
-        code = re.search(r"os error (\d+)", str(error))
-        number = int(code[1]) if code else errno.EIO
-        raise OSError(number, os.strerror(number)) from error
+        return files.read(folder, manifest)

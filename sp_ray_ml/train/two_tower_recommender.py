@@ -23,8 +23,9 @@ from sp_ray_ml.data.preprocessors import FittedFeatures
 from sp_ray_ml.data.source import as_source, require_columns
 from sp_ray_ml.errors import ColumnNotFoundError, DataError
 from sp_ray_ml.storage import read_json
+from sp_ray_ml.train._recommender_files import write_tensors
 from sp_ray_ml.train._towers import Towers, item_vectors, last_items
-from sp_ray_ml.train.recommender import Recommender, write_tensors
+from sp_ray_ml.train.recommender import Recommender
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,12 +14,21 @@ import torch
 
 from sp_ray_ml import Predictor, Recommender, pipeline
 from sp_ray_ml._demo_world import START
+from sp_ray_ml._results import recommendations
 from sp_ray_ml.cli.__main__ import main
 from sp_ray_ml.data.preprocessors import FittedFeatures
 from sp_ray_ml.data.warehouse import open_warehouse
 from sp_ray_ml.demo import write_demo
-from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, ConfigError, DataError
+from sp_ray_ml.errors import (
+    CheckpointError,
+    ColumnNotFoundError,
+    ConfigError,
+    DataError,
+    LockedError,
+    WarehouseError,
+)
 from sp_ray_ml.graph import build_graph
+from sp_ray_ml.tracking import Run, Tracking
 from sp_ray_ml.train import PyGTrainer, Supervision
 from sp_ray_ml.train._gnn_data import TrainingEdges
 from sp_ray_ml.train._gnn_loop import vectors_of_weights
@@ -136,7 +145,14 @@ def rebuilt(world: World, trained: Recommender) -> tuple[dict[str, list[int]], t
         )
         weights[name] = torch.from_numpy(np.concatenate([values, more]))
     edges = TrainingEdges(graph, trainer, 0, torch.device("cpu"), known=known, middle=trained.renewal.middle)
-    return ids, vectors_of_weights(trainer, weights, edges, trained.renewal.new_share, graph)
+    had = {
+        (trained.user_ids[int(user)].as_py(), trained.item_ids[int(item)].as_py())
+        for user, item in zip(trained.renewal.history.user, trained.renewal.history.item, strict=True)
+    }
+    came = {(user, item) for _, user, item in rows} - had
+    of_new = sum(item not in {known for _, known in had} for _, item in came)
+    share = (of_new + 100 * trained.renewal.new_share) / (len(came) + 100)
+    return ids, vectors_of_weights(trainer, weights, edges, share, graph)
 
 
 def test_events_since_the_training_give_what_a_rebuild_of_the_whole_graph_gives(
@@ -223,6 +239,58 @@ def test_users_of_a_table_are_scored_and_strangers_among_them_are_named(unbroken
         predict(config(predict__users="wanted"), predictor=unbroken.result.path)
 
 
+# --- beside runs, and of MLflow ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("house")
+def test_while_it_is_predicted_no_run_of_the_name_begins_and_the_other_way_round(unbroken: Ran) -> None:
+    settings = config(evaluate__baselines=[])
+    refused = []
+
+    def run_it(name: str) -> None:
+        with pytest.raises(LockedError, match="the run tiny is in use by another process"):
+            run(settings, fresh=True)
+        refused.append(name)
+
+    told = Told(on_start=run_it)
+    result = pipeline.predict(settings, predictor=unbroken.result.path, reporter=told)
+    assert refused == ["read", "renew", "predict", "write"]
+    assert recommender(result.path).num_users
+
+    def predict_it(name: str) -> None:
+        with pytest.raises(LockedError, match="the run tiny is in use by another process"):
+            predict(settings, predictor=unbroken.result.path)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, told=Told(on_start=predict_it))
+    assert recommender(result.path).num_users  # the run was no fresh one
+
+
+@pytest.mark.slow
+def test_a_champion_of_mlflow_is_renewed_as_the_run_that_it_came_from(
+    unbroken: Ran, world: World, settings: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    uri = f"sqlite:///{Path('mlflow.db').absolute()}"
+    trained = recommender(unbroken.result.path)
+    logged = Run.open("tracked", name="tiny", settings=Tracking(uri=uri))
+    logged.log_model(unbroken.result.checkpoint_path, signature=trained.mlflow_signature(), register="tiny")
+    assert not logged.finish(wait_s=120).pending
+    mlflow.MlflowClient(uri).set_registered_model_alias("tiny", "champion", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tomorrow(world).write()
+    result, _ = predict(settings, predictor="models:/tiny@champion")
+    found = recommender(result.checkpoint_path)
+    assert result.predictor == "models:/tiny@champion"
+    assert table()["user_id"].unique().to_pylist() == found.user_ids.to_pylist()
+    _, told = predict(settings, predictor=unbroken.result.path)  # it is the same one: nothing is made anew
+    assert told.kept == ["read", "renew", "predict"]
+    with pytest.raises(CheckpointError, match="MLflow does not give it"):
+        predict(settings, predictor="models:/tiny@challenger")
+
+
 # --- what is refused --------------------------------------------------------------------------------------------
 
 
@@ -236,6 +304,23 @@ def test_without_a_run_the_next_command_is_to_run_it(settings: Mapping[str, Any]
     unsaid = {key: value for key, value in settings.items() if key != "predict"}
     with pytest.raises(ConfigError, match="nothing says where predictions are written"):
         predict(unsaid)
+
+
+def test_a_warehouse_that_is_gone_is_named_and_the_output_stays(
+    unbroken: Ran, settings: Mapping[str, Any]
+) -> None:
+    open_warehouse("out").write("recs", pa.table({"before": [1]}))
+    with pytest.raises(WarehouseError, match="house"):
+        predict(settings, predictor=unbroken.result.path)
+    assert table().column_names == ["before"]
+
+
+def test_who_came_since_the_training_is_told_how_to_be_known(unbroken: Ran) -> None:
+    runs = unbroken.result.path.parent
+    with pytest.raises(DataError, match="are not in the model") as told:
+        recommendations("tiny", ["9001"], 5, runs=runs)
+    assert told.value.hint is not None
+    assert f"sp-ray predict {runs / 'tiny' / 'config.yaml'}, then sp-ray recommend" in told.value.hint
 
 
 @pytest.mark.usefixtures("house")
@@ -405,13 +490,6 @@ CUT, NIGHT, DAYS = 48, 55, 60
 """Of the demo world, in days: trained until the first, predicted until the second; new shows come out from 48 on."""
 
 
-@pytest.fixture(scope="module")
-def podcasts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("podcasts") / "all"
-    write_demo(folder, users=600, shows=250, events=24_000, days=DAYS)
-    return folder
-
-
 def until(everything: Path, day: int) -> None:
     """The demo world as its warehouse `house` has it on the evening before a day."""
     source, house = open_warehouse(everything), open_warehouse("house")
@@ -449,9 +527,12 @@ def recall(of: Recommender, truth: Mapping[str, set[str]], only: set[str] | None
 
 
 @pytest.mark.slow
-def test_a_week_later_new_shows_can_be_recommended_and_the_next_days_are_foretold_better_than_without(
-    podcasts: Path,
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_week_later_new_shows_are_found_and_the_next_days_are_foretold_far_better_than_without(
+    tmp_path: Path, seed: int
 ) -> None:
+    podcasts = tmp_path / "all"
+    write_demo(podcasts, users=600, shows=250, events=24_000, days=DAYS, seed=seed)
     until(podcasts, CUT)
     settings = {
         "name": "shows",
@@ -491,6 +572,7 @@ def test_a_week_later_new_shows_can_be_recommended_and_the_next_days_are_foretol
     new = set(renewed.item_ids.to_pylist()) - set(stale.item_ids.to_pylist())
     assert len(new) == result.figures["new_items"] > 5
     truth = listened(podcasts, NIGHT)
-    assert recall(renewed, truth) > 1.1 * recall(stale, truth)
-    # Reachable, no more: this was 0.058 here, and 20 shows of 250 drawn at random would find 0.08 of them.
-    assert recall(renewed, truth, new) > 0
+    # Here, of the seeds: 0.57, 0.54 and 0.52 against 0.23, 0.27 and 0.25; of new shows 0.87, 0.79 and 0.98, where 20
+    # shows of 250 drawn at random find 0.08.
+    assert recall(renewed, truth) > 1.6 * recall(stale, truth)
+    assert recall(renewed, truth, new) > 0.5

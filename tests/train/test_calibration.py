@@ -7,7 +7,10 @@ import pytest
 import scipy.sparse
 
 from sp_ray_ml.graph import build_graph
+from sp_ray_ml.graph.construct import distinct_pairs
+from sp_ray_ml.graph.settings import GraphSettings
 from sp_ray_ml.train._gnn_loop import calibrated, share_of_new
+from sp_ray_ml.train._renewal import History, Renewal
 
 
 def mass(user: np.ndarray, item: np.ndarray, bias: np.ndarray, new: np.ndarray, seen: np.ndarray) -> float:
@@ -45,3 +48,44 @@ def test_the_share_counts_held_out_pairs_whose_item_had_no_event() -> None:
     held_out = scipy.sparse.csr_array(np.array([[0, 1, 1], [1, 0, 0]]))
     assert share_of_new(held_out, graph) == pytest.approx(1.5 / 4)
     assert share_of_new(None, graph) is None
+
+
+@pytest.mark.parametrize(
+    ("share", "is_set", "pairs", "expected"),
+    [
+        (0.01, False, 600, 0.01),  # nothing came
+        (0.01, False, 500, (60 + 100 * 0.01) / (100 + 100)),
+        (0.2, True, 500, 0.2),
+        (None, False, 500, 60.5 / 101),
+        (None, False, 600, None),
+        (
+            0.01,
+            False,
+            590,
+            (60 + 100 * 0.01) / (60 + 100),
+        ),  # of a node that is gone: no fewer than those of new items
+    ],
+)
+def test_what_came_since_the_training_says_how_often_new_items_are_wanted_unless_it_was_set(
+    share: float | None, is_set: bool, pairs: int, expected: float | None
+) -> None:
+    user, item = (each.ravel() for each in np.divmod(np.arange(600), 10))
+    known = np.arange(10) < 9  # the last item is of 60 pairs
+    if pairs == 600:
+        known[9] = True
+    nothing = np.zeros(0, np.int32)
+    renewal = Renewal(
+        history=History(nothing, nothing),
+        known={},
+        weights={},
+        preprocessors={},
+        graph=GraphSettings(),
+        network=None,
+        trained={},
+        new_share=share,
+        share_is_set=is_set,
+        pairs=pairs,
+        middle=0.0,
+        complete_before=None,
+    )
+    assert renewal.share_now(distinct_pairs(user, item, (60, 10)), known) == expected
