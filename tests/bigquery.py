@@ -18,6 +18,17 @@ from tests.emulators import environment, free_port, server
 
 DUCKDB = "1.5.5"
 
+# A call that a client breaks off keeps one of the server's threads for ever (grpc.aio and handlers that are not
+# asynchronous), and by default it has six on two cores: readers that stop half-way would soon have used them up.
+_START = """
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+import grpc.aio
+grpc.aio.server = partial(grpc.aio.server, migration_thread_pool=ThreadPoolExecutor(512))
+from bqemulator.cli import main
+main()
+"""
+
 
 @dataclass(frozen=True)
 class Emulator:
@@ -61,7 +72,7 @@ def emulator(folder: Path) -> Iterator[Emulator]:
             return False
 
     command = [
-        binaries / "bqemulator", "start", "--ephemeral", "--rest-port", str(here.rest), "--grpc-port", str(here.grpc),
+        binaries / "python", "-c", _START, "start", "--ephemeral", "--rest-port", str(here.rest), "--grpc-port", str(here.grpc),
         "--project", "test-project", "--log-level", "error",
     ]  # fmt: skip
     env = {"HOME": str(folder), "BQEMU_ENABLE_FORMAT_EXTENSIONS": "false"}

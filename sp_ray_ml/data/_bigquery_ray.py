@@ -11,7 +11,8 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from sp_ray_ml.data._bigquery_streams import Session, read_stream
+from sp_ray_ml.data._bigquery_session import Session
+from sp_ray_ml.data._bigquery_streams import read_stream
 
 __all__ = ["ray_dataset"]
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from sp_ray_ml.data._bigquery_jobs import run_job
 from sp_ray_ml.data._bigquery_place import Place
+from sp_ray_ml.data._bigquery_session import Session, open_session
 from sp_ray_ml.data._bigquery_sql import quoted, restriction
-from sp_ray_ml.data._bigquery_streams import Session, conformed, interleaved, open_session
+from sp_ray_ml.data._bigquery_streams import conformed, interleaved
 from sp_ray_ml.data._where import conditions
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import TableNotFoundError, WarehouseError

@@ -1,148 +1,27 @@
-"""The Storage Read API: one session's streams as Arrow batches, read beside one another, resumed where they broke."""
+"""A session's streams as Arrow batches, read beside one another, resumed where they broke."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from sp_ray_ml.data._bigquery_errors import told, transient
-from sp_ray_ml.data._bigquery_place import Place
-from sp_ray_ml.data._bigquery_sql import restriction
-from sp_ray_ml.data._where import Condition, as_arrow
+from sp_ray_ml.data._bigquery_session import Session
+from sp_ray_ml.data._where import as_arrow
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.logger import LOGGER
 
-__all__ = ["Session", "interleaved", "open_session", "read_stream"]
+__all__ = ["conformed", "interleaved", "read_stream"]
 
 _AHEAD = 4
 """Decoded batches that wait in one stream's queue."""
-_LONGEST_FILTER = 900_000
-"""Bytes; BigQuery takes 1 MB."""
 _TICK = 0.1
-
-
-@dataclass(frozen=True)
-class Session:
-    """A snapshot of some columns and rows of one table; pickled into Ray's tasks.
-
-    Attributes:
-        place: The dataset.
-        table: The table, for messages.
-        streams: Names of its streams; each can be read more than once, for some hours.
-        arrow_schema: What the streams send, serialised.
-        schema: What readers get: columns in their order, types as they were written.
-        conditions: Those that BigQuery did not take: kept here.
-    """
-
-    place: Place
-    table: str
-    streams: tuple[str, ...]
-    arrow_schema: bytes
-    schema: pa.Schema
-    conditions: tuple[Condition, ...]
-
-
-def open_session(
-    place: Place,
-    path: tuple[str, str, str],
-    schema: pa.Schema,
-    conditions: Sequence[Condition] = (),
-    *,
-    snapshot: dt.datetime | None = None,
-    streams: int | None = None,
-) -> Session:
-    """Ask for a session: columns and conditions are pushed down, the snapshot is fixed.
-
-    Args:
-        place: The dataset.
-        path: Project, dataset and table.
-        schema: The columns to read, with the types that readers get.
-        conditions: What rows must meet.
-        snapshot: The moment whose rows are read; None for now.
-        streams: How many at most, None for the place's number.
-
-    Raises:
-        TableNotFoundError: There is no such table (any more).
-    """
-    from google.api_core import exceptions
-
-    text = restriction(conditions)
-    pushed = len(text.encode()) <= _LONGEST_FILTER
-    count = streams or place.streams
-    try:
-        session = _ask(place, path, schema, text, snapshot, count) if pushed else None
-    except exceptions.InvalidArgument as error:
-        # A literal, a name or a filter that this server does not take: the rows are picked out here.
-        LOGGER.warning(
-            "%s/%s: columns and rows are picked out here, not there: %s", place.url, path[2], error
-        )
-        pushed, session = False, None
-    if session is None:
-        try:
-            session = _ask(place, path, None, "", snapshot, count)
-        except exceptions.InvalidArgument as error:
-            ours = told(error, place, table=path[2])
-            raise ours or error from error
-    return Session(
-        place,
-        path[2],
-        tuple(stream.name for stream in session.streams),
-        session.arrow_schema.serialized_schema,
-        schema,
-        () if pushed else tuple(conditions),
-    )
-
-
-def _ask(
-    place: Place,
-    path: tuple[str, str, str],
-    schema: pa.Schema | None,
-    text: str,
-    snapshot: dt.datetime | None,
-    streams: int,
-) -> Any:
-    from google.api_core import exceptions
-    from google.cloud.bigquery_storage_v1 import types
-
-    project, dataset, table = path
-    wanted = types.ReadSession(
-        table=f"projects/{project}/datasets/{dataset}/tables/{table}", data_format=types.DataFormat.ARROW
-    )
-    if schema is not None:
-        wanted.read_options.selected_fields = schema.names
-        wanted.read_options.row_restriction = text
-    if not place.grpc:  # nothing to gain on loopback, and an emulator need not have it
-        wanted.read_options.arrow_serialization_options.buffer_compression = (
-            types.ArrowSerializationOptions.CompressionCodec.LZ4_FRAME
-        )
-    if snapshot is not None:
-        wanted.table_modifiers.snapshot_time = snapshot
-
-    def ask() -> Any:
-        try:
-            return client.create_read_session(
-                parent=f"projects/{place.billing}",
-                read_session=wanted,
-                max_stream_count=streams,
-                retry=None,
-                timeout=place.timeout,
-            )
-        except exceptions.InvalidArgument as error:
-            return error
-
-    with place.reader() as client:
-        answer = place.call(ask, table=table)
-    if isinstance(answer, exceptions.InvalidArgument):
-        raise answer
-    return answer
 
 
 def read_stream(session: Session, stream: str, client: Any) -> Iterator[pa.RecordBatch]:
@@ -156,7 +35,7 @@ def read_stream(session: Session, stream: str, client: Any) -> Iterator[pa.Recor
         while True:
             try:
                 wanted = types.ReadRowsRequest(read_stream=stream, offset=offset)
-                for message in client.read_rows(wanted, retry=None, timeout=place.timeout):
+                for message in _messages(client, wanted, place.timeout):
                     raw = types.ReadRowsResponse.pb(message)
                     offset += raw.row_count
                     wait, end = 0.5, time.monotonic() + place.patience
@@ -179,6 +58,44 @@ def read_stream(session: Session, stream: str, client: Any) -> Iterator[pa.Recor
             client = own.enter_context(place.reader())
 
 
+def _messages(client: Any, wanted: Any, seconds: float) -> Iterator[Any]:
+    """The answers to one call, which is given up where one takes longer than `seconds`.
+
+    The client's own timeout is for the whole call: it would end long streams, and those whose rows are used slowly.
+    """
+    import grpc
+    from google.api_core import exceptions
+    from google.api_core.gapic_v1.routing_header import to_grpc_metadata
+
+    call = client.transport.read_rows(
+        wanted, metadata=[to_grpc_metadata([("read_stream", wanted.read_stream)])]
+    )
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        call.cancel()
+
+    try:
+        while True:
+            watch = threading.Timer(seconds, give_up)
+            watch.daemon = True
+            watch.start()
+            try:
+                message = next(call)
+            except StopIteration:
+                return
+            except grpc.RpcError as error:
+                if late.is_set():
+                    raise exceptions.DeadlineExceeded(f"nothing came for {seconds:g} s") from error
+                raise exceptions.from_grpc_error(error) from error
+            finally:
+                watch.cancel()
+            yield message
+    finally:
+        call.cancel()
+
+
 class _Converter:
     """Bytes of a message to a batch with the session's columns, types and rows."""
 
@@ -186,8 +103,9 @@ class _Converter:
         self._session = session
         self._sent = pa.ipc.read_schema(pa.py_buffer(session.arrow_schema))
         self._filter = as_arrow(session.conditions)
-        sent, wanted = self._sent.names, [*session.schema.names, *(c.column for c in session.conditions)]
-        if gone := [name for name in wanted if name not in sent]:
+        tested = {c.column: c.type for c in session.conditions if c.column not in session.schema.names}
+        self._full = pa.schema([*session.schema, *(pa.field(name, kind) for name, kind in tested.items())])
+        if gone := [name for name in self._full.names if name not in self._sent.names]:
             raise DataError(
                 f"column {gone[0]!r} is not in the table any more: it was changed since its schema was read",
                 where=f"{session.place.url}/{session.table}",
@@ -196,9 +114,10 @@ class _Converter:
 
     def __call__(self, content: bytes) -> pa.RecordBatch:
         batch = pa.ipc.read_record_batch(pa.py_buffer(content), self._sent)
-        if self._filter is not None:
-            batch = _only(batch, self._filter)
-        return conformed(batch, self._session.schema, f"{self._session.place.url}/{self._session.table}")
+        batch = conformed(batch, self._full, f"{self._session.place.url}/{self._session.table}")
+        if self._filter is None:
+            return batch
+        return _only(batch, self._filter).select(self._session.schema.names)
 
 
 def _only(batch: pa.RecordBatch, condition: Any) -> pa.RecordBatch:

@@ -9,7 +9,9 @@ What that server lacks, and what follows for these tests:
   and columns are then picked out here;
 - `ReadRows` sends a stream from its beginning whatever its offset;
 - dry runs cost nothing and name no tables; expirations, snapshots of reads, labels and 409 for a job's id used twice.
-Those that matter are covered by recorded answers in `test_bigquery_recorded.py`.
+Those that matter are covered by recorded answers in `test_bigquery_recorded.py`, tables with names in any language
+among them. A million rows, kills in the middle of a write and broken networks are in `test_bigquery_failures.py`.
+Lists that are null or have nulls in them are no lack of the emulator's: BigQuery has none.
 """
 
 from __future__ import annotations

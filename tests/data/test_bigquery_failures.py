@@ -22,7 +22,6 @@ __all__ = ["bigquery"]
 pytestmark = pytest.mark.slow
 
 OLD = pa.table({"n": [1, 2, 3], "text": ["a", "b", "c"]})
-MANY = pa.table({"n": range(400_000), "text": [f"{i:x}" for i in range(400_000)]})
 
 
 @pytest.fixture
@@ -229,13 +228,12 @@ def test_ray_tasks_read_the_streams_and_bring_their_errors(
     )
     try:
         warehouse = open_warehouse(f"{url}?patience=2")
-        warehouse.write("t", MANY)
+        warehouse.write("t", {"n": range(100_000), "text": [f"{i:x}" for i in range(100_000)]})
         source = warehouse.source("t", columns=["n"], where=[("n", ">=", 100)])
         data = source.to_ray()
         assert data.schema().names == ["n"]
-        assert data.count() == 399_900
-        assert data.sum("n") == sum(range(100, 400_000))
-        assert warehouse.write("copy", data) == 399_900
+        assert warehouse.write("copy", data) == 99_900
+        assert sorted(warehouse.source("copy").to_arrow()["n"].to_pylist()) == list(range(100, 100_000))
         ordered = warehouse.source("SELECT n FROM t WHERE n < 3 ORDER BY n DESC").to_ray()
         assert [row["n"] for row in ordered.take_all()] == [2, 1, 0]
         assert warehouse.source("t", where=[("n", "<", 0)]).to_ray().count() == 0

@@ -8,9 +8,11 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pyarrow as pa
@@ -95,6 +97,20 @@ def test_snapshot_columns_and_rows_are_pushed_down_and_types_exact(server: Recor
     assert asked[0].max_stream_count == 8
 
 
+def test_table_with_a_name_in_any_language_is_asked_for_by_it(server: Recorded) -> None:
+    name = "Événements 漢字"
+    reference = {"projectId": "p", "datasetId": "d", "tableId": name}
+    found = (200, {**TABLE, "tableReference": reference})
+    server.answers = {
+        f"GET /bigquery/v2/projects/p/datasets/d/tables/{quote(name)}": [found],
+        **server.answers,
+    }
+    server.rows = [([rows(1)], None)]
+    assert _snapshot_known(warehouse()).source(name).to_arrow()["n"].to_pylist() == [1]
+    asked = [read for read in server.reads if not isinstance(read, int)]
+    assert asked[0].read_session.table == f"projects/p/datasets/d/tables/{name}"
+
+
 def _snapshot_known(house: Any) -> Any:
     house._snapshot = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     return house
@@ -127,7 +143,20 @@ def test_stream_that_breaks_amid_its_rows_loses_and_doubles_none(
         between.faults, between.after = [fault, fault], 1_000_000
         assert source.to_arrow()["n"].to_pylist() == list(range(100_000))
     offsets = [read for read in server.reads if isinstance(read, int)]
-    assert 0 < offsets[-2] < offsets[-1]
+    assert offsets == sorted(offsets)
+    assert offsets[-1] > 0
+
+
+def test_stream_whose_rows_are_used_slowly_is_read_to_its_end_in_one_call(server: Recorded) -> None:
+    server.table = pa.table(
+        {"n": range(100_000), "big": pa.array([Decimal(1)] * 100_000, SENT.field("big").type)}
+    )
+    found = []
+    for batch in _snapshot_known(warehouse("patience=2")).source("t").batches():
+        time.sleep(0.1)  # for longer, together, than one answer may take
+        found += batch["n"].to_pylist()
+    assert found == list(range(100_000))
+    assert [read for read in server.reads if isinstance(read, int)] == [0]
 
 
 @pytest.mark.parametrize(
