@@ -15,6 +15,8 @@ KS = (10, 20)
 def main(quick: bool) -> dict[str, object]:
     """Both in one process, in turns; what they find must agree. Making the tables does not count.
 
+    Lists and probabilities are measured apart; the result is the one in which we are ahead by less.
+
     Lists: recall, NDCG, precision, hit rate, MRR, MAP, coverage, Gini index and mean popularity at 10 and 20, of
     250,000 users and by country. The peer is the pandas code that one would write: one merge, then `groupby`.
     Probabilities: ROC-AUC, average precision, log loss, Brier score and F1, by scikit-learn on pandas columns.
@@ -41,7 +43,7 @@ def main(quick: bool) -> dict[str, object]:
         print(
             f"{users * 20:,} rows of {what}: ours {mine:.3f} s, pandas {peer:.3f} s, {peer / mine:.1f} times as fast"
         )
-    mine, peer = found["lists"]
+    mine, peer = min(found.values(), key=lambda each: each[1] / each[0])
     return {
         "name": NAME,
         "ours": round(mine, 3),
