@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from sp_ray_ml._secrets import redact
 from sp_ray_ml.config import near_match
 from sp_ray_ml.errors import ConfigError, StorageError
-from sp_ray_ml.optional import require
+from sp_ray_ml.optional import check_installed
 
-__all__ = ["create", "filesystem", "is_remote", "join", "remote_errors"]
+__all__ = ["check_url", "create", "filesystem", "is_remote", "join", "remote_errors"]
 
 _LIBRARIES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 _LOGIN = {
@@ -24,12 +24,14 @@ _LOGIN = {
 }
 _WHO = {"s3": "aws sts get-caller-identity", "gs": "gcloud auth list"}
 _MAKE = {"s3": "aws s3 mb s3://{bucket}", "gs": "gcloud storage buckets create gs://{bucket}"}
+_STALLS = 3
+_S3_TRIES = 2
 _PACKAGES = {"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs", "urllib3"}  # fmt: skip
 
 
 def _patience() -> float:
     """Seconds for one answer, before it is asked for again."""
-    return float(os.environ.get("SP_RAY_STORAGE_TIMEOUT", "30"))
+    return float(os.environ.get("SP_RAY_STORAGE_TIMEOUT", "20"))
 
 
 def is_remote(path: object) -> bool:
@@ -43,11 +45,8 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *parts])
 
 
-def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path there.
-
-    Credentials are what the library finds: the environment, its configuration files, the machine's own. Listings
-    are never remembered, since others write, too.
+def check_url(url: str) -> None:
+    """Check that there is such a kind of store, without a look at credentials or the network.
 
     Raises:
         ConfigError: There is no such kind of store.
@@ -56,29 +55,76 @@ def filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     scheme = url.partition("://")[0]
-    options: dict[str, Any] = {}
     if scheme in _LIBRARIES:
-        if os.environ.get(
-            "STORAGE_EMULATOR_HOST"
-        ):  # emulators have no gRPC, by which gcsfs asks for a bucket's kind
-            os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        require(_LIBRARIES[scheme], f"{scheme}://")
-        options = _s3() if _LIBRARIES[scheme] == "s3fs" else _gcs()
+        check_installed(_LIBRARIES[scheme], f"{scheme}://")
     elif scheme not in fsspec.available_protocols():
         raise ConfigError(
             f"unknown kind of storage {scheme!r}{near_match(scheme, ['s3', 'gs', 'file'])}",
             where=str(redact(url)),
             hint="Give a path, s3://…, gs://… or a URL of an installed fsspec library",
         )
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path there.
+
+    Credentials are what the library finds: the environment, its configuration files, the machine's own. Listings
+    are never remembered, since others write, too.
+
+    Raises:
+        ConfigError: As of `check_url`.
+        MissingDependencyError: As of `check_url`.
+    """
+    import fsspec
+
+    check_url(url)
+    scheme = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    if _LIBRARIES.get(scheme) == "s3fs":
+        options = _s3()
+    elif _LIBRARIES.get(scheme) == "gcsfs":
+        options = _gcs()
     try:
         fs, path = fsspec.url_to_fs(url, **options)
     except ImportError as error:
         raise ConfigError(f"{scheme}:// cannot be used: {error}", where=str(redact(url))) from error
+    if _LIBRARIES.get(scheme) == "s3fs":
+        fs.retries = _S3_TRIES
+    elif _LIBRARIES.get(scheme) == "gcsfs" and "_request" not in vars(fs):
+        _bound_stalls(fs)
     return fs, str(path).rstrip("/")
 
 
+def _bound_stalls(fs: Any) -> None:
+    """Have gcsfs ask three times of a store that does not answer at all, in place of six with half a minute of pauses."""
+    from aiohttp import ServerTimeoutError
+    from gcsfs.retry import retry_request
+
+    def bounded(once: Any) -> Any:
+        async def asked(*args: Any, **kwargs: Any) -> Any:
+            stalls = 0
+
+            async def one_try() -> Any:
+                nonlocal stalls
+                try:
+                    return await once(fs, *args, **kwargs)
+                except ServerTimeoutError as error:
+                    stalls += 1
+                    if stalls == _STALLS:
+                        raise TimeoutError(str(error)) from error  # which it does not ask again after
+                    raise
+
+            return await retry_request(retries=fs.retries)(one_try)()
+
+        return asked
+
+    for name in ("_request", "_get_file_request"):
+        if once := getattr(getattr(type(fs), name, None), "__wrapped__", None):  # without its own tries
+            setattr(fs, name, bounded(once))
+
+
 def _s3() -> dict[str, Any]:
-    # s3fs asks five times for everything but listings, which it leaves to botocore.
+    # s3fs asks again for everything but listings, which it leaves to botocore: both ask three times, the rest six.
     seconds = _patience()
     retries = {"max_attempts": 2, "mode": "standard"}
     times = {"connect_timeout": min(seconds, 10), "read_timeout": seconds, "retries": retries}
@@ -88,6 +134,10 @@ def _s3() -> dict[str, Any]:
 def _gcs() -> dict[str, Any]:
     import aiohttp
 
+    if os.environ.get(
+        "STORAGE_EMULATOR_HOST"
+    ):  # emulators have no gRPC, by which it asks for a bucket's kind
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints each error that it raises, too
     seconds = _patience()
     times = aiohttp.ClientTimeout(total=None, sock_connect=min(seconds, 10), sock_read=seconds)

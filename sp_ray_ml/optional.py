@@ -24,6 +24,8 @@ _EXTRAS = {
     "google.cloud.bigquery": "gcp",
     "google.cloud.bigquery_storage": "gcp",
     "gcsfs": "gcp",
+    "s3fs": "s3",
+    "pyiceberg.catalog.sql": "iceberg",
 }
 
 

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +15,7 @@ Fault = Literal["refuse", "delay", "stall", "truncate"]
 
 @dataclass
 class Proxy:
-    """What is done to answers from the server behind.
+    """What is done to connections with the server behind.
 
     Attributes:
         port: Where it listens.
@@ -23,13 +23,15 @@ class Proxy:
         on: If given, the faults wait for connections on which this is sent, and come to its answer: what it asks for
             is done, only the answer is lost.
         after: Bytes of the answer that come through before a `stall` or `truncate`.
+        answer: What is answered in place of the server, where it gives bytes for what is sent.
         seen: How many connections there were.
     """
 
-    port: int = 0
+    port: int
     faults: list[Fault] = field(default_factory=list)
     on: bytes = b""
     after: int = 0
+    answer: Callable[[bytes], bytes | None] | None = None
     seen: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -96,9 +98,15 @@ def _up(client: socket.socket, server: socket.socket, faults: list[Fault | None]
         if here.on and here.on in data and here.faults:
             faults[0] = here.faults.pop(0)
         try:
+            if here.answer is not None and (said := here.answer(data)) is not None:
+                client.sendall(said)
+                break
             server.sendall(data)
         except OSError:
-            return
+            break
+    for end in (client, server):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 def _down(server: socket.socket, client: socket.socket, faults: list[Fault | None], here: Proxy) -> None:
@@ -107,8 +115,8 @@ def _down(server: socket.socket, client: socket.socket, faults: list[Fault | Non
         if faults[0] in {"stall", "truncate"} and passed + len(data) > here.after:
             with contextlib.suppress(OSError):
                 client.sendall(data[: max(here.after - passed, 0)])
-            if faults[0] == "stall":
-                here.stop.wait(30)
+            # gRPC drops what it has received and nobody has read when a connection ends: it is given time for that.
+            here.stop.wait(30 if faults[0] == "stall" else 0.2)
             return
         try:
             client.sendall(data)

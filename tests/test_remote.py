@@ -23,7 +23,7 @@ from sp_ray_ml.data import Source, open_warehouse
 from sp_ray_ml.errors import LockedError, StorageError
 from sp_ray_ml.storage import local_copy, new_folder
 from tests import stores
-from tests.flaky_proxy import FlakyProxy, flaky
+from tests.proxy import Fault, Proxy, proxy
 
 pytestmark = pytest.mark.slow
 ROWS = pa.table({"n": [1, 2, 3], "text": ["a", None, "ü"]})
@@ -34,7 +34,7 @@ class Stores:
     """Both servers behind a proxy each, and this process's environment set to them."""
 
     def __init__(self) -> None:
-        self.proxies: dict[str, FlakyProxy] = {}
+        self.proxies: dict[str, Proxy] = {}
 
     def url(self, kind: str) -> str:
         return f"{kind}://bucket/{uuid.uuid4()}"
@@ -54,10 +54,11 @@ def both(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     found = Stores()
     monkeypatch.setenv("SP_RAY_STORAGE_TIMEOUT", "5")
     monkeypatch.setenv("SP_RAY_CACHE", str(tmp_path / "cache"))
-    with flaky(servers["s3"]) as s3, flaky(servers["gs"]) as gs:
-        for kind, proxy in (("s3", s3), ("gs", gs)):
-            found.proxies[kind] = proxy
-            for name, value in stores.environment_of(kind, proxy.url).items():
+    ports = {kind: int(url.rpartition(":")[2]) for kind, url in servers.items()}
+    with proxy(ports["s3"]) as s3, proxy(ports["gs"]) as gs:
+        for kind, between in (("s3", s3), ("gs", gs)):
+            found.proxies[kind] = between
+            for name, value in stores.environment_of(kind, f"http://127.0.0.1:{between.port}").items():
                 monkeypatch.setenv(name, value)
         for kind in ("s3", "gs"):  # a file system of another test's proxy is not taken up again
             type(filesystem(f"{kind}://bucket")[0]).clear_instance_cache()
@@ -152,17 +153,21 @@ def test_million_rows_by_partition_are_pruned_and_queried(both: Stores, kind: st
 
 
 @BOTH
-@pytest.mark.parametrize("trouble", ["drop", "delay", "truncate", "stall"])
-def test_network_that_recovers_loses_nothing(both: Stores, kind: str, trouble: str) -> None:
+@pytest.mark.parametrize("fault", ["refuse", "delay", "truncate", "stall"])
+def test_network_that_recovers_loses_nothing(
+    both: Stores, kind: str, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SP_RAY_STORAGE_TIMEOUT", "1")
     url = both.url(kind)
     house = open_warehouse(url)
     house.write("t", ROWS)
-    proxy = both.proxies[kind]
+    between = both.proxies[kind]
     type(filesystem(url)[0]).clear_instance_cache()  # connections that are open are not in the way
-    setattr(proxy, trouble, {"drop": 2, "delay": 0.05, "truncate": (1, 100), "stall": 1}[trouble])
+    between.faults, between.after = [fault, fault, "delay"] if fault == "refuse" else [fault, "delay"], 100
     assert house.write("t", ROWS, mode="append", commit="once") == 3
     assert house.source("t").to_arrow()["n"].to_pylist() == [1, 2, 3] * 2
     assert house.write("t", ROWS, mode="append", commit="once") == 0
+    assert not between.faults
 
 
 @BOTH
@@ -171,7 +176,7 @@ def test_network_that_stalls_for_good_ends_in_a_clear_error(
 ) -> None:
     monkeypatch.setenv("SP_RAY_STORAGE_TIMEOUT", "0.2")
     url = both.url(kind)
-    both.proxies[kind].stall = 1_000
+    both.proxies[kind].faults = ["stall"] * 100
     with pytest.raises(StorageError, match=r"the network stalls: no answer in 0\.2 s") as caught:
         open_warehouse(url).tables()
     assert url in (caught.value.where or "")

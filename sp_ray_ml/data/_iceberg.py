@@ -11,6 +11,7 @@ import hashlib
 import re
 import secrets
 import sqlite3
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -35,6 +36,8 @@ __all__ = ["IcebergWarehouse"]
 _CATALOG = "sp_ray_ml"
 _COMMIT = "sp_ray_ml.commit."
 _SCHEMA = "sp_ray_ml.schema"
+_STAGED = "_staged-"
+_DAY = 24 * 3600
 _OPTIONS = ("catalog", "warehouse", "namespace")
 
 
@@ -165,6 +168,7 @@ class IcebergWarehouse(Warehouse):
         source = as_source(data, name=table)
         check_write(table, mode, source, partition_by)
         with self._catalog(make=True) as catalog, self._lock(table):
+            self._clear(catalog, table)
             before = self._load(catalog, table)
             commits = [] if before is None else [key for key in before.properties if key.startswith(_COMMIT)]
             if commit is not None and f"{_COMMIT}{commit}" in commits:
@@ -178,7 +182,7 @@ class IcebergWarehouse(Warehouse):
                 schema = _back(schema)
             target, staged = before, None
             if before is None or (mode == "replace" and not self._same(before, schema, partition_by)):
-                staged = f"_staged-{secrets.token_hex(8)}"
+                staged = f"{_STAGED}{_slug(table)}-{secrets.token_hex(8)}"
                 target = self._make(catalog, staged, table, schema, partition_by)
             try:
                 rows = self._rows(target, source, schema, mode, partition_by, commit, place)
@@ -191,6 +195,17 @@ class IcebergWarehouse(Warehouse):
             if staged is not None and before is not None:
                 _remove(before.location())
         return rows
+
+    def _clear(self, catalog: Any, table: str) -> None:
+        """Remove what writers of the table left that were killed: with its lock all that is staged, else what is a day old."""
+        for identifier in catalog.list_tables(self._namespace):
+            if not identifier[-1].startswith(f"{_STAGED}{_slug(table)}-"):
+                continue
+            target = self._load(catalog, identifier[-1])
+            if target is not None and (
+                self._uri is None or time.time() - target.metadata.last_updated_ms / 1000 > _DAY
+            ):
+                self._drop(catalog, identifier[-1], target)
 
     def _lock(self, table: str) -> Any:
         """On one machine the second writer learns at once who is first; others learn it when they commit."""

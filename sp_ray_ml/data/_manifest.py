@@ -2,7 +2,8 @@
 
 `_manifests/00000012.json` is the state after the twelfth write: made in one step, and only if no other writer made it
 first, it is the commit of that write. The highest number counts. On an object store the state before it and its files
-are kept for whoever still reads them.
+are kept for whoever still reads them. Earlier versions kept the state in one file, `_manifest.json`, which is read until
+the next write.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sp_ray_ml.errors import LockedError, StorageError
 __all__ = ["Manifest", "clean", "live_files", "read_manifest"]
 
 _FOLDER = "_manifests"
+_ONCE = "_manifest.json"
 _NAME = re.compile(r"(\d{8})\.json")
 _PART = re.compile(r"part-(\d+)-[0-9a-f]+-\d+\.parquet")
 
@@ -86,11 +88,12 @@ def read_manifest(store: Store, table: str) -> Manifest | None:
         StorageError: It is damaged.
     """
     versions = _versions(store, table)
-    return _read(store, table, versions[-1]) if versions else None
+    if not versions and _ONCE not in store.children(table):
+        return None
+    return _read(store, _path(table, versions[-1]) if versions else _below(table, _ONCE))
 
 
-def _read(store: Store, table: str, version: int) -> Manifest:
-    path = _path(table, version)
+def _read(store: Store, path: str) -> Manifest:
     try:
         raw = json.loads(store.read(path))
         files = {str(entry["path"]): int(entry["rows"]) for entry in raw["files"]}
@@ -100,10 +103,11 @@ def _read(store: Store, table: str, version: int) -> Manifest:
             layout = Layout(schema.field(raw["partition_by"]).name, schema)
         return Manifest(int(raw["version"]), files, [str(commit) for commit in raw["commits"]], layout)
     except (KeyError, TypeError, ValueError, pa.ArrowException):
+        mark = path if path.endswith(_ONCE) else path.rpartition("/")[0]
         raise StorageError(
             "damaged: not a manifest that sp_ray_ml wrote",
             where=store.place(path),
-            hint=f"Remove {store.place(_below(table, _FOLDER))} to read every Parquet file in the folder",
+            hint=f"Remove {store.place(mark)} to read every Parquet file in the folder",
         ) from None
 
 
@@ -125,10 +129,13 @@ def clean(store: Store, table: str, now: Manifest) -> None:
 
     A file of a writer that is still at work has a later version in its name than `now`, and stays.
     """
-    older = [version for version in _versions(store, table) if version < now.version]
+    versions = _versions(store, table)
+    older = [version for version in versions if version < now.version]
     kept = older[-1:] if older and not store.is_local else []
-    named = set(now.files).union(*(_read(store, table, version).files for version in kept))
+    named = set(now.files).union(*(_read(store, _path(table, version)).files for version in kept))
     dead = [f"{_FOLDER}/{version:08d}.json" for version in older if version not in kept]
+    if versions and store.is_local:
+        dead.append(_ONCE)
     for file in find_files(store, table):
         path = file.removeprefix(f"{table}/")
         part = _PART.fullmatch(path.rpartition("/")[2])

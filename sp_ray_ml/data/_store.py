@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from sp_ray_ml import storage
-from sp_ray_ml._remote import create, filesystem, is_remote, join, remote_errors
+from sp_ray_ml._remote import check_url, create, filesystem, is_remote, join, remote_errors
 from sp_ray_ml.errors import StorageError
 from sp_ray_ml.storage import Lock, storage_errors
 
@@ -203,7 +203,11 @@ class RemoteStore(Store):
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._root = filesystem(self.url)[1]
+        check_url(self.url)
+
+    @property
+    def _root(self) -> str:
+        return filesystem(self.url)[1]
 
     @property
     def fs(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from pathlib import Path
 
@@ -134,6 +135,27 @@ def test_files_that_the_manifest_does_not_name_are_not_read(tmp_path: Path) -> N
     warehouse.write("t", ROWS, mode="append")
     assert warehouse.source("t").to_arrow().num_rows == 6
     assert len(list((tmp_path / "t").glob("*.parquet"))) == 2
+
+
+def test_table_of_an_earlier_version_keeps_its_rows_and_commits(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    for number in (3, 4):  # the second is of a writer that was killed just before its commit
+        pq.write_table(ROWS, folder / f"part-{number:06d}-0000.parquet")
+    state = {
+        "version": 3,
+        "files": [{"path": "part-000003-0000.parquet", "rows": 3}],
+        "commits": ["nightly"],
+    }
+    (folder / "_manifest.json").write_text(json.dumps(state))
+    warehouse = open_warehouse(tmp_path)
+    assert warehouse.source("t").to_arrow().equals(ROWS)
+    assert warehouse.write("t", ROWS, mode="append", commit="nightly") == 0
+    assert warehouse.write("t", ROWS, mode="append", commit="other") == 3
+    assert warehouse.source("t").to_arrow()["n"].to_pylist() == [1, 2, 3] * 2
+    assert warehouse.write("t", ROWS, mode="append", commit="nightly") == 0
+    assert sorted(file.name for file in (folder / "_manifests").iterdir()) == ["00000004.json"]
+    assert not (folder / "_manifest.json").exists()
 
 
 def test_reading_leaves_no_trace(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,9 +73,13 @@ def test_pyiceberg_itself_reads_what_is_written_and_its_writes_are_read(
     ]
 
 
+def shared_url(tmp_path: Path) -> str:
+    place = f"{tmp_path}/house"
+    return f"iceberg://{place}?catalog=sqlite:///{place}/catalog.db&warehouse=file://{place}/data"
+
+
 def test_of_two_writers_without_a_common_lock_one_is_told(house: Warehouse, tmp_path: Path) -> None:
-    shared = f"iceberg://{tmp_path}/house?catalog=sqlite:///{tmp_path}/house/catalog.db&warehouse=file://{tmp_path}/house/data"
-    one, two = open_warehouse(shared), open_warehouse(shared)
+    one, two = open_warehouse(shared_url(tmp_path)), open_warehouse(shared_url(tmp_path))
 
     def batches():  # type: ignore[no-untyped-def]
         two.write("t", {"n": [7], "text": ["two"]}, mode="append", commit="two")
@@ -89,8 +94,8 @@ def test_of_two_writers_without_a_common_lock_one_is_told(house: Warehouse, tmp_
     assert two.write("t", ROWS, mode="append", commit="two") == 0
 
 
-@pytest.mark.parametrize("mode", ["replace", "append", "partition"])
-def test_killed_writer_leaves_the_old_table(house: Warehouse, tmp_path: Path, mode: str) -> None:
+def writer(url: str, mode: str) -> subprocess.Popen[str]:
+    """A process that has written the half, and waits; what replaces the table has another layout."""
     code = f"""
 import sys, pyarrow as pa
 from sp_ray_ml.data import Source, open_warehouse
@@ -100,21 +105,49 @@ def batches():
         yield pa.record_batch({{"n": range(300_000), "text": ["x"] * 300_000}}, schema=schema)
     print("half-way", flush=True)
     sys.stdin.readline()
-by = "text" if {mode!r} == "partition" else None
-open_warehouse({house.url!r}).write("t", Source("s", schema, batches), mode={mode!r}, partition_by=by, commit="x")
+by = None if {mode!r} == "append" else "text"
+open_warehouse({url!r}).write("t", Source("s", schema, batches), mode={mode!r}, partition_by=by, commit="x")
 """
-    writer = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert writer.stdout is not None
-    assert writer.stdout.readline().strip() == "half-way"
-    with pytest.raises(LockedError, match=f"process {writer.pid}"):
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "half-way"
+    return process
+
+
+@pytest.mark.parametrize("mode", ["replace", "append", "partition"])
+def test_killed_writer_leaves_the_old_table_and_nothing_after_the_next(
+    house: Warehouse, tmp_path: Path, mode: str
+) -> None:
+    killed = writer(house.url, mode)
+    with pytest.raises(LockedError, match=f"process {killed.pid}"):
         house.write("t", ROWS)
-    writer.send_signal(signal.SIGKILL)
-    writer.communicate()
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    places = tmp_path / "house" / "data"
+    assert len(list(places.iterdir())) == (2 if mode == "replace" else 1)
     assert house.tables() == ["t"]
     assert house.source("t").to_arrow().equals(ROWS)
     assert house.write("t", ROWS, mode="append", commit="x") == 3
+    assert len(list(places.iterdir())) == 1
+
+
+def test_what_a_killed_writer_left_in_a_shared_catalogue_goes_after_a_day(
+    house: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = open_warehouse(shared_url(tmp_path))
+    killed = writer(shared.url, "replace")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    places = tmp_path / "house" / "data"
+    shared.write("t", ROWS, mode="append")
+    assert len(list(places.iterdir())) == 2  # it may still be at work, on another machine
+    tomorrow = time.time() + 25 * 3600
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    shared.write("t", ROWS, mode="append")
+    assert len(list(places.iterdir())) == 1
+    assert shared.source("t").num_rows == 9
 
 
 def test_urls_that_cannot_be_are_refused(tmp_path: Path) -> None:
