@@ -3,7 +3,7 @@
     python docs/update_prediction.py
 
 A block between `<!-- run: COMMAND -->` and `<!-- end -->` becomes the command's output, as in `update_readme.py`; the
-commands of one block share a folder.
+commands of one block share a folder. Of `-o json` it is shown that there was some.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def main() -> None:
     """Run every command of the guide."""
 
     def filled(match: re.Match[str]) -> str:
-        return "\n".join([match[1].rstrip("\n"), transcript(match[2]), match[3]])
+        printed = re.sub(r"^\{$.*?^\}$", "{…}", transcript(match[2]), flags=re.DOTALL | re.MULTILINE)
+        return "\n".join([match[1].rstrip("\n"), printed, match[3]])
 
     text = re.sub(r"(<!-- run: (.*?) -->\n).*?(<!-- end -->)", filled, GUIDE.read_text(), flags=re.DOTALL)
     GUIDE.write_text(text)
