@@ -92,21 +92,23 @@ class DuckDBWarehouse(Warehouse):
             return sorted(self._relations(connection))
 
     def source(self, query: str, *, columns: Sequence[str] | None = None, where: Where = ()) -> Source:
-        with closing(self._read()) as connection, sql_errors(self.url, ()):
-            relations = self._relations(connection)
-        relation = relations.get(query)
-        if relation is None and not is_sql(query):
-            raise no_table(query, sorted(relations), self.url)
-        return SqlSource(
-            query,
-            self._read,
-            url=self.url,
-            tables=sorted(relations),
-            columns=columns,
-            where=where,
-            relation=relation,
-            count=relation is not None,
-        )
+        with closing(self._read()) as connection:
+            with sql_errors(self.url, ()):
+                relations = self._relations(connection)
+            relation = relations.get(query)
+            if relation is None and not is_sql(query):
+                raise no_table(query, sorted(relations), self.url)
+            return SqlSource(
+                query,
+                self._read,
+                url=self.url,
+                tables=sorted(relations),
+                columns=columns,
+                where=where,
+                relation=relation,
+                count=relation is not None,
+                opened=connection,
+            )
 
     def fingerprint(self, table: str) -> str:
         # Of the whole file: DuckDB tells nothing cheap about one table that surely changes when its rows do.

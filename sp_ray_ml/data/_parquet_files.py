@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,19 +173,31 @@ class ParquetSource(Source):
             hint="Read it again",
         )
 
-    def _stream(self) -> Iterator[pa.RecordBatch]:
-        # Errors of files here are told with the table's name, as the file that is read is not known.
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Errors of reading, told with the table's name."""
+        # For files here, as the file that is read is not known.
         here = storage_errors(self._name, "read") if self._table.store.is_local else nullcontext()
         with here, self._table.store.errors(self._table.folder or self._table.files[0], "read"):
             try:
-                if self._conditions or self._table.is_partitioned or not self._table.store.is_local:
-                    yield from self._scanned(self._dataset())
-                else:
-                    yield from self._in_order()
+                yield
             except FileNotFoundError as error:
                 raise self._gone() from error
             except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
                 raise DataError(f"cannot be read: {error}", where=self._name) from error
+
+    def _stream(self) -> Iterator[pa.RecordBatch]:
+        with self._reading():
+            if self._conditions or self._table.is_partitioned or not self._table.store.is_local:
+                yield from self._scanned(self._dataset())
+            else:
+                yield from self._in_order()
+
+    def to_arrow(self) -> pa.Table:
+        # All of it is wanted in memory: Arrow may read ahead as far as it likes.
+        with self._reading():
+            table = self._dataset().to_table(columns=self._columns, filter=as_arrow(self._conditions))
+            return table.cast(self.schema)
 
     def _in_order(self) -> Iterator[pa.RecordBatch]:
         """One file after the other, decoded batch by batch; Arrow's scanner decodes whole row groups at a time."""
