@@ -87,13 +87,16 @@ class Lists:
         columns = [settings.user, settings.item, *([] if key is None else [key])]
         require_columns(source.schema, columns, source.name)
         for block in ahead(source.select(columns).blocks(_CHUNK)):
-            user = self.users.codes(pool, block.column(0), f"{source.name}.{settings.user}")
+            codes = partial(self.users.codes, pool, block.column(0), f"{source.name}.{settings.user}")
+            # A table of ids works in the pool's threads itself.
+            coming = pool.submit(codes) if self.users.small else None
             item = self.items.codes(pool, block.column(1), f"{source.name}.{settings.item}")
             if key is None:
-                keys = np.full(len(user), TRUTH)
+                keys = np.full(len(item), TRUTH)
             else:
                 keys = _numbers(block.column(2), f"{source.name}.{key}")
                 keys = keys if settings.score is None else -keys
+            user = codes() if coming is None else coming.result()
             self._append((user, item, keys))
             self.truth, self.predictions = (
                 self.truth + truth * len(user),
@@ -117,7 +120,7 @@ class Lists:
         end = self.users.end
         if self._spool is None:
             kinds = [[chunk for chunk in self._chunks if _is_truth(chunk) == kind] for kind in (False, True)]
-            yield _part(0, end, *(_together(chunks) for chunks in kinds))
+            yield _part(pool, 0, end, *(_together(pool, chunks) for chunks in kinds))
             return
         counts = np.zeros(end, np.int64)
         for number in range(len(self._spool.rows)):
@@ -131,9 +134,8 @@ class Lists:
             first, last = partitions.begins[number : number + 2].tolist()
             rows = partitions.read(number)
             of_truth = np.isnan(rows[2])
-            yield _part(
-                first, last, *(tuple(column[mask] for column in rows) for mask in (~of_truth, of_truth))
-            )
+            both = [tuple(column[mask] for column in rows) for mask in (~of_truth, of_truth)]
+            yield _part(pool, first, last, *both)
         partitions.remove()
 
 
@@ -142,15 +144,18 @@ def _is_truth(rows: _Rows) -> bool:
     return bool(np.isnan(rows[2][:1]).any())
 
 
-def _together(chunks: list[_Rows]) -> _Rows:
+def _together(pool: Executor, chunks: list[_Rows]) -> _Rows:
     if not chunks:
         return tuple(np.zeros(0, kind) for kind in _TYPES)
-    return tuple(np.concatenate([chunk[i] for chunk in chunks]) for i in range(len(_TYPES)))
+    return tuple(
+        pool.map(lambda i: np.concatenate([chunk[i] for chunk in chunks]), reversed(range(len(_TYPES))))
+    )[::-1]
 
 
-def _part(first: int, last: int, predictions: _Rows, truth: _Rows) -> Part:
+def _part(pool: Executor, first: int, last: int, predictions: _Rows, truth: _Rows) -> Part:
+    coming = pool.submit(_by_user, first, last, truth)
     indptr, items, keys = _by_user(first, last, predictions)
-    truth_indptr, of_truth, _ = _by_user(first, last, truth)
+    truth_indptr, of_truth, _ = coming.result()
     return Part(first, indptr, items, keys, truth_indptr, of_truth)
 
 
