@@ -19,7 +19,7 @@ from sp_ray_ml._job import (
 )
 from sp_ray_ml._runs import RunFolder, Step, StepContext
 from sp_ray_ml.config import near_match, redact
-from sp_ray_ml.errors import ColumnNotFoundError, ConfigError
+from sp_ray_ml.errors import ColumnNotFoundError, ConfigError, DataError
 from sp_ray_ml.storage import read_json
 from sp_ray_ml.train.table import TableTrainer
 
@@ -178,6 +178,20 @@ def _check_columns(p: Pipeline, warehouse: Warehouse) -> None:
             features = [name for name in there if name not in named.values()]
         if rows is not None:
             _require([("predict.rows", name) for name in features], warehouse.schema(rows).names, rows)
+        _check_partition(p.predict.output.partition_by, rows or settings.table, warehouse)
+
+
+def _check_partition(column: str | None, query: str, warehouse: Warehouse) -> None:
+    """Find that predictions cannot be partitioned so: they have the columns of the rows, and those that are added."""
+    from sp_ray_ml.data._schema import check_partition_column
+
+    if column is None or column == "prediction":  # whose type training finds
+        return
+    place, schema = "predict.output.partition_by", warehouse.schema(query)
+    if column in {"probability", "probabilities"}:
+        raise DataError("a table cannot be partitioned by probabilities", where=place)
+    _require([(place, column)], [*schema.names, "prediction"], query)
+    check_partition_column(schema.field(column), place)
 
 
 def _require(wanted: list[tuple[str, str]], there: list[str], table: str) -> None:

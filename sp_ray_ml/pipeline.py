@@ -31,6 +31,7 @@ from sp_ray_ml.config import (
     document_of,
     dump,
     located,
+    near_match,
     read_document,
     to_yaml,
 )
@@ -242,6 +243,21 @@ class Pipeline(Settings):
         if _of(info) == "table" and "table" not in predict.output.model_fields_set:
             output = predict.output.model_copy(update={"table": "predictions"})
             return predict.model_copy(update={"output": output})
+        return predict
+
+    @pydantic.field_validator("predict")
+    @classmethod
+    def _output_has_the_partitions_column(
+        cls, predict: Predict | None, info: pydantic.ValidationInfo
+    ) -> Predict | None:
+        events = info.data.get("events")  # the columns of a `table` are known when it is looked at
+        if predict is None or events is None or (column := predict.output.partition_by) is None:
+            return predict
+        columns = [events.user, "rank", events.item]
+        if column not in columns:
+            what = "is a number with fractions" if column == "score" else "is no column of recommendations"
+            has = f"partition them by {', '.join(columns[:-1])} or {columns[-1]}"
+            raise located([(("output", "partition_by"), f"{column!r} {what}: {has}{near_match(column, columns)}")])  # fmt: skip
         return predict
 
     @pydantic.field_validator("predict")

@@ -189,7 +189,7 @@ class NearestIndex:
         return best, scores
 
     def save(self, path: str | Path) -> None:
-        """Write to a folder that appears whole: arrays and a manifest with their checksums.
+        """Write to a folder, or a URL, that appears whole: arrays and a manifest with their checksums.
 
         Raises:
             StorageError: It could not be written; what was there is untouched.
@@ -213,7 +213,7 @@ class NearestIndex:
         """Open a saved index. Nothing in it is a pickle, or read by faiss.
 
         Args:
-            path: The folder.
+            path: The folder, or its URL.
             verify: Also compare checksums; without, only the files' sizes are looked at.
 
         Raises:

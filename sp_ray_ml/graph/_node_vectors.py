@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from sp_ray_ml.data.source import BLOCK_ROWS, Source
 from sp_ray_ml.data.warehouse import Warehouse, open_warehouse
 from sp_ray_ml.errors import DataError
-from sp_ray_ml.graph._files import open_array, read_manifest, verify_files
-from sp_ray_ml.storage import local_copy, storage_errors
+from sp_ray_ml.graph._files import GraphFiles, open_array, read_manifest, verify_files
+from sp_ray_ml.storage import local_copy, new_folder, storage_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,10 +48,10 @@ class NodeVectors(Mapping[str, NDArray[np.float32]]):
 
     @classmethod
     def load(cls, path: str | Path, *, verify: bool = False) -> NodeVectors:
-        """Open the folder that `embed_nodes` wrote.
+        """Open what `embed_nodes` or `save` wrote.
 
         Args:
-            path: The folder, or the URL that it was sent to.
+            path: The folder, or its URL.
             verify: Also compare checksums; without, only the files' sizes are looked at.
 
         Raises:
@@ -76,6 +76,29 @@ class NodeVectors(Mapping[str, NDArray[np.float32]]):
                 with storage_errors(folder / f"ids-{i}.arrow", "read"):
                     ids[name] = read_arrow(folder / f"ids-{i}.arrow")["id"].combine_chunks()
         return cls(vectors, ids)
+
+    def save(self, path: str | Path) -> None:
+        """Write to another folder, or a URL of an object store; it appears whole.
+
+        Raises:
+            StorageError: It could not be written; what was there is untouched.
+        """
+        import pyarrow as pa
+
+        from sp_ray_ml.data.arrow_files import write_arrow
+
+        with new_folder(path) as folder:
+            files, nodes = GraphFiles(folder), []
+            for i, (name, vectors) in enumerate(self.items()):
+                files.save(f"vectors-{i}", vectors)
+                if name in self.ids:
+                    named = folder / f"ids-{i}.arrow"
+                    with storage_errors(named):
+                        write_arrow(named, pa.table({"id": self.ids[name]}))
+                    files.add(named)
+                count, width = vectors.shape
+                nodes.append({"type": name, "count": count, "width": width, "ids": name in self.ids})
+            files.finish({"kind": KIND, "nodes": nodes})
 
     def source(self, name: str = "") -> Source:
         """Columns `id`, the node's number where its type has no ids, and `embedding`, as `vectors_source` has them."""

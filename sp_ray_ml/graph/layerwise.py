@@ -91,7 +91,7 @@ def embed_nodes(
     if workers and isinstance(graph, Graph):
         raise ConfigError("workers open the graph themselves, by its folder", where="graph", hint='Give the folder in place of Graph.load("…")')  # fmt: skip
     if is_remote(folder):
-        raise ConfigError("vectors are computed into a folder of this machine, not at a URL", where="folder", hint="Give a path; NodeVectors.write takes them into a warehouse")  # fmt: skip
+        raise ConfigError("vectors are computed into a folder of this machine, not at a URL", where="folder", hint="Give a path; then NodeVectors.save sends them to a URL, NodeVectors.write into a warehouse")  # fmt: skip
     given: Any = str(local_copy(graph).absolute()) if isinstance(graph, str | Path) else graph
     if workers:
         check_workers(workers, module)

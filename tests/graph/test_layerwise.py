@@ -94,6 +94,23 @@ def test_every_network_goes_layer_by_layer(tmp_path, data, settings):
     same(embed_nodes(module, data, tmp_path / "vectors", batch_bytes=SMALL, threads=1), whole(module, data))
 
 
+def test_vectors_are_sent_to_a_url_and_opened_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("SP_RAY_CACHE", str(tmp_path / "cache"))
+    graph = our_graph()
+    graph.save(tmp_path / "graph")
+    url = f"memory://{tmp_path}/vectors"
+    with pytest.raises(ConfigError, match=r"NodeVectors\.save sends them to a URL"):
+        embed_nodes(module_of(graph.to_pyg()), tmp_path / "graph", url)
+    vectors = embed_nodes(module_of(graph.to_pyg()), tmp_path / "graph", tmp_path / "vectors")
+    ids = pa.array([f"u{i}" for i in range(40)])
+    NodeVectors(vectors, {"user": ids}).save(url)
+    opened = NodeVectors.load(url, verify=True)
+    assert list(opened) == list(vectors)
+    assert [opened[name].tobytes() for name in opened] == [rows.tobytes() for rows in vectors.values()]
+    assert list(opened.ids) == ["user"]
+    assert opened.ids["user"].equals(ids)
+
+
 def test_homogeneous_vectors_are_those_of_the_whole_graph(tmp_path):
     data = random_graph()
     module = module_of(data)

@@ -51,11 +51,13 @@ def test_with_all_lists_it_finds_what_is_exact(metric):
     assert found_of(exact, found) > 0.99
 
 
-def test_a_saved_index_finds_the_same(tmp_path):
+@pytest.mark.parametrize("place", ["{folder}/index", "memory://{folder}/index"])
+def test_a_saved_index_finds_the_same(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("SP_RAY_CACHE", str(tmp_path / "cache"))
     vectors = vectors_of(2)
     index = NearestIndex.build(vectors, metric="dot")
-    index.save(tmp_path / "index")
-    opened = NearestIndex.load(tmp_path / "index", verify=True)
+    index.save(place.format(folder=tmp_path))
+    opened = NearestIndex.load(place.format(folder=tmp_path), verify=True)
     assert repr(opened) == repr(index)
     for one, other in zip(index.search(vectors[:99], 7), opened.search(vectors[:99], 7), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -129,6 +129,11 @@ def test_what_does_not_fit_a_table_is_one_error(change: dict[str, Any], said: st
     [
         ({"evaluate": {"metrics": ["rmse"]}}, "evaluate.metrics: is for a `table`, these are `events`"),
         ({"predict__rows": "t"}, "predict.rows: is for a `table`, these are `events`"),
+        (
+            {"predict__output": {"warehouse": "out", "mode": "partition", "partition_by": "rnk"}},
+            "predict.output.partition_by: 'rnk' is no column of recommendations: partition them by user_id, rank or "
+            "item_id; did you mean rank?",
+        ),
     ],
 )
 def test_what_does_not_fit_events_is_one_error(change: dict[str, Any], said: str) -> None:
@@ -355,6 +360,11 @@ def test_the_plan_names_what_is_read_and_written(shop: str) -> None:
             "did you mean size",
         ),
         ({"predict__rows": "SELECT colour FROM orders"}, "predict.rows", "no column 'size'"),
+        (
+            {"predict__output": {"warehouse": "out", "partition_by": "sizes"}},
+            "predict.output.partition_by",
+            "did you mean size",
+        ),
     ],
 )
 def test_a_column_that_is_not_there_is_named_before_any_work(
@@ -363,6 +373,13 @@ def test_a_column_that_is_not_there_is_named_before_any_work(
     with pytest.raises(ColumnNotFoundError, match=said) as caught:
         run(config(**change))
     assert caught.value.where == where
+    assert not Path("runs").exists()
+
+
+def test_a_column_that_cannot_be_partitioned_by_is_named_before_any_work(shop: str) -> None:
+    for column, said in (("size", "of type double"), ("probability", "by probabilities")):
+        with pytest.raises(DataError, match=said):
+            run(config(predict__output={"warehouse": "out", "partition_by": column}))
     assert not Path("runs").exists()
 
 

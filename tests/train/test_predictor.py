@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 
-from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, ConfigError, DataError
+from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, ConfigError, DataError, StorageError
 from sp_ray_ml.inference.evaluate import evaluate
 from sp_ray_ml.train import Predictor, Recommender
 
@@ -70,6 +70,18 @@ def opened(folder: Any) -> Recommender:
 
 
 # --- saved and opened -------------------------------------------------------------------------------------------
+
+
+def test_at_a_url_it_is_what_was_saved(made: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SP_RAY_CACHE", str(Path("cache").absolute()))
+    url = f"memory://{Path.cwd()}/predictor"
+    with pytest.raises(StorageError, match="nothing complete"):
+        Predictor.load(url)
+    made.save(url)
+    other = opened(url)
+    assert other.user_vectors.tobytes() == made.user_vectors.tobytes()
+    assert other.item_ids.equals(made.item_ids)
+    assert (other.seen != made.seen).nnz == 0
 
 
 def test_opened_it_is_what_was_saved_to_the_bit(made: Recommender, sealed: Path) -> None:
