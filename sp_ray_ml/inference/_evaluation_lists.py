@@ -153,22 +153,20 @@ def _together(pool: Executor, chunks: list[_Rows]) -> _Rows:
 
 
 def _part(pool: Executor, first: int, last: int, predictions: _Rows, truth: _Rows) -> Part:
-    coming = pool.submit(_by_user, first, last, truth)
-    indptr, items, keys = _by_user(first, last, predictions)
-    truth_indptr, of_truth, _ = coming.result()
+    coming = pool.submit(_by_user, first, last, *truth[:2])
+    indptr, items, keys = _by_user(first, last, *predictions)
+    truth_indptr, of_truth = coming.result()
     return Part(first, indptr, items, keys, truth_indptr, of_truth)
 
 
-def _by_user(
-    first: int, last: int, rows: _Rows
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]:
-    """Where each user's rows begin, and the rows user by user; those of one user as they came."""
-    user, item, key = rows
+def _by_user(first: int, last: int, user: NDArray[Any], *columns: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Where each user's rows begin, and the columns user by user; the rows of one user as they came."""
     if (user[1:] >= user[:-1]).all():  # as predictions are written
-        return np.searchsorted(user, np.arange(first, last + 1, dtype=user.dtype)).astype(np.int64), item, key
+        begins = np.searchsorted(user, np.arange(first, last + 1, dtype=user.dtype))
+        return begins.astype(np.int64), *columns
     indptr, order = np.zeros(last - first + 1, np.int64), np.empty(len(user), np.int64)
     group(user, first, indptr, order)
-    return indptr, item[order], key[order]
+    return indptr, *(column[order] for column in columns)
 
 
 def _numbers(column: pa.Array, where: str) -> NDArray[np.float64]:

@@ -196,12 +196,13 @@ class _Measured:
             found = self._values(part, first, last, mine)
             units = self._lists.users.units(found.users)
             mine.means[0].update(found.values, units)
-            for column, (begin, values) in zip(self._of_user, self._places, strict=True):
+            for column, (begin, count) in zip(self._of_user, self._places, strict=True):
                 of = column[found.users]
-                for number in range(values):
+                for number in range(count):
                     members = np.flatnonzero(of == number)
                     if len(members):
-                        mine.means[begin + number].update(found.values[:, members], units[members])
+                        values = np.take(found.values, members, axis=1)
+                        mine.means[begin + number].update(values, units[members])
         finally:
             self._idle.append(mine)
         return found
@@ -221,14 +222,15 @@ class _Measured:
             user = self._lists.users.ids(np.array([part.first + twice]))[0].as_py()
             raise DataError(f"an item is twice in the list of user {user}", where="predictions")
         who = np.flatnonzero(counted)
-        kinds = [*(range(6) if self._has_truth else ()), *((6, 7, 8) if len(catalogue.facts) else ())]
-        kept = values[kinds].reshape(-1, users)[:, who]
+        end = len(_ACCURACY)
+        measured = values[0 if self._has_truth else end : len(values) if len(catalogue.facts) else end]
+        kept = np.take(measured.reshape(-1, users), who, axis=1)
         lists = lists[who]
         if len(catalogue.vectors):
             diversity = np.empty((len(self._ks), len(who)))
             pairwise_distance(lists, catalogue.vectors, self._ks, diversity)
             kept = np.concatenate([kept, diversity])
-        return _Range(np.ascontiguousarray(kept), lists, who + part.first + first, counted[who] - 1)
+        return _Range(kept, lists, who + part.first + first, counted[who] - 1)
 
     def unit_rows(self, found: _Range, user: str) -> pa.Table:
         """What `compare` needs of some users."""
