@@ -16,12 +16,13 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def _recommended(example: str, name: str, house: str, out: str, *overrides: str) -> pa.Table:
-    """What the example writes when its tables are in `house`, with fewer epochs than it has."""
+    """What the example writes when its tables are in `house`, with one epoch and fewer baselines than it has."""
     settings = [
         f"name={name}",
         f"warehouse={house}",
         f"predict.output.warehouse={out}",
-        "train.epochs=2",
+        "train.epochs=1",
+        "evaluate.baselines=[popularity]",
         *overrides,
     ]
     sp_ray_ml.run(EXAMPLES / example, overrides=settings)
