@@ -1,4 +1,4 @@
-"""Rows/s read from DuckDB, Parquet and BigQuery (bqemulator), beside the bare clients and Ray's `read_bigquery`"""
+"""Rows/s read from DuckDB, Parquet and BigQuery (bqemulator), beside the bare clients and Ray's `read_bigquery`."""
 
 from __future__ import annotations
 

@@ -163,7 +163,9 @@ def _check_segments(p: Pipeline) -> None:
     """Find a column of `evaluate.by` that is not read now, and not after the training."""
     user = p.nodes.user
     columns = (
-        [] if user is None else [user.id, user.title, *(c for feature in user.features for c in feature.columns)]
+        []
+        if user is None
+        else [user.id, user.title, *(c for feature in user.features for c in feature.columns)]
     )
     there = [column for column in dict.fromkeys(columns) if column]
     for column in p.evaluate.by:

@@ -46,8 +46,9 @@ class Parts:
         self.files: dict[str, int] = {}
         self._store, self._table, self._column = store, table, partition_by
         self._place = store.place(table)
-        # The version says later whether this write can still be at work, the rest tells two writers apart.
-        self._name = f"part-{version:06d}-{secrets.token_hex(4)}"
+        # The version says later whether this write can still be at work, the rest tells two writers apart: where a
+        # lock keeps others out, the same rows make the same files.
+        self._name = f"part-{version:06d}-{'0' if store.is_local else secrets.token_hex(4)}"
         names = [name for name in schema.names if name != partition_by]
         if not names:
             raise DataError("there is no column beside the one that it is partitioned by", where=self._place)
