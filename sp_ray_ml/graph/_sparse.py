@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 import torch
+from torch.nn import functional as F
 
 from sp_ray_ml.graph._sparse_kernel import dot_pairs, multiply_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SparseOperator", "pair_products"]
+__all__ = ["SparseOperator", "pair_products", "take_rows"]
 
 _WORTH_A_THREAD = 2_000_000  # multiplications: about half a millisecond, several times what a thread costs
 
@@ -69,6 +70,25 @@ def pair_products(
     if left.device.type != "cpu":
         return (left[row] * right[column]).sum(-1)
     return _Pairs.apply(left, right, row, column)  # type: ignore[no-any-return]
+
+
+def take_rows(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """`values[index]`, with a gradient that has the same bits each time, however often a row is taken.
+
+    On a CPU the threads of `values[index]` add up a row's gradients all at once, in an order that is another each time.
+
+    Args:
+        values: Floats [rows] or [rows, width].
+        index: int64 [...].
+
+    Returns:
+        Floats [...] or [..., width].
+    """
+    if values.device.type != "cpu":  # a GPU sorts by row before it adds
+        return values[index]
+    if values.ndim == 2:  # each thread adds up rows of its own
+        return F.embedding(index, values)
+    return values.index_select(0, index.reshape(-1)).reshape(index.shape)
 
 
 class _Pairs(torch.autograd.Function):

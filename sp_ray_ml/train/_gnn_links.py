@@ -16,6 +16,7 @@ from sp_ray_ml.errors import ConfigError, DataError
 from sp_ray_ml.graph._layers import edge_indices, keep_edges, node_store
 from sp_ray_ml.graph._link_seeds import link_seeds, seeds_of_ends
 from sp_ray_ml.graph._sample_rows import Seeds
+from sp_ray_ml.graph._sparse import take_rows
 from sp_ray_ml.graph.graph import EdgeType
 from sp_ray_ml.graph.sharded import ShardedGraph
 from sp_ray_ml.metrics.supervised import ClassificationMetrics
@@ -207,7 +208,7 @@ class _LinkEpochs(TaskEpochs):
                 int(part.max()) for end, part in ((kind[0], source), (kind[2], destination)) if end == name
             )
             every = outputs_of(found, name, int(node_store(data, name).num_nodes), seeds, self.network)
-            vectors.append(every[torch.from_numpy(ids).to(every.device)])
+            vectors.append(take_rows(every, torch.from_numpy(ids).to(every.device)))
         return (vectors[0] * vectors[1]).sum(1)
 
     def _hidden(self, data: Any, links: Ids) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from sp_ray_ml.graph._sparse import pair_products
+from sp_ray_ml.graph._sparse import pair_products, take_rows
 
 if TYPE_CHECKING:
     from sp_ray_ml.train.losses import BPR, SampledSoftmax
@@ -53,11 +53,12 @@ class Scores:
 
     def rows(self, users: torch.Tensor) -> torch.Tensor:
         """Scores of some users for all items, float32 [users, items]."""
-        return self.user[users] @ self.item.T + self.bias
+        return take_rows(self.user, users) @ self.item.T + self.bias
 
     def pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Scores of users and items pairwise, float32 [pairs]."""
-        return (self.user[users] * self.item[items]).sum(-1) + self.bias[items]
+        product = take_rows(self.user, users) * take_rows(self.item, items)
+        return product.sum(-1) + take_rows(self.bias, items)
 
 
 def loss_of(settings: SampledSoftmax | BPR, scores: Scores, batch: Batch) -> torch.Tensor:
@@ -81,8 +82,8 @@ def _full_softmax(scores: Scores, batch: Batch) -> torch.Tensor:
     outside[batch.known_items] = False
     barred = outside.expand_as(logits).clone()
     barred[batch.history_row, batch.history_item] = True
-    total = torch.logsumexp(logits.masked_fill(barred, -torch.inf), dim=1)[batch.target_row]
-    positive = logits[batch.target_row, batch.target_item]
+    total = take_rows(torch.logsumexp(logits.masked_fill(barred, -torch.inf), dim=1), batch.target_row)
+    positive = take_rows(logits.flatten(), _key(batch.target_row, batch.target_item, logits.shape[1]))
     # A target that is of the history, too, is not in the sum yet, and none of them stands against another.
     apart = barred[batch.target_row, batch.target_item]
     return torch.where(apart, F.softplus(total - positive), total - positive)
@@ -100,25 +101,23 @@ def _sampled_softmax(settings: SampledSoftmax, scores: Scores, batch: Batch) -> 
         chosen = torch.randperm(len(pool), generator=batch.generator, device="cpu")[: settings.negatives]
         sample = pool[chosen.to(pool.device)]
         inclusion = torch.full((len(sample),), len(sample) / len(pool) * batch.share, device=pool.device)
-    user = scores.user.index_select(0, batch.users)
-    logits = (
-        user @ scores.item.index_select(0, sample).T + scores.bias[sample] - inclusion.clamp(min=1e-9).log()
-    )
+    user = take_rows(scores.user, batch.users)
+    logits = user @ take_rows(scores.item, sample).T + take_rows(scores.bias, sample)
+    logits = logits - inclusion.clamp(min=1e-9).log()
     column = torch.full((len(scores.item),), -1, device=sample.device)
     column[sample] = torch.arange(len(sample), device=sample.device)
     inside = column[batch.history_item] >= 0
     barred = torch.zeros_like(logits, dtype=torch.bool)
     barred[batch.history_row[inside], column[batch.history_item[inside]]] = True
     logits = logits.masked_fill(barred, -torch.inf)
-    positive = (
-        pair_products(user, scores.item, batch.target_row, batch.target_item) + scores.bias[batch.target_item]
-    )
+    positive = pair_products(user, scores.item, batch.target_row, batch.target_item)
+    positive = positive + take_rows(scores.bias, batch.target_item)
     # A user's targets share their negatives' sum; only a target that is in it needs one of its own, without it.
-    others = torch.logsumexp(logits, dim=1)[batch.target_row]
+    others = take_rows(torch.logsumexp(logits, dim=1), batch.target_row)
     own = column[batch.target_item]
     hit = torch.nonzero((own >= 0) & ~barred[batch.target_row, own]).squeeze(1)
     if len(hit):
-        rows = logits[batch.target_row[hit]]
+        rows = take_rows(logits, batch.target_row[hit])
         rows = rows.scatter(1, own[hit].unsqueeze(1), -torch.inf)
         others = others.index_put((hit,), torch.logsumexp(rows, dim=1))
     return F.softplus(others - positive)

@@ -9,6 +9,7 @@ import torch
 
 from sp_ray_ml.train import BPR, SampledSoftmax
 from sp_ray_ml.train._losses import Batch, Scores, loss_of
+from sp_ray_ml.train.losses import Loss
 
 # Scores of user 0: 3, 2, 1, 0; of user 1: 0, 1, 2, 3.
 SCORES = Scores(torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]]), torch.eye(4), torch.zeros(4))
@@ -121,3 +122,35 @@ def test_a_step_down_the_gradient_lowers_the_loss(kind: type, source: str) -> No
         for parameter in (user, item, bias):
             parameter.sub_(parameter.grad, alpha=0.01)
     assert float(loss().detach()) < float(before.detach())
+
+
+@pytest.mark.parametrize(
+    "settings", [SampledSoftmax(negatives=100), SampledSoftmax(negatives=1_000), BPR(negatives=4)]
+)
+def test_gradients_have_the_same_bits_each_time_on_several_threads(settings: Loss) -> None:
+    # Enough targets for several threads, of so few users and items that these add to the same ones all the time.
+    torch.manual_seed(0)
+    users, items, targets = 40, 1_000, 40_000
+    given = [torch.randn(size) for size in ((users, 8), (items, 8), (items,))]
+    values = {
+        "users": torch.randperm(users),
+        "target_row": torch.randint(users, (targets,)).sort().values,
+        "target_item": torch.randint(items, (targets,)),
+        "target_weight": torch.rand(targets),
+        "known_items": torch.arange(items),
+    }
+
+    def gradients() -> list[torch.Tensor]:
+        leaves = [each.clone().requires_grad_() for each in given]
+        generator = torch.Generator().manual_seed(1)
+        loss = loss_of(settings, Scores(*leaves), batch(**values, generator=generator))  # type: ignore[arg-type]
+        return list(torch.autograd.grad(loss, leaves))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        first, *others = [gradients() for _ in range(4)]
+    finally:
+        torch.set_num_threads(before)
+    for other in others:
+        assert all(torch.equal(one, again) for one, again in zip(first, other, strict=True))
