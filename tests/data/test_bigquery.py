@@ -35,7 +35,7 @@ class TestBigQuery(WarehouseContract):
 
     @pytest.fixture(autouse=True)
     def _server(self, bigquery: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.url = bigquery.use(monkeypatch) + "?patience=2"
+        self.url = bigquery.use(monkeypatch) + "?patience=60"
 
     def make(self, tmp_path: Path) -> Warehouse:
         return open_warehouse(self.url)
