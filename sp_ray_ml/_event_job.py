@@ -12,6 +12,7 @@ from sp_ray_ml._job import (
     PlannedStep,
     RunResult,
     about,
+    events_of,
     input_fingerprints,
     planned_write,
     result_of,
@@ -27,7 +28,6 @@ from sp_ray_ml.train.tasks import Recommendation
 from sp_ray_ml.train.two_tower import TwoTowerTrainer
 
 if TYPE_CHECKING:
-    from sp_ray_ml.data.settings import Events
     from sp_ray_ml.pipeline import Pipeline
     from sp_ray_ml.tracking.run import Run
     from sp_ray_ml.train.recommender import Recommender
@@ -43,7 +43,7 @@ def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
     from sp_ray_ml import _steps
     from sp_ray_ml.data.warehouse import open_warehouse
 
-    events, trainer = _events(p), _trainer(p)
+    events, trainer = events_of(p), _trainer(p)
     warehouse = open_warehouse(p.warehouse)
     tables = input_fingerprints(warehouse, _columns_read(p))
     tracked.log_tags({f"data.{table}": mark for table, mark in tables.items()})
@@ -178,13 +178,8 @@ def _check_segments(p: Pipeline) -> None:
             )
 
 
-def _events(p: Pipeline) -> Events:
-    assert p.events is not None  # this job is that of `events`
-    return p.events
-
-
 def _columns_read(p: Pipeline) -> dict[str, list[str]]:
-    events = _events(p)
+    events = events_of(p)
     found = {events.table: [c for c in (events.user, events.item, events.time, events.rating) if c]}
     if test := _test_table(p):
         found[test] = list(found[events.table])

@@ -14,6 +14,7 @@ from sp_ray_ml.inference.settings import Predict
 if TYPE_CHECKING:
     import ray.train
 
+    from sp_ray_ml.data.settings import Events
     from sp_ray_ml.data.warehouse import Warehouse
     from sp_ray_ml.pipeline import Pipeline
 
@@ -21,6 +22,7 @@ __all__ = [
     "PlannedStep",
     "RunResult",
     "about",
+    "events_of",
     "input_fingerprints",
     "planned_write",
     "result_of",
@@ -79,6 +81,12 @@ class PlannedStep:
     name: str
     reads: Sequence[str]
     writes: Sequence[str]
+
+
+def events_of(p: Pipeline) -> Events:
+    """The events of a job that is one of `events`."""
+    assert p.events is not None
+    return p.events
 
 
 def tables_written(predict: Predict) -> list[str]:

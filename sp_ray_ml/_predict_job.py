@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sp_ray_ml._job import input_fingerprints, write_outputs
+from sp_ray_ml._job import events_of, input_fingerprints, write_outputs
 from sp_ray_ml._predict_sealed import Sealed, own_trainer
 from sp_ray_ml._runs import RunFolder, Step, StepContext
 from sp_ray_ml.config import fingerprint, redact
 
 if TYPE_CHECKING:
-    from sp_ray_ml.data.settings import Events
     from sp_ray_ml.inference.settings import Predict
     from sp_ray_ml.pipeline import Pipeline
     from sp_ray_ml.train._renewal import History
@@ -82,7 +81,7 @@ def _predict_users(
     from sp_ray_ml import _steps
     from sp_ray_ml.data.warehouse import open_warehouse
 
-    events, recommender = _events(p), sealed.recommender
+    events, recommender = events_of(p), sealed.recommender
     warehouse = open_warehouse(p.warehouse)
     since = None if all_events or not events.time else recommender.renewal.complete_before
     tables = [events.table, *(node.table for node in (p.nodes.user, p.nodes.item) if node is not None)]
@@ -127,7 +126,7 @@ def _renew(step: StepContext, p: Pipeline, sealed: Sealed, catalog: Any, since: 
     from sp_ray_ml.train._renew import renew
     from sp_ray_ml.train._renew_nodes import EARLIEST, Arrived
 
-    recommender, events = sealed.recommender, _events(p)
+    recommender, events = sealed.recommender, events_of(p)
     renewal = recommender.renewal
     title = p.nodes.item.title if p.nodes.item is not None else None
     arrived = Arrived(
@@ -168,11 +167,6 @@ def _say(folder: RunFolder, figures: Mapping[str, Any]) -> None:
 def _iso(nanoseconds: int) -> str:
     seconds = nanoseconds // 1_000_000_000
     return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="seconds")
-
-
-def _events(p: Pipeline) -> Events:
-    assert p.events is not None  # this job is that of `events`
-    return p.events
 
 
 # --- a table ----------------------------------------------------------------------------------------------------

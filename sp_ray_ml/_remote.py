@@ -15,7 +15,7 @@ from sp_ray_ml.config import near_match
 from sp_ray_ml.errors import ConfigError, StorageError
 from sp_ray_ml.optional import check_installed
 
-__all__ = ["check_url", "create", "filesystem", "is_remote", "join", "remote_errors"]
+__all__ = ["check_url", "create", "filesystem", "is_remote", "join", "protocol", "remote_errors"]
 
 _LIBRARIES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 _LOGIN = {
@@ -93,6 +93,11 @@ def filesystem(url: str) -> tuple[Any, str]:
     elif _LIBRARIES.get(scheme) == "gcsfs" and "_request" not in vars(fs):
         _bound_stalls(fs)
     return fs, str(path).rstrip("/")
+
+
+def protocol(fs: Any) -> str:
+    """The scheme of a file system's URLs, the first one where it has several."""
+    return str(fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0])
 
 
 def _bound_stalls(fs: Any) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sp_ray_ml import storage
-from sp_ray_ml._remote import filesystem, join, remote_errors
+from sp_ray_ml._remote import filesystem, join, protocol, remote_errors
 from sp_ray_ml.errors import StorageError
 
 __all__ = ["copy_of", "download_folder", "upload_folder"]
@@ -31,16 +31,11 @@ _AT_ONCE = 4
 _COMPOSED = 32
 
 
-def _digest(file: Path) -> str:
-    with storage.storage_errors(file, "read"), file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _listing(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and checksum of every file below a folder."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        sums = pool.map(_digest, files)
+        sums = pool.map(storage.file_sha256, files)
         return {
             path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
             for path, digest in zip(files, sums, strict=True)
@@ -86,7 +81,7 @@ def _send(url: str, file: Path, target: str, there: dict[str, int]) -> None:
     fs, _ = filesystem(url)
     size = file.stat().st_size
     part = max(_PART, -(-size // _MOST_PARTS))
-    kind = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    kind = protocol(fs)
     with remote_errors(join(url, file.name)):
         if size <= part:
             fs.pipe_file(target, file.read_bytes())
@@ -196,7 +191,7 @@ def _get(url: str, folder: Path, marker: dict[str, Any]) -> None:
             fs.get_file(source, str(file))
         if (
             file.stat().st_size != marker["files"][path]["size"]
-            or _digest(file) != marker["files"][path]["sha256"]
+            or storage.file_sha256(file) != marker["files"][path]["sha256"]
         ):
             raise StorageError(
                 "damaged: the checksum differs", where=join(url, path), hint="Send the folder again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from sp_ray_ml.errors import LockedError, StorageError
 
 __all__ = [
     "Lock",
+    "file_sha256",
     "local_copy",
     "new_folder",
     "read_json",
@@ -105,6 +107,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise StorageError(f"damaged: not JSON ({error})", where=os.fspath(path)) from None
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    with storage_errors(path, "read"), Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

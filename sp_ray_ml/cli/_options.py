@@ -9,7 +9,7 @@ import typer
 
 from sp_ray_ml.cli._output import Output, print_data
 
-__all__ = ["ConfigFile", "Overrides", "Runs", "TextOrJson", "help_without_command"]
+__all__ = ["ConfigFile", "Overrides", "Runs", "TextOrJson", "help_without_command", "names_of_runs"]
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="The config, a YAML file.", show_default=False)
@@ -25,6 +25,11 @@ Overrides = Annotated[
 ]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the runs' folders.")]
 TextOrJson = Annotated[Output, typer.Option("-o", "--output", help="Form of what is printed.")]
+
+
+def names_of_runs(incomplete: str) -> list[str]:
+    """The runs that an incomplete name may become, for the shell's completion."""
+    return [file.parent.name for file in Path("runs").glob(f"{incomplete}*/run.json")]
 
 
 def help_without_command(context: typer.Context) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sp_ray_ml.cli._options import Runs, TextOrJson
+from sp_ray_ml.cli._options import Runs, TextOrJson, names_of_runs
 from sp_ray_ml.cli._output import Output, print_json
 
 __all__ = ["register"]
@@ -18,21 +18,20 @@ def register(app: typer.Typer) -> None:
     app.command("compare", rich_help_panel="Look at runs")(compare)
 
 
-def _names(incomplete: str) -> list[str]:
-    return [file.parent.name for file in Path("runs").glob(f"{incomplete}*/run.json")]
-
-
 def compare(
     a: Annotated[
         str,
         typer.Argument(
-            metavar="RUN_A", help="A run's name or folder.", show_default=False, autocompletion=_names
+            metavar="RUN_A", help="A run's name or folder.", show_default=False, autocompletion=names_of_runs
         ),
     ],
     b: Annotated[
         str,
         typer.Argument(
-            metavar="RUN_B", help="The run to compare with it.", show_default=False, autocompletion=_names
+            metavar="RUN_B",
+            help="The run to compare with it.",
+            show_default=False,
+            autocompletion=names_of_runs,
         ),
     ],
     by: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sp_ray_ml.cli._options import Runs, TextOrJson
+from sp_ray_ml.cli._options import Runs, TextOrJson, names_of_runs
 from sp_ray_ml.cli._output import Output, print_json
 
 __all__ = ["register"]
@@ -18,10 +18,6 @@ def register(app: typer.Typer) -> None:
     app.command("recommend", rich_help_panel="Run a pipeline")(recommend)
 
 
-def _names(incomplete: str) -> list[str]:
-    return [file.parent.name for file in Path("runs").glob(f"{incomplete}*/run.json")]
-
-
 def recommend(
     run: Annotated[
         str,
@@ -29,7 +25,7 @@ def recommend(
             metavar="RUN|PATH",
             help="A run's name, its folder, a predictor's folder, or an MLflow model's URI.",
             show_default=False,
-            autocompletion=_names,
+            autocompletion=names_of_runs,
         ),
     ],
     users: Annotated[

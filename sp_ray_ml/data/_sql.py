@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from sp_ray_ml._remote import protocol
 from sp_ray_ml.config import near_match
 from sp_ray_ml.data._parquet_files import Layout, TableFiles
 from sp_ray_ml.data._store import RemoteStore
@@ -63,9 +64,7 @@ def _registered(connection: Any, table: TableFiles) -> list[str]:
     """The files as DuckDB finds them: on other stores than disks through fsspec's file system."""
     if isinstance(table.store, RemoteStore):
         fs = table.store.fs
-        if not connection.filesystem_is_registered(
-            fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-        ):
+        if not connection.filesystem_is_registered(protocol(fs)):
             connection.register_filesystem(fs)
         return [fs.unstrip_protocol(path) for path in table.paths]
     return table.paths

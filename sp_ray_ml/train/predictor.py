@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sp_ray_ml._import_path import import_object
 from sp_ray_ml.errors import CheckpointError, ConfigError
-from sp_ray_ml.storage import local_copy, storage_errors, write_json
+from sp_ray_ml.storage import file_sha256, local_copy, write_json
 from sp_ray_ml.tracking._store import answers, redact_uri, tracking_uri
 from sp_ray_ml.tracking.settings import Tracking
 
@@ -264,7 +264,7 @@ def seal_folder(folder: Path, about: Mapping[str, Any]) -> None:
         folder: The folder; every file in it is entered with its checksum.
         about: The manifest; `kind` must be in it.
     """
-    files = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+    files = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
     manifest = {"format": FORMAT, **about, "files": files}
     write_json(folder / MANIFEST, {**manifest, _SEAL: _seal(manifest)})
 
@@ -284,12 +284,7 @@ def _verify(folder: Path, manifest: Mapping[str, Any], needed: Sequence[str]) ->
         file = folder / Path(name).name
         if not file.is_file():
             raise CheckpointError(f"{name} is missing", where=str(folder))
-        if _digest(file) != digest:
+        if file_sha256(file) != digest:
             raise CheckpointError(
                 f"{name} is damaged or was changed: its checksum differs", where=str(folder)
             )
-
-
-def _digest(file: Path) -> str:
-    with storage_errors(file, "read"), file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -20,6 +20,7 @@ import scipy.sparse
 
 from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, ConfigError, DataError, StorageError
 from sp_ray_ml.inference.evaluate import evaluate
+from sp_ray_ml.storage import file_sha256
 from sp_ray_ml.train import Predictor, Recommender
 
 USERS, ITEMS, DIM = 300, 50, 5
@@ -428,16 +429,10 @@ def test_opening_reads_no_pickle(sealed: Path) -> None:
     (sealed / "vectors.safetensors").write_bytes(pickle.dumps(_Bomb()))
     with pytest.raises(CheckpointError):
         Predictor.load(sealed)
-    resealed(sealed, files={name: _digest(sealed / name) for name in FILES if name != "manifest.json"})
+    resealed(sealed, files={name: file_sha256(sealed / name) for name in FILES if name != "manifest.json"})
     with pytest.raises(CheckpointError, match="does not hold"):
         Predictor.load(sealed)
     assert not Path("exploded").exists()
-
-
-def _digest(file: Path) -> str:
-    from sp_ray_ml.train import predictor
-
-    return predictor._digest(file)
 
 
 def test_opening_and_recommending_needs_no_torch(sealed: Path) -> None:
