@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sp_ray_ml.data._parquet_files import went_away
 from sp_ray_ml.data._schema import cast_batch
 from sp_ray_ml.data._where import as_arrow, conditions
 from sp_ray_ml.data.source import Source, require_columns
-from sp_ray_ml.errors import StorageError
 
 __all__ = ["IcebergSource"]
 
@@ -87,11 +87,7 @@ class IcebergSource(Source):
                         rows = rows if condition is None else rows.filter(condition)
                         yield rows.select(self._columns)
         except FileNotFoundError as error:
-            raise StorageError(
-                "a file of the table went away: it was replaced or removed while it was read",
-                where=self.name,
-                hint="Read it again",
-            ) from error
+            raise went_away(self.name) from error
 
     @contextmanager
     def _opened(self, task: Any) -> Iterator[pq.ParquetFile]:

@@ -30,6 +30,7 @@ __all__ = [
     "near_file",
     "parquet_source",
     "rows_of",
+    "went_away",
 ]
 
 _SCAN_ROWS = 65_536
@@ -116,6 +117,15 @@ class TableFiles:
         )
 
 
+def went_away(name: str) -> StorageError:
+    """The error when a file is missing that a table had when it was opened."""
+    return StorageError(
+        "a file of the table went away: it was replaced or removed while it was read",
+        where=name,
+        hint="Read it again",
+    )
+
+
 class ParquetSource(Source):
     """Rows of some Parquet files.
 
@@ -162,16 +172,9 @@ class ParquetSource(Source):
                 partition_base_dir=table.store.full(str(table.folder)) if partitioning is not None else None,
             )
         except FileNotFoundError as error:
-            raise self._gone() from error
+            raise went_away(self._name) from error
         except pa.ArrowInvalid as error:
             raise StorageError(f"not Parquet, or damaged: {error}", where=table.place) from error
-
-    def _gone(self) -> StorageError:
-        return StorageError(
-            "a file of the table went away: it was replaced or removed while it was read",
-            where=self._name,
-            hint="Read it again",
-        )
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -182,7 +185,7 @@ class ParquetSource(Source):
             try:
                 yield
             except FileNotFoundError as error:
-                raise self._gone() from error
+                raise went_away(self._name) from error
             except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
                 raise DataError(f"cannot be read: {error}", where=self._name) from error
 

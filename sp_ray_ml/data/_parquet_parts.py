@@ -17,7 +17,7 @@ from sp_ray_ml.data._schema import partition_values
 from sp_ray_ml.data._store import Store
 from sp_ray_ml.errors import DataError
 
-__all__ = ["Parts"]
+__all__ = ["PartFile", "Parts"]
 
 _PART_BYTES = 256 << 20
 _MOST_OPEN = 64
@@ -59,7 +59,7 @@ class Parts:
                 hint="Partition by a column without = / % in its name",
             )
         self._schema = pa.schema([schema.field(name) for name in names])
-        self._open: dict[str, _Part] = {}
+        self._open: dict[str, PartFile] = {}
 
     @property
     def segments(self) -> frozenset[str]:
@@ -112,8 +112,8 @@ class Parts:
     def _write(self, segment: str, rows: pa.RecordBatch) -> None:
         part = self._open.pop(segment) if segment in self._open else self._begin(segment)
         self._open[segment] = part  # the last one used is the last
-        part.write(rows)
-        self.files[part.path] += rows.num_rows
+        part.write(pa.Table.from_batches([rows]))
+        self.files[part.path.removeprefix(f"{self._table}/")] += rows.num_rows
         self.num_rows += rows.num_rows
         if part.size >= _PART_BYTES:
             self._open.pop(segment).close()
@@ -129,12 +129,12 @@ class Parts:
         name = f"{self._name}-{len(self.files):04d}.parquet"
         return f"{segment}/{name}" if segment else name
 
-    def _begin(self, segment: str) -> _Part:
+    def _begin(self, segment: str) -> PartFile:
         if len(self._open) >= _MOST_OPEN:
             self._open.pop(next(iter(self._open))).close()
         path = self._new(segment)
         self.files[path] = 0
-        return _Part(self._store, self._table, path, self._schema)
+        return PartFile(self._store, f"{self._table}/{path}", self._schema)
 
     def finish(self, *, needed: bool) -> None:
         """Close the files. A table without rows has one, too, which holds its columns: it is made if it is `needed`."""
@@ -144,15 +144,21 @@ class Parts:
             self._open.pop(segment).close()
 
 
-class _Part:
-    """One file that is being written."""
+class PartFile:
+    """One Parquet file that is being written; it appears whole when it is closed.
 
-    def __init__(self, store: Store, table: str, path: str, schema: pa.Schema) -> None:
+    Args:
+        store: Where.
+        path: The file's path there.
+        schema: Of the rows.
+    """
+
+    def __init__(self, store: Store, path: str, schema: pa.Schema) -> None:
         self.path = path
-        self._errors = partial(store.errors, f"{table}/{path}")
+        self._errors = partial(store.errors, path)
         self._stack = contextlib.ExitStack()
         with self._errors():
-            self._file = self._stack.enter_context(store.sink(f"{table}/{path}"))
+            self._file = self._stack.enter_context(store.sink(path))
             try:
                 self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
             except BaseException:
@@ -161,13 +167,16 @@ class _Part:
 
     @property
     def size(self) -> int:
+        """Bytes so far."""
         return int(self._file.tell())
 
-    def write(self, rows: pa.RecordBatch) -> None:
+    def write(self, rows: pa.Table) -> None:
+        """Add rows, as one row group."""
         with self._errors():
-            self._writer.write_batch(rows, row_group_size=max(rows.num_rows, 1))
+            self._writer.write_table(rows, row_group_size=max(rows.num_rows, 1))
 
     def close(self) -> None:
+        """Have it appear."""
         with self._errors(), self._stack:
             self._writer.close()
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sp_ray_ml.data._parquet_files import went_away
 from sp_ray_ml.data.source import Source
-from sp_ray_ml.errors import DataError, StorageError
+from sp_ray_ml.errors import DataError
 from sp_ray_ml.storage import storage_errors
 
 __all__ = ["ParquetPiece", "files_mark", "parquet_pieces"]
@@ -60,11 +61,7 @@ class ParquetPiece(Source):
                         schema=self._full, columns=names, batch_size=_SCAN_ROWS, batch_readahead=2, fragment_readahead=1
                     )  # fmt: skip
             except FileNotFoundError as error:
-                raise StorageError(
-                    "a file of the table went away: it was replaced while it was read",
-                    where=self.name,
-                    hint="Read it again",
-                ) from error
+                raise went_away(self.name) from error
             except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
                 raise DataError(f"cannot be read: {error}", where=self.name) from error
 

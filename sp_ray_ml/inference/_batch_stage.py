@@ -11,10 +11,8 @@ new ones, so that two processes at one partition, which was given out again, do 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import secrets
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sp_ray_ml.data._parquet_files import FinishedFiles, TableFiles
+from sp_ray_ml.data._parquet_parts import PartFile
 from sp_ray_ml.data._store import Store
 from sp_ray_ml.data.source import Source
 from sp_ray_ml.errors import ConfigError, StorageError
@@ -193,40 +192,26 @@ class PartWriter:
     def __init__(self, store: Store, kind: str, number: int, schema: pa.Schema) -> None:
         self._store, self._name = store, f"{kind}-{number:06}-{secrets.token_hex(6)}.parquet"
         self._schema = _kept(schema)
-        self._stack = contextlib.ExitStack()
-        self._writer: Any = None
+        self._file: PartFile | None = None
         self.rows = 0
 
     def write(self, table: pa.Table) -> None:
         """Add some rows."""
         if not table.num_rows:
             return
-        with self._store.errors(self._name):
-            if self._writer is None:
-                sink = self._stack.enter_context(self._store.sink(self._name))
-                self._writer = pq.ParquetWriter(sink, self._schema, compression="zstd")
-            self._writer.write_table(table.cast(self._schema), row_group_size=table.num_rows)
+        if self._file is None:
+            self._file = PartFile(self._store, self._name, self._schema)
+        self._file.write(table.cast(self._schema))
         self.rows += table.num_rows
 
     def close(self) -> dict[str, int]:
         """End the file, and return its name and rows; nothing where there were no rows."""
-        if self._writer is None:
+        if self._file is None:
             return {}
-        with self._store.errors(self._name), self._stack:
-            self._writer.close()
+        self._file.close()
         return {self._name: self.rows}
 
     def drop(self) -> None:
         """Give it up."""
-        if self._writer is None:
-            return
-        self._writer.is_open = False  # what it holds back is not to be written any more
-        with contextlib.suppress(_DroppedError):
-            try:
-                raise _DroppedError
-            except _DroppedError:
-                self._stack.__exit__(*sys.exc_info())
-
-
-class _DroppedError(Exception):
-    """Ends the writing of a file that will not be."""
+        if self._file is not None:
+            self._file.give_up()
