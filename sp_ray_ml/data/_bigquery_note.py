@@ -53,7 +53,8 @@ class Note:
             ):  # hundreds of such columns come back in BigQuery's own types
                 content = kept
         own = self.own[: 16_000 - _LONGEST].rstrip()
-        return f"{own}\n\n[sp_ray_ml {json.dumps(content)}]" if own else f"[sp_ray_ml {json.dumps(content)}]"
+        note = _BEGIN + json.dumps(content)[1:] + "]"
+        return f"{own}\n\n{note}" if own else note
 
 
 def read_note(description: str | None) -> Note | None:

@@ -18,7 +18,7 @@ from sp_ray_ml.errors import ConfigError, SpRayError
 from sp_ray_ml.logger import LOGGER
 from sp_ray_ml.optional import require
 
-__all__ = ["Place", "parse_url"]
+__all__ = ["Place", "Waits", "parse_url"]
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -138,20 +138,47 @@ class Place:
         Raises:
             SpRayError: It failed for good, or for longer than `patience`.
         """
-        end, wait = time.monotonic() + self.patience, _FIRST_WAIT
+        waits = Waits(self, table=table, job=job)
         while True:
             try:
                 return work()
             except SpRayError:
                 raise
-            except Exception as error:
-                if not transient(error) or time.monotonic() + wait > end:
-                    if (ours := told(error, self, table=table, job=job)) is None:
-                        raise
-                    raise ours from error
+            except Exception as error:  # noqa: BLE001 - `after` raises what is for good
+                wait = waits.after(error)
                 LOGGER.warning("%s: %s; asking again in %.1f s", self.url, type(error).__name__, wait)
             time.sleep(wait)
-            wait = min(2 * wait, _LONGEST_WAIT)
+
+
+class Waits:
+    """How long to wait before the next try: twice as long each time, until the place's patience is over.
+
+    Args:
+        place: The dataset.
+        table: What messages are about.
+        job: A job's id, for messages.
+    """
+
+    def __init__(self, place: Place, *, table: str = "", job: str = "") -> None:
+        self._place, self._table, self._job = place, table, job
+        self.again()
+
+    def again(self) -> None:
+        """Begin anew: there was an answer."""
+        self._next, self._end = _FIRST_WAIT, time.monotonic() + self._place.patience
+
+    def after(self, error: Exception) -> float:
+        """Seconds to wait after an error.
+
+        Raises:
+            SpRayError: To ask again does not help, or not any more.
+        """
+        wait, self._next = self._next, min(2 * self._next, _LONGEST_WAIT)
+        if transient(error) and time.monotonic() + wait <= self._end:
+            return wait
+        if (ours := told(error, self._place, table=self._table, job=self._job)) is None:
+            raise error
+        raise ours from error
 
 
 @cache

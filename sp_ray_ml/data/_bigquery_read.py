@@ -23,7 +23,19 @@ from sp_ray_ml.logger import LOGGER
 __all__ = ["QueryResult", "QuerySource", "TableSource", "narrowed", "query_config"]
 
 
-class _StreamSource(Source):
+class _Locked:
+    """What has a lock, which stays behind when it is pickled."""
+
+    _lock: threading.Lock
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+class _StreamSource(_Locked, Source):
     """What tables and queries share: a session, opened when it is first read and read as often as needed."""
 
     _place: Place
@@ -47,12 +59,6 @@ class _StreamSource(Source):
         from sp_ray_ml.data._bigquery_ray import ray_dataset
 
         return ray_dataset(self._session)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
 
 
 class TableSource(_StreamSource):
@@ -96,7 +102,7 @@ class TableSource(_StreamSource):
         )
 
 
-class QueryResult:
+class QueryResult(_Locked):
     """A query's rows in the table that its job writes: run once, when they are first read.
 
     Args:
@@ -148,12 +154,6 @@ class QueryResult:
             for batch in rows.to_arrow_iterable():
                 if batch.num_rows:
                     yield conformed(batch, schema, self.place.url)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
 
 
 class QuerySource(_StreamSource):

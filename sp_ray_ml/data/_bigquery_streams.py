@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -11,8 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from sp_ray_ml.data._bigquery_errors import told, transient
+from sp_ray_ml.data._bigquery_place import Waits
 from sp_ray_ml.data._bigquery_session import Session
+from sp_ray_ml.data._channel import END, Channel
 from sp_ray_ml.data._where import as_arrow
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.logger import LOGGER
@@ -21,7 +21,6 @@ __all__ = ["conformed", "interleaved", "read_stream"]
 
 _AHEAD = 4
 """Decoded batches that wait in one stream's queue."""
-_TICK = 0.1
 
 
 def read_stream(session: Session, stream: str, client: Any) -> Iterator[pa.RecordBatch]:
@@ -30,7 +29,7 @@ def read_stream(session: Session, stream: str, client: Any) -> Iterator[pa.Recor
 
     place = session.place
     convert = _Converter(session)
-    offset, wait, end = 0, 0.5, time.monotonic() + place.patience
+    offset, waits = 0, Waits(place, table=session.table)
     with contextlib.ExitStack() as own:
         while True:
             try:
@@ -38,22 +37,16 @@ def read_stream(session: Session, stream: str, client: Any) -> Iterator[pa.Recor
                 for message in _messages(client, wanted, place.timeout):
                     raw = types.ReadRowsResponse.pb(message)
                     offset += raw.row_count
-                    wait, end = 0.5, time.monotonic() + place.patience
                     yield convert(raw.arrow_record_batch.serialized_record_batch)
-                    end = time.monotonic() + place.patience  # what the consumer took is not the server's
+                    waits.again()  # what the consumer took is not the server's
                 return
-            except Exception as error:
-                if not transient(error) or time.monotonic() + wait > end:
-                    ours = told(error, place, table=session.table)
-                    if ours is None:
-                        raise
-                    raise ours from error
+            except Exception as error:  # noqa: BLE001 - `after` raises what is for good
+                wait = waits.after(error)
                 LOGGER.info(
                     "%s/%s: %s; reading goes on at row %d of the stream",
                     place.url, session.table, type(error).__name__, offset,
                 )  # fmt: skip
             time.sleep(wait)
-            wait = min(2 * wait, 30.0)
             own.close()
             client = own.enter_context(place.reader())
 
@@ -147,9 +140,6 @@ def conformed(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.Record
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-_END = object()
-
-
 def _joined(thread: threading.Thread) -> None:
     if thread.is_alive():
         thread.join(5)
@@ -159,43 +149,34 @@ def interleaved(session: Session) -> Iterator[pa.RecordBatch]:
     """All streams at once, a batch of each in turn: the same order each time this session is read."""
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(session.place.reader())
-        stop = threading.Event()
-        queues: list[queue.Queue[Any]] = [queue.Queue(_AHEAD) for _ in session.streams]
+        channels = [Channel(_AHEAD) for _ in session.streams]
 
-        def put(place: queue.Queue[Any], item: Any) -> bool:
-            while not stop.is_set():
-                try:
-                    place.put(item, timeout=_TICK)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        def work(stream: str, place: queue.Queue[Any]) -> None:
+        def work(stream: str, channel: Channel) -> None:
             try:
                 for batch in read_stream(session, stream, client):
-                    if not put(place, batch):
+                    if not channel.put(batch):
                         return
-                put(place, _END)
+                channel.put(END)
             except BaseException as error:  # noqa: BLE001 - told where it is read
-                put(place, error)
+                channel.put(error)
 
         threads = [
             threading.Thread(target=work, args=pair, daemon=True)
-            for pair in zip(session.streams, queues, strict=True)
+            for pair in zip(session.streams, channels, strict=True)
         ]
         for thread in threads:
             stack.callback(_joined, thread)
         stack.callback(client.transport.close)  # what waits for an answer ends now
-        stack.callback(stop.set)
+        for channel in channels:
+            stack.callback(channel.close)
         for thread in threads:
             thread.start()
-        waiting = list(queues)
+        waiting = list(channels)
         while waiting:
-            for place in list(waiting):
-                item = place.get()
-                if item is _END:
-                    waiting.remove(place)
+            for channel in list(waiting):
+                item = channel.get()
+                if item is END:
+                    waiting.remove(channel)
                 elif isinstance(item, BaseException):
                     raise item
                 else:
