@@ -9,15 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from sp_ray_ml.inference._evaluation_rows import classes_and_scores
-from sp_ray_ml.metrics.means import LEAST_UNITS
+from sp_ray_ml.metrics.means import LEAST_UNITS, NORMAL
 from sp_ray_ml.metrics.scores import ScoreCounts
 
 if TYPE_CHECKING:
     from sp_ray_ml.inference.evaluators import Classification
 
 __all__ = ["Curves"]
-
-_NORMAL = 1.959963984540054  # the 97.5 % point of the normal distribution
 
 
 class Curves:
@@ -81,7 +79,7 @@ class Curves:
         if self._counts and len(aucs) == len(self._counts):
             metrics["auc"] = sum(aucs) / len(aucs)
             if two and (error := self._counts[0].auc_error()) is not None:
-                low, high = aucs[0] - _NORMAL * error, aucs[0] + _NORMAL * error
+                low, high = aucs[0] - NORMAL * error, aucs[0] + NORMAL * error
                 intervals["auc"] = (max(0.0, low), min(1.0, high))
         if self._counts and len(precisions) == len(self._counts):
             metrics["pr_auc"] = sum(precisions) / len(precisions)
@@ -96,6 +94,6 @@ class Curves:
 
 def _logit_interval(area: float, positives: int) -> tuple[float, float]:
     """As of a share of so many, on the scale of log odds: it never leaves 0 to 1."""
-    middle, reach = math.log(area / (1 - area)), _NORMAL / math.sqrt(positives * area * (1 - area))
+    middle, reach = math.log(area / (1 - area)), NORMAL / math.sqrt(positives * area * (1 - area))
     low, high = ((1 + math.tanh((middle + side * reach) / 2)) / 2 for side in (-1, 1))
     return low, high

@@ -67,12 +67,7 @@ def catalogue_of(settings: Ranking, items: Source | None, ids: Ids, pool: Execut
     columns = [settings.item, *(name for name in (settings.popularity, settings.features) if name)]
     require_columns(items.schema, columns, items.name)
     table = items.select(list(dict.fromkeys(columns))).to_arrow().combine_chunks()
-    column = table[settings.item]
-    codes = ids.codes(
-        pool,
-        column.chunk(0) if column.num_chunks else pa.array([], column.type),
-        f"{items.name}.{settings.item}",
-    )
+    codes = ids.codes(pool, _whole(table[settings.item]), f"{items.name}.{settings.item}")
     known = np.zeros(ids.end, np.bool_)
     known[codes] = True
     if int(known.sum()) < len(codes):

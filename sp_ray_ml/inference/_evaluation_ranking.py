@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -100,22 +101,12 @@ def evaluate_lists(
         measured = _Measured(
             settings, catalogue, lists, segments, of_user, truth is not None, replicates, seed, threads
         )
-        writer = (
-            None
-            if units is None
-            else UnitWriter(Path(units), lists_header(settings, [settings.user], measured.names))
-        )
-        try:
+        header = lists_header(settings, [settings.user], measured.names)
+        with nullcontext() if units is None else UnitWriter(Path(units), header) as writer:
             for part in lists.parts(pool, threads):
                 for found in measured.measure(part, pool):
                     if writer is not None:
                         writer.write(measured.unit_rows(found, settings.user))
-        except BaseException:
-            if writer is not None:
-                writer.discard()
-            raise
-        if writer is not None:
-            writer.close()
         return measured.finish()
 
 

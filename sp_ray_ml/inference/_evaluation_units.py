@@ -45,7 +45,7 @@ def lists_header(settings: Ranking | None, ids: Sequence[str], metrics: Sequence
 
 
 class UnitWriter:
-    """Writes the file, which appears whole when it is closed.
+    """Writes the file, which appears whole when it is closed, or when a block of it ends without an error.
 
     Args:
         path: The file.
@@ -56,6 +56,15 @@ class UnitWriter:
         self._path, self._header = path, header
         self._partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> UnitWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
 
     def write(self, rows: pa.Table) -> None:
         """Add rows, all of one schema."""

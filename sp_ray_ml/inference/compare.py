@@ -20,12 +20,10 @@ from sp_ray_ml.inference._evaluation_rows import classes_and_scores
 from sp_ray_ml.inference._evaluation_units import TEST_ITEMS, units_of
 from sp_ray_ml.inference.evaluators import Classification, Evaluator, Regression, RowEvaluator
 from sp_ray_ml.metrics._calibration import quantile_calibration_error
-from sp_ray_ml.metrics.means import LEAST_UNITS, Means, interval
+from sp_ray_ml.metrics.means import LEAST_UNITS, NORMAL, Means, interval
 from sp_ray_ml.metrics.scores import ScoreCounts, auc_difference, drawn_precisions
 
 __all__ = ["Comparison", "Difference", "compare_units"]
-
-_NORMAL = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -282,7 +280,7 @@ class _Rows:
             low, high = (
                 (None, None)
                 if paired is None
-                else (paired[0] - _NORMAL * paired[1], paired[0] + _NORMAL * paired[1])
+                else (paired[0] - NORMAL * paired[1], paired[0] + NORMAL * paired[1])
             )
             found.append(Difference(f"auc{suffix}", aucs[0], aucs[1], low, high))
         areas = [each.average_precision() for each in counts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,17 +161,12 @@ def _measure(
             yield at, block
             at += block.num_rows
 
-    writer = None if units is None else UnitWriter(units, rows_header(evaluators, ids))
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            for block in in_order(pool, run, numbered(), threads - 1):
-                if writer is not None:
-                    writer.write(pa.Table.from_batches([block]))
-    except BaseException:
-        if writer is not None:
-            writer.discard()
-        raise
-    if writer is not None:
-        writer.close()
+    with (
+        nullcontext() if units is None else UnitWriter(units, rows_header(evaluators, ids)) as writer,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        for block in in_order(pool, run, numbered(), threads - 1):
+            if writer is not None:
+                writer.write(pa.Table.from_batches([block]))
     for each in idle:
         groups.merge(each)

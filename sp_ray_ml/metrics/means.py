@@ -11,10 +11,13 @@ import numpy.typing as npt
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.metrics._fixed import fixed_mean, fixed_sum, limbs
 
-__all__ = ["LEAST_UNITS", "Means", "interval"]
+__all__ = ["LEAST_UNITS", "NORMAL", "Means", "interval"]
 
 LEAST_UNITS = 10
 """Fewer units say too little of how they vary for an interval of theirs to be worth anything."""
+
+NORMAL = 1.959963984540054
+"""The 97.5 % point of the normal distribution."""
 
 _CHUNK = 4_096  # units: their weights in 200 replicates fill 6.5 MB
 _LIMB = 1 << 24

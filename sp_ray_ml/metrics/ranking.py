@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sp_ray_ml.errors import ConfigError, DataError
+from sp_ray_ml.metrics._fixed import fixed_mean, fixed_sum
 from sp_ray_ml.metrics.topk import check_k
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ _METRICS = ("recall", "ndcg", "precision", "hit_rate", "mrr")
 _MAP = "map"
 _ITEM_GROUPS = ("warm_items", "cold_items")
 _USER_GROUPS = ("warm_users", "cold_users")
-_UNIT_BITS = 40
 
 _Bools = npt.NDArray[np.bool_]
 _Ints = npt.NDArray[np.int64]
@@ -187,7 +187,7 @@ class RankingMetrics:
             if users:
                 for metric, sums in zip(self._metrics, self._sums[group], strict=True):
                     for k, total in zip(self.k, sums, strict=True):
-                        result[f"{metric}@{k}{suffix}"] = int(total) / (users << _UNIT_BITS)
+                        result[f"{metric}@{k}{suffix}"] = fixed_mean(int(total), users)
                 for k in self.k:
                     result[f"coverage@{k}{suffix}"] = self._coverage(group, k)
             result[f"users{suffix}"] = float(users)
@@ -225,10 +225,8 @@ class RankingMetrics:
         return np.stack(values)
 
     def _add(self, group: str, values: _Floats, members: _Bools) -> None:
-        units = np.rint(np.ldexp(values[:, :, members], _UNIT_BITS)).astype(np.int64)
-        # In two halves, whose sums cannot overflow.
-        high, low = (units >> 20).sum(axis=2), (units & ((1 << 20) - 1)).sum(axis=2)
-        self._sums[group] = self._sums[group] + ((high.astype(object) << 20) + low.astype(object))
+        sums = [[fixed_sum(row) for row in of_metric] for of_metric in values[:, :, members]]
+        self._sums[group] = self._sums[group] + np.array(sums, dtype=object)
         self._users[group] += int(members.sum())
 
     def _show(self, group: str, items: _Ints, members: _Bools) -> None:
