@@ -421,7 +421,8 @@ def fit(
         cpu = torch.device("cpu")
         edges = TrainingEdges(full, trainer, seed, cpu)
         weights = load_weights(chosen)
-        user, item, bias = vectors_of_weights(trainer, weights, edges, job.new_share, job.source(REFIT))
+        sampled = None if trainer.neighbors is None else job.source(REFIT)
+        user, item, bias = vectors_of_weights(trainer, weights, edges, job.new_share, sampled)
     history = state["history"]
     best = next(
         (h for h in history if h["phase"] == SELECT and h["epoch"] == state.get("best_epoch")), history[-1]
