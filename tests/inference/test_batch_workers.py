@@ -87,11 +87,9 @@ def ray():
 
 @pytest.fixture
 def own(tmp_path: Path):
-    (tmp_path / "own_doubled.py").write_text(OWN)
-    yield lambda **more: Custom(
-        target="own_doubled:Doubled", arguments={"log": str(tmp_path / "log"), **more}
-    )
-    sys.modules.pop("own_doubled", None)
+    (tmp_path / "own_logged.py").write_text(OWN)
+    yield lambda **more: Custom(target="own_logged:Doubled", arguments={"log": str(tmp_path / "log"), **more})
+    sys.modules.pop("own_logged", None)
 
 
 def lines(tmp_path: Path, what: str) -> list[list[str]]:
@@ -179,7 +177,7 @@ def test_killed_in_the_middle_it_goes_on_and_each_row_is_written_once(own, tmp_p
     script.write_text(
         "import json, sys, pyarrow.parquet as pq\nimport sp_ray_ml\nfrom sp_ray_ml.config import Custom\n"
         "from sp_ray_ml.inference import Output\n"
-        "predictor = Custom(target='own_doubled:Doubled', arguments={'log': 'log', 'slow': 0.1})\n"
+        "predictor = Custom(target='own_logged:Doubled', arguments={'log': 'log', 'slow': 0.1})\n"
         f"result = sp_ray_ml.batch_predict(predictor, {data}, Output(warehouse='out', table='predictions', mode='append'),"
         " batch_rows=1024, partition_rows=2048)\n"
         "print(json.dumps([result.resumed, result.partitions]))\n"
