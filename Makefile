@@ -5,17 +5,22 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Tests and demo need no more than these; GPU machines and other frameworks: make setup EXTRAS=all,dev
 EXTRAS ?= dev
-# Processes of the tests: each imports PyTorch anew, so more than a few gain nothing.
+# Processes of the fast tests, which wait for servers at times, and of the slow ones, which start others.
+FAST_WORKERS ?= 3
 WORKERS ?= 2
+# Of those on Kubernetes, the ones of whole runs go first: CI's time may be over before the last.
+ON_PODS := $(patsubst %,tests/kubernetes/test_%.py,run schedule teams first_users)
+ON_PODS += $(filter-out $(ON_PODS),$(sort $(wildcard tests/kubernetes/test_*.py)))
 # The first Python of a version that we support.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test test-slow test-kubernetes test-image lint format clean
+.PHONY: help setup demo test coverage test-slow test-kubernetes test-image lint format clean
 
 help:
 	@echo "make demo       set up, and run the main job on a demo warehouse (a minute)"
-	@echo "make test       set up, and run the fast tests with their coverage"
+	@echo "make test       set up, and run the fast tests"
+	@echo "make coverage   the same, and what lines they reach (takes half as long again)"
 	@echo "make test-slow  the others: kills, servers, Ray, training runs"
 	@echo "make test-image the image for the tests on the Kubernetes of ../shared/kubernetes"
 	@echo "make test-kubernetes  those on a real Kubernetes: SP_RAY_TEST_KUBECONFIG names its kubeconfig"
@@ -38,13 +43,16 @@ demo: setup
 	@$(BIN)/sp-ray run examples/shows.yaml
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not kubernetes" -n $(WORKERS) --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not slow and not kubernetes" -n $(FAST_WORKERS) --dist loadfile
+
+coverage: setup
+	$(BIN)/python -m pytest -m "not slow and not kubernetes" -n $(FAST_WORKERS) --dist loadfile --cov --cov-report=term
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not kubernetes" -n $(WORKERS) --dist loadfile --durations 15
 
 test-kubernetes: setup
-	$(BIN)/python -m pytest -m kubernetes --durations 15
+	$(BIN)/python -m pytest -m kubernetes $(ON_PODS) --durations 15
 
 test-image: setup
 	@tests/kubernetes/image.sh

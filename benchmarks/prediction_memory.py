@@ -69,7 +69,8 @@ def _seal(folder: Path, users: int, items: int) -> None:
 def _predict(folder: Path) -> dict[str, float]:
     import duckdb
 
-    from sp_ray_ml import _steps
+    from sp_ray_ml._event_steps import predicting
+    from sp_ray_ml._event_steps.training import load_recommender
     from sp_ray_ml._runs import StepContext
     from sp_ray_ml.data.warehouse import open_warehouse
     from sp_ray_ml.inference.settings import Output, Predict
@@ -78,13 +79,13 @@ def _predict(folder: Path) -> dict[str, float]:
         (folder / name).mkdir()
         return StepContext(folder / name, folder / name, progress=lambda *_: None, note=print)
 
-    recommender = _steps.load_recommender(folder)
+    recommender = load_recommender(folder)
     url = f"duckdb:///{folder}/out.duckdb"
     settings = Predict(k=K, output=Output(warehouse=url, table="recommendations"))
     began = time.perf_counter()
-    _steps.predict(context("predict"), recommender, open_warehouse(url), settings)
+    predicting.predict(context("predict"), recommender, open_warehouse(url), settings)
     predicted, predict_gib = time.perf_counter(), _peak_gib()
-    _steps.write(context("write"), folder / "predict", recommender, settings, "benchmark")
+    predicting.write(context("write"), folder / "predict", recommender, settings, "benchmark")
     written = time.perf_counter()
     peak = _peak_gib()
     with duckdb.connect(f"{folder}/out.duckdb", read_only=True) as database:

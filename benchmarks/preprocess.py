@@ -25,11 +25,11 @@ def main(quick: bool) -> dict[str, object]:
     """
     import ray
 
-    from sp_ray_ml.train.context import _start_ray
+    from sp_ray_ml.train._ray_start import start_ray
 
     rows, repeats = (50_000, 3) if quick else (1_000_000, 5)
     table = _table(rows)
-    _start_ray()
+    start_ray()
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -37,22 +37,24 @@ class Console:
     def __init__(self, file: TextIO | None = None) -> None:
         self._screen: _Screen = _screen(file)
         self._work: Work | None = None
+        self._step = ""
 
     def step_started(self, name: str) -> None:
         """A step begins to work."""
+        self._step = name
         self._begin(name)
 
     def progress(self, done: float, total: float, text: str) -> None:
         """The step that works has done so much of its total; no total where that is not known."""
         if self._work is None:
-            self._begin("")
+            self._begin(self._step)  # which may have been asked something in between
         assert self._work is not None
         self._work.update(done, total, text)
         self._screen.changed()
 
     def step_finished(self, step: Step) -> None:
         """A step has ended, or was kept."""
-        self._work = None
+        self._work, self._step = None, ""
         self._screen.finished(step)
 
     def note(self, message: str) -> None:

@@ -6,19 +6,23 @@ read → split → graph → features → train → evaluate → predict → wri
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml._job import (
+    JobStep,
     PlannedStep,
     RunResult,
+    Work,
     about,
     events_of,
-    input_fingerprints,
     planned_write,
-    result_of,
-    write_outputs,
+    run_steps,
+    table_fingerprints,
 )
-from sp_ray_ml._runs import RunFolder, Step, StepContext
+from sp_ray_ml._remote import below
+from sp_ray_ml._runs import RunFolder, StepContext
 from sp_ray_ml.config import Custom, near_match, redact
 from sp_ray_ml.data.splits import TableSplit
 from sp_ray_ml.errors import ColumnNotFoundError, ConfigError
@@ -28,102 +32,162 @@ from sp_ray_ml.train.tasks import Recommendation
 from sp_ray_ml.train.two_tower import TwoTowerTrainer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sp_ray_ml._event_steps.catalog import Catalog
+    from sp_ray_ml._event_steps.topology import Topology
+    from sp_ray_ml.data.warehouse import Warehouse
     from sp_ray_ml.pipeline import Pipeline
     from sp_ray_ml.tracking.run import Run
     from sp_ray_ml.train.recommender import Recommender
     from sp_ray_ml.train.trainer import Trainer
 
-__all__ = ["plan", "preflight", "run"]
+__all__ = ["EventWork", "plan", "preflight", "run", "steps"]
 
 _GRAPH_CODE = ("construct", "graph", "_rows", "_row_kernels", "_co_occurrence", "_pair_kernels", "_files")
 
 
+@dataclass
+class EventWork(Work):
+    """What the steps share. What one left is opened when another asks for it, and once."""
+
+    @cached_property
+    def warehouse(self) -> Warehouse:
+        """Where the tables are."""
+        from sp_ray_ml.data.warehouse import open_warehouse
+
+        return open_warehouse(self.pipeline.warehouse)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """Of `read`."""
+        from sp_ray_ml._event_steps.catalog import Catalog
+
+        return Catalog.load(self.output("read"))
+
+    @cached_property
+    def label(self) -> NDArray[np.int8]:
+        """Of `split`."""
+        from sp_ray_ml._step_output import load_labels
+
+        return load_labels(self.output("split"))
+
+    @cached_property
+    def topology(self) -> Topology:
+        """Of `graph`."""
+        from sp_ray_ml._event_steps.topology import Topology
+
+        return Topology.load(self.output("graph"))
+
+    @cached_property
+    def recommender(self) -> Recommender:
+        """Of `train`."""
+        from sp_ray_ml._event_steps.training import load_recommender
+
+        return load_recommender(self.output("train"))
+
+
 def run(p: Pipeline, folder: RunFolder, tracked: Run) -> RunResult:
     """The job, from top to bottom."""
-    from sp_ray_ml import _steps
-    from sp_ray_ml.data.warehouse import open_warehouse
+    listed = steps(p)
+    return run_steps(listed, EventWork(p, folder, tracked, table_fingerprints(p, listed)))
+
+
+def steps(p: Pipeline) -> list[JobStep[EventWork]]:
+    """The steps in their order."""
+    from sp_ray_ml._event_steps import encoding, measuring, predicting, reading, splitting, topology, training
 
     events, trainer = events_of(p), _trainer(p)
-    warehouse = open_warehouse(p.warehouse)
-    tables = input_fingerprints(warehouse, _columns_read(p))
-    tracked.log_tags({f"data.{table}": mark for table, mark in tables.items()})
-
-    read = folder.step(
-        "read",
-        lambda step: _steps.read(step, warehouse, events, p.nodes, _test_table(p)),
-        inputs=[events, p.nodes, tables],
-        code=["data", "_steps.py"],
-    )
-    catalog = _steps.Catalog.load(read.folder)
-    split = folder.step(
-        "split",
-        lambda step: _steps.split(step, catalog, p.split, p.seed),
-        inputs=[p.split, p.seed],
-        after=[read],
-    )
-    label = _steps.load_labels(split.folder)
-    graph = folder.step(
-        "graph",
-        lambda step: _steps.build(step, catalog, label, p.graph),
-        inputs=[p.graph.model_copy(update={"shards": None})],  # of the training, not of the graph
-        after=[split],
-        code=[f"graph/{name}.py" for name in _GRAPH_CODE],
-    )
-    topology = _steps.Topology.load(graph.folder)
-    _steps.check_k(_largest_k(p), topology.full.num_nodes["item"])
-    features = folder.step(
-        "features",
-        lambda step: _steps.encode(step, catalog, topology, label, p.nodes),
-        inputs=[p.nodes],
-        after=[graph],
-    )
-    train = folder.step(
-        "train",
-        lambda step: _steps.train(
-            step,
-            trainer,
-            catalog,
-            topology,
-            label,
-            features=features.folder,
-            graph=p.graph,
-            events=events,
-            nodes=p.nodes,
-            seed=p.seed,
-            options=_options(step, tracked, p),
-            about=about(p, folder),
+    listed: list[JobStep[EventWork]] = [
+        JobStep(
+            "read",
+            lambda step, work: reading.read(step, work.warehouse, events, p.nodes, _test_table(p)),
+            tables=list(_columns_read(p)),
+            inputs=[events, p.nodes],
+            code=["data", *_code_of("catalog", "reading")],
+            then=lambda work: work.catalog,
         ),
-        inputs=[trainer, p.seed, p.graph.shards],
-        after=[features],
-        code=["train", "graph", "metrics"],
-    )
-    recommender = _steps.load_recommender(train.folder)
-    evaluated = folder.step(
-        "evaluate",
-        lambda step: _steps.measure(step, recommender, catalog, topology, p.evaluate),
-        inputs=[p.evaluate],
-        after=[train],
-        code=["inference", "metrics"],
-    )
-    table = _steps.load_metrics(evaluated.folder)
-    _track_results(tracked, p, table, train, recommender)
-    outputs: dict[str, str] = {}
-    if p.predict is not None:
-        predict = p.predict
-        predicted = folder.step(
-            "predict",
-            lambda step: _steps.predict(step, recommender, warehouse, predict),
-            inputs=[predict.k, predict.users, tables.get(predict.users or "")],
-            after=[train],
-            code=["inference", "metrics"],
-        )
-        outputs = write_outputs(
-            folder,
-            predict,
-            predicted,
-            lambda step, commit: _steps.write(step, predicted.folder, recommender, predict, commit),
-        )
-    return result_of(table, outputs, folder)
+        JobStep(
+            "split",
+            lambda step, work: splitting.split(step, work.catalog, p.split, p.seed),
+            reads=["read"],
+            inputs=[p.split, p.seed],
+            code=_code_of("splitting"),
+            then=lambda work: work.label,
+        ),
+        JobStep(
+            "graph",
+            lambda step, work: topology.build(step, work.catalog, work.label, p.graph),
+            reads=["read", "split"],
+            inputs=[p.graph.model_copy(update={"shards": None})],  # of the training, not of the graph
+            code=[*(f"graph/{name}.py" for name in _GRAPH_CODE), *_code_of("topology")],
+            then=lambda work: measuring.check_k(_largest_k(p), work.topology.full.num_nodes["item"]),
+        ),
+        JobStep(
+            "features",
+            lambda step, work: encoding.encode(step, work.catalog, work.topology, work.label, p.nodes),
+            reads=["read", "split", "graph"],
+            inputs=[p.nodes],
+            code=_code_of("encoding"),
+        ),
+        JobStep(
+            "train",
+            lambda step, work: training.train(
+                step,
+                trainer,
+                work.catalog,
+                work.topology,
+                work.label,
+                features=work.output("features"),
+                graph=p.graph,
+                events=events,
+                nodes=p.nodes,
+                seed=p.seed,
+                options=_options(step, work.tracked, p),
+                about=about(p, work.folder),
+            ),
+            reads=["read", "split", "graph", "features"],
+            inputs=[trainer, p.seed, p.graph.shards],
+            code=["train", "graph", "metrics", *_code_of("training")],
+            then=lambda work: work.recommender,
+        ),
+        JobStep(
+            "evaluate",
+            lambda step, work: measuring.measure(
+                step, work.recommender, work.catalog, work.topology, p.evaluate
+            ),
+            reads=["read", "graph", "train"],
+            inputs=[p.evaluate],
+            code=["inference", "metrics", *_code_of("measuring")],
+            then=_track_results,
+        ),
+    ]
+    if (predict := p.predict) is not None:
+        listed += [
+            JobStep(
+                "predict",
+                lambda step, work: predicting.predict(step, work.recommender, work.warehouse, predict),
+                reads=["train"],
+                tables=[predict.users] if predict.users else [],
+                inputs=[predict.k, predict.users],
+                code=["inference", "metrics", *_code_of("predicting")],
+            ),
+            JobStep(
+                "write",
+                lambda step, work: predicting.write(
+                    step, work.output("predict"), work.recommender, predict, work.commit
+                ),
+                reads=["train", "predict"],
+                inputs=[predict],
+                keep=False,
+            ),
+        ]
+    return listed
+
+
+def _code_of(*names: str) -> list[str]:
+    return [f"_event_steps/{name}.py" for name in names]
 
 
 def plan(p: Pipeline) -> list[PlannedStep]:
@@ -142,7 +206,7 @@ def plan(p: Pipeline) -> list[PlannedStep]:
         warehouse.source(query, columns=columns)
         reads.append(f"{query} ({', '.join(columns)})")
     _check_segments(p)
-    steps = p.folder / "steps"
+    steps = below(p.folder, "steps")
     planned = [
         PlannedStep("read", [f"{redact(p.warehouse)}: {entry}" for entry in reads], [f"{steps}/read"]),
         PlannedStep("split", ["read"], [f"{steps}/split"]),
@@ -199,7 +263,7 @@ def _test_table(p: Pipeline) -> str | None:
 def preflight(p: Pipeline) -> None:
     """What can be known to fail before any work is done."""
     from sp_ray_ml.optional import check_installed
-    from sp_ray_ml.train.context import check_resources
+    from sp_ray_ml.train._resources import check_resources
 
     trainer = _trainer(p)
     for module in ("torch", "torch_geometric"):
@@ -276,11 +340,13 @@ def _teller(step: StepContext, tracked: Run, part: str = "") -> Any:
     return on_epoch
 
 
-def _track_results(
-    tracked: Run, p: Pipeline, table: Mapping[str, Mapping[str, Any]], train: Step, recommender: Recommender
-) -> None:
+def _track_results(work: EventWork) -> None:
     import pyarrow as pa
 
+    from sp_ray_ml._step_output import load_metrics
+
+    p, tracked, recommender = work.pipeline, work.tracked, work.recommender
+    table = load_metrics(work.output("evaluate"))
     tracked.log_metrics(dict(table["model"]))
     for name, row in table.items():
         if name != "model" and "skipped" not in row:
@@ -291,7 +357,7 @@ def _track_results(
     tracked.log_plot("metrics", shown, "plots/metrics.png", f"{p.name}: test events")
     history = [
         {k: v for k, v in h.items() if k != "phase"}
-        for h in read_json(train.folder / "history.json")
+        for h in read_json(work.output("train") / "history.json")
         if h["phase"] == 0
     ]
     if history:
@@ -299,7 +365,7 @@ def _track_results(
     if p.tracking.model:
         users = pa.table({recommender.user_column: recommender.user_ids[:3]})
         tracked.log_model(
-            train.folder / "predictor",
+            work.output("train") / "predictor",
             signature=recommender.mlflow_signature(),
             input_example=recommender.input_example(users),
             register=p.tracking.register,

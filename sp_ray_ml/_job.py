@@ -1,15 +1,16 @@
-"""What the jobs that a pipeline can be have in common: what they plan, what they give, where they write."""
+"""What the jobs that a pipeline can be have in common: a list of steps, what they plan, what they give."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sp_ray_ml._runs import RunFolder, Step, StepContext
 from sp_ray_ml.config import dump, redact
 from sp_ray_ml.inference.settings import Predict
+from sp_ray_ml.storage import read_json
 
 if TYPE_CHECKING:
     import ray.train
@@ -17,18 +18,120 @@ if TYPE_CHECKING:
     from sp_ray_ml.data.settings import Events
     from sp_ray_ml.data.warehouse import Warehouse
     from sp_ray_ml.pipeline import Pipeline
+    from sp_ray_ml.tracking.run import Run
 
 __all__ = [
+    "JobStep",
     "PlannedStep",
     "RunResult",
+    "Work",
     "about",
     "events_of",
     "input_fingerprints",
     "planned_write",
-    "result_of",
+    "run_steps",
+    "table_fingerprints",
     "tables_written",
+    "take_step",
     "write_outputs",
 ]
+
+
+@dataclass
+class Work:
+    """What the steps of one run share. A job adds what it opens of the steps that are done.
+
+    Attributes:
+        pipeline: The config.
+        folder: The run's folder.
+        tracked: The run in MLflow.
+        tables: What tells the present data of each table or query from other data.
+        done: What each step left that has been taken.
+    """
+
+    pipeline: Pipeline
+    folder: RunFolder
+    tracked: Run
+    tables: Mapping[str, str]
+    done: dict[str, Step] = field(default_factory=dict)
+
+    def output(self, name: str) -> Path:
+        """Where a step left its output."""
+        return self.done[name].folder
+
+    @property
+    def commit(self) -> str:
+        """Names what is predicted: the warehouse knows by it what it has."""
+        return _commit(self.folder, self.done["predict"])
+
+
+W = TypeVar("W", bound=Work)
+
+
+def _nothing(work: Work) -> None:
+    """Nothing follows."""
+
+
+@dataclass(frozen=True)
+class JobStep(Generic[W]):
+    """A step of a job. It can be taken anywhere that the output of the steps is which it reads.
+
+    Attributes:
+        name: Its name.
+        work: Writes its output and returns a summary.
+        reads: Steps whose output it opens. The last of them is the one it comes after: a fingerprint of that one
+            stands for all that was before.
+        tables: Tables and queries of the warehouse that it reads.
+        inputs: Settings that it depends on.
+        code: Parts of the package that it runs, beside those of the steps before.
+        keep: Whether an unchanged output may be kept; without, the step always runs.
+        then: What follows when its output is there, made or kept: that it is opened, which finds a damaged one, or that
+            what it says is checked or tracked.
+    """
+
+    name: str
+    work: Callable[[StepContext, W], dict[str, Any]]
+    reads: Sequence[str] = ()
+    tables: Sequence[str] = ()
+    inputs: Sequence[Any] = ()
+    code: Sequence[str] = ()
+    keep: bool = True
+    then: Callable[[W], object] = _nothing
+
+
+def take_step(step: JobStep[W], work: W) -> Step:
+    """Take a step, or keep its output, in the run's folder."""
+    tables = {name: work.tables[name] for name in step.tables}
+    done = work.folder.step(
+        step.name,
+        lambda context: step.work(context, work),
+        inputs=[*step.inputs, *([tables] if tables else [])],
+        after=[work.done[name] for name in step.reads[-1:]],
+        code=step.code,
+        keep=step.keep,
+    )
+    work.done[step.name] = done
+    step.then(work)
+    return done
+
+
+def run_steps(steps: Sequence[JobStep[W]], work: W) -> RunResult:
+    """A job, from top to bottom."""
+    work.tracked.log_tags({f"data.{table}": mark for table, mark in work.tables.items()})
+    for step in steps:
+        take_step(step, work)
+    return _result(work)
+
+
+def _result(work: Work) -> RunResult:
+    metrics = read_json(work.output("evaluate") / "metrics.json")
+    baselines = {name: row for name, row in metrics.items() if name != "model"}
+    outputs: dict[str, str] = {}
+    if (predict := work.pipeline.predict) is not None:
+        outputs = _written(predict, work.done["write"])
+    return RunResult(
+        metrics["model"], baselines, outputs, work.folder.path, None, work.folder.steps, work.folder.url
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,9 +143,10 @@ class RunResult:
             `accuracy`, … of a table.
         baselines: The same for each baseline.
         outputs: Tables that were written, and the warehouse of each.
-        path: The run's folder.
+        path: The run's folder on this machine.
         mlflow_run_id: The run in MLflow; None where tracking is off or the server has not answered.
         steps: What each step left.
+        url: Where the run's folder is kept, if that is a URL; `path` then has what this machine has of it.
     """
 
     metrics: Mapping[str, float]
@@ -51,6 +155,7 @@ class RunResult:
     path: Path
     mlflow_run_id: str | None
     steps: Sequence[Step]
+    url: str | None = None
 
     def __repr__(self) -> str:
         ranking = any("@" in name for name in self.metrics)
@@ -59,7 +164,12 @@ class RunResult:
             for name, value in self.metrics.items()
             if (name.startswith(("recall@", "ndcg@")) and "/" not in name) or (not ranking and name != "rows")
         )
-        return f"RunResult({shown}, path={str(self.path)!r})"
+        return f"RunResult({shown}, {'path' if self.url is None else 'url'}={self.place!r})"
+
+    @property
+    def place(self) -> str:
+        """Where the run's folder is: its URL, or its path."""
+        return self.url or str(self.path)
 
     @property
     def checkpoint_path(self) -> Path:
@@ -122,20 +232,29 @@ def write_outputs(
     """
     written = folder.step(
         "write",
-        lambda step: write(step, f"{folder.info['id']}:{predicted.fingerprint}"),
+        lambda step: write(step, _commit(folder, predicted)),
         inputs=[predict],
         after=[predicted],
         keep=False,
     )
+    return _written(predict, written)
+
+
+def _commit(folder: RunFolder, predicted: Step) -> str:
+    return f"{folder.info['id']}:{predicted.fingerprint}"
+
+
+def _written(predict: Predict, written: Step) -> dict[str, str]:
     return dict.fromkeys(written.summary["tables"], redact(predict.output.warehouse))
 
 
-def result_of(
-    metrics: Mapping[str, Mapping[str, Any]], outputs: Mapping[str, str], folder: RunFolder
-) -> RunResult:
-    """What a job gives that has taken all its steps; `metrics` are by model, the trained one is `model`."""
-    baselines = {name: row for name, row in metrics.items() if name != "model"}
-    return RunResult(metrics["model"], baselines, outputs, folder.path, None, folder.steps)
+def table_fingerprints(p: Pipeline, steps: Iterable[JobStep[Any]]) -> dict[str, str]:
+    """What tells the present data of the tables that steps read from other data."""
+    from sp_ray_ml.data.warehouse import open_warehouse
+
+    return input_fingerprints(
+        open_warehouse(p.warehouse), dict.fromkeys(table for step in steps for table in step.tables)
+    )
 
 
 def input_fingerprints(warehouse: Warehouse, queries: Iterable[str]) -> dict[str, str]:

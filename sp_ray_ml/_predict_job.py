@@ -7,8 +7,9 @@ predict                                  of a `table`: its rows of now
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from sp_ray_ml.pipeline import Pipeline
     from sp_ray_ml.train._renewal import History
 
-__all__ = ["PredictResult", "run"]
+__all__ = ["PREDICT", "PredictResult", "run"]
+
+PREDICT = "predict"
+"""Folder of the job within the run's."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,31 +34,38 @@ class PredictResult:
     """What `predict` gives.
 
     Attributes:
-        predictor: Where the sealed predictor came from.
+        predictor: Where the predictor came from: a path, an MLflow URI or an import path.
         outputs: Tables that were written, and the warehouse of each.
         path: Folder of what was done.
         steps: What each step left.
         figures: Of `events`: `events` and `new_events`, `users`, `new_users` and `gone_users`, likewise items, and
-            `rows` predicted. Of a `table`: `rows`.
+            `rows` predicted. Of a `table`: `rows`. Of both `rows_per_second` (of those rows that no earlier start had
+            predicted), `seconds` and `worker_hours`.
+        mlflow_run_id: The run in MLflow; None where tracking is off or the server has not answered.
+        url: Where the folder is kept, if that is a URL.
     """
 
     predictor: str
     outputs: Mapping[str, str]
     path: Path
     steps: Sequence[Step]
-    figures: Mapping[str, int] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    mlflow_run_id: str | None = None
+    url: str | None = None
 
     def __repr__(self) -> str:
         shown = ", ".join(
-            f"{value:,} {name.replace('_', ' ')}" for name, value in self.figures.items() if value
+            f"{value:,} {name.replace('_', ' ')}"
+            for name, value in self.figures.items()
+            if value and isinstance(value, int)
         )
-        return f"PredictResult({shown}, path={str(self.path)!r})"
+        return f"PredictResult({shown}, {'url' if self.url else 'path'}={self.url or str(self.path)!r})"
 
     @property
-    def checkpoint_path(self) -> Path:
-        """Folder of the predictor that the predictions are of: of `events` the renewed one."""
-        renewed = self.path / "steps" / "renew" / "predictor"
-        return renewed if renewed.exists() else Path(self.predictor)
+    def checkpoint_path(self) -> Path | None:
+        """Folder of the predictor that the predictions are of: of `events` the renewed one. None where it is no folder."""
+        renewed, given = self.path / "steps" / "renew" / "predictor", Path(self.predictor)
+        return renewed if renewed.exists() else given if given.exists() else None
 
 
 def run(p: Pipeline, folder: RunFolder, sealed: Sealed, *, all_events: bool) -> PredictResult:
@@ -67,9 +78,17 @@ def run(p: Pipeline, folder: RunFolder, sealed: Sealed, *, all_events: bool) -> 
         all_events: Read the whole table of events, not only what came since the training.
     """
     assert p.predict is not None  # `open_predictor` has looked
+    began = time.perf_counter()
     if p.table is not None:
-        return _predict_rows(p, folder, sealed, p.predict)
-    return _predict_users(p, folder, sealed, p.predict, all_events)
+        result = _predict_rows(p, folder, sealed, p.predict)
+    else:
+        result = _predict_users(p, folder, sealed, p.predict, all_events)
+    seconds = time.perf_counter() - began
+    predicted = next(step for step in result.steps if step.name == "predict")
+    usual = round(result.figures["rows"] / seconds)
+    rate = 0 if predicted.kept else predicted.summary.get("rows_per_second", usual)
+    cost = {"rows_per_second": rate, "seconds": round(seconds, 3), "worker_hours": round(seconds / 3600, 6)}
+    return replace(result, figures={**result.figures, **cost})
 
 
 # --- events -----------------------------------------------------------------------------------------------------
@@ -78,7 +97,9 @@ def run(p: Pipeline, folder: RunFolder, sealed: Sealed, *, all_events: bool) -> 
 def _predict_users(
     p: Pipeline, folder: RunFolder, sealed: Sealed, predict: Predict, all_events: bool
 ) -> PredictResult:
-    from sp_ray_ml import _steps
+    from sp_ray_ml._event_steps import measuring, predicting, reading
+    from sp_ray_ml._event_steps.catalog import Catalog
+    from sp_ray_ml._event_steps.training import load_recommender
     from sp_ray_ml.data.warehouse import open_warehouse
 
     events, recommender = events_of(p), sealed.recommender
@@ -88,33 +109,33 @@ def _predict_users(
     marks = input_fingerprints(warehouse, tables)
     read = folder.step(
         "read",
-        lambda step: _steps.read(step, warehouse, events, p.nodes, since=since),
+        lambda step: reading.read(step, warehouse, events, p.nodes, since=since),
         inputs=[events, p.nodes, marks, since],
-        code=["data", "_steps.py"],
+        code=["data", "_event_steps/catalog.py", "_event_steps/reading.py"],
     )
     renewed = folder.step(
         "renew",
-        lambda step: _renew(step, p, sealed, _steps.Catalog.load(read.folder), since),
+        lambda step: _renew(step, p, sealed, Catalog.load(read.folder), since),
         inputs=[sealed.mark, since, events.unknown],
         after=[read],
         code=["train", "graph", "metrics"],
     )
     _say(folder, renewed.summary)
-    fresh = _steps.load_recommender(renewed.folder)
-    _steps.check_k({"predict.k": predict.k}, fresh.num_items)
+    fresh = load_recommender(renewed.folder)
+    measuring.check_k({"predict.k": predict.k}, fresh.num_items)
     users = input_fingerprints(warehouse, [predict.users] if predict.users else [])
     predicted = folder.step(
         "predict",
-        lambda step: _steps.predict(step, fresh, warehouse, predict),
+        lambda step: predicting.predict(step, fresh, warehouse, predict),
         inputs=[predict.k, predict.users, users],
         after=[renewed],
-        code=["inference", "metrics"],
+        code=["inference", "metrics", "_event_steps/predicting.py"],
     )
     outputs = write_outputs(
         folder,
         predict,
         predicted,
-        lambda step, commit: _steps.write(step, predicted.folder, fresh, predict, commit),
+        lambda step, commit: predicting.write(step, predicted.folder, fresh, predict, commit),
     )
     figures = {name: value for name, value in renewed.summary.items() if isinstance(value, int)}
     figures["rows"] = int(predicted.summary["rows"])
@@ -183,14 +204,14 @@ def _predict_rows(p: Pipeline, folder: RunFolder, sealed: Sealed, predict: Predi
 
     def work(step: StepContext) -> dict[str, Any]:
         result = batch_predict(
-            sealed.predictor,
+            sealed.found,
             warehouse.source(query),
             predict.output,
             folder=step.scratch / "parts",
             commit=f"{folder.info['id']}:{mark}",
             progress=step.progress,
         )
-        return {"rows": result.rows, "rows_per_second": int(result.rows_per_second)}
+        return {"rows": result.rows, "rows_per_second": round(result.rows_per_second)}
 
     done = folder.step("predict", work, inputs=[sealed.mark, marks, predict], keep=False)
     outputs = {predict.output.table: redact(predict.output.warehouse)}

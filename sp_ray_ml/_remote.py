@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import email.utils
 import errno
+import importlib
+import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,9 +21,21 @@ from sp_ray_ml.config import near_match
 from sp_ray_ml.errors import ConfigError, StorageError
 from sp_ray_ml.optional import check_installed
 
-__all__ = ["check_url", "create", "filesystem", "is_remote", "join", "protocol", "remote_errors"]
+__all__ = [
+    "age",
+    "below",
+    "check_url",
+    "create",
+    "filesystem",
+    "is_remote",
+    "join",
+    "protocol",
+    "read_bytes",
+    "remote_errors",
+]
 
 _LIBRARIES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+_CLASSES = {"s3fs": "S3FileSystem", "gcsfs": "GCSFileSystem"}
 _LOGIN = {
     "s3": "aws sso login (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)",
     "gs": "gcloud auth application-default login (or set GOOGLE_APPLICATION_CREDENTIALS)",
@@ -43,6 +61,11 @@ def is_remote(path: object) -> bool:
 def join(url: str, *parts: str) -> str:
     """A URL below another."""
     return "/".join([url.rstrip("/"), *parts])
+
+
+def below(folder: str | os.PathLike[str], *parts: str) -> Path | str:
+    """What lies below a folder, given by its path or its URL."""
+    return join(os.fspath(folder), *parts) if is_remote(folder) else Path(folder, *parts)
 
 
 def check_url(url: str) -> None:
@@ -85,7 +108,14 @@ def filesystem(url: str) -> tuple[Any, str]:
     elif _LIBRARIES.get(scheme) == "gcsfs":
         options = _gcs()
     try:
-        fs, path = fsspec.url_to_fs(url, **options)
+        if (library := _LIBRARIES.get(scheme)) is not None:
+            # Not by fsspec's registry: Flyte's SDK puts another library's there under these schemes.
+            kind = getattr(importlib.import_module(library), _CLASSES[library])
+            _as_the_environment_is(kind, library)
+            fs = kind(**{**kind._get_kwargs_from_urls(url), **options})
+            path = kind._strip_protocol(url)
+        else:
+            fs, path = fsspec.url_to_fs(url, **options)
     except ImportError as error:
         raise ConfigError(f"{scheme}:// cannot be used: {error}", where=str(redact(url))) from error
     if _LIBRARIES.get(scheme) == "s3fs":
@@ -93,6 +123,20 @@ def filesystem(url: str) -> tuple[Any, str]:
     elif _LIBRARIES.get(scheme) == "gcsfs" and "_request" not in vars(fs):
         _bound_stalls(fs)
     return fs, str(path).rstrip("/")
+
+
+_VARIABLES = {"s3fs": ("AWS_", "FSSPEC_S3"), "gcsfs": ("GOOGLE_", "GCLOUD_", "CLOUDSDK_", "STORAGE_EMULATOR_", "FSSPEC_GS")}  # fmt: skip
+_environments: dict[str, int] = {}
+
+
+def _as_the_environment_is(kind: Any, library: str) -> None:
+    """Forget open file systems when variables that they were opened by have changed: in a notebook, new credentials."""
+    found = hash(
+        tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith(_VARIABLES[library])))
+    )
+    if _environments.setdefault(library, found) != found:
+        _environments[library] = found
+        kind.clear_instance_cache()
 
 
 def protocol(fs: Any) -> str:
@@ -150,6 +194,20 @@ def _gcs() -> dict[str, Any]:
     return options | ({"token": "anon"} if os.environ.get("STORAGE_EMULATOR_HOST") else {})
 
 
+def read_bytes(url: str) -> bytes | None:
+    """What is in a file; None where there is none.
+
+    Raises:
+        StorageError: The store cannot be read.
+    """
+    fs, path = filesystem(url)
+    with remote_errors(url, "read"):
+        try:
+            return bytes(fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+
 def create(url: str, data: bytes) -> bool:
     """Make an object that is not there yet, in one step of the store: of two who try, one does.
 
@@ -157,20 +215,68 @@ def create(url: str, data: bytes) -> bool:
         False if it is there already, made by another.
 
     Raises:
-        StorageError: It could not be made.
+        StorageError: It could not be made, or the store knows no such writes.
     """
     fs, path = filesystem(url)
     with remote_errors(url):
+        if not _made(fs, path, data):
+            # An answer may be lost on its way, and the second try then finds what the first one made.
+            return bool(fs.cat_file(path) == data)
+        store = url.rpartition("://")[0] + "://" + urlsplit(url).netloc
+        if store not in _conditional:
+            if _made(fs, path, b"a second one"):
+                fs.rm_file(path)
+                raise StorageError(
+                    "the store writes over what is there, though asked not to: of two who work there at once, both would be first",
+                    where=str(redact(url)),
+                    hint="Use a store with conditional writes: S3, Google Cloud Storage, MinIO of 2024 or later",
+                )
+            _conditional.add(store)
+    return True
+
+
+_conditional: set[str] = set()
+"""Stores that were seen to keep the first of two."""
+
+
+def _made(fs: Any, path: str, data: bytes) -> bool:
+    """Whether an object was made, for it was not there."""
+    for last in (False, False, True):
         try:
             fs.pipe_file(path, data, mode="create")
         except FileExistsError:
-            # An answer may be lost on its way, and the second try then finds what the first one made.
-            return bool(fs.cat_file(path) == data)
+            return False
         except OSError as error:
-            if _code(error) == "ConditionalRequestConflict":
-                return False
-            raise
-    return True
+            # Another write of it is under way: S3 asks for another try.
+            if last or _code(error) != "ConditionalRequestConflict":
+                raise
+        else:
+            return True
+    return False
+
+
+def age(url: str) -> float:
+    """Seconds since an object was written, both by the store's own clock where it tells it (S3, Google Cloud).
+
+    Raises:
+        StorageError: It is not there, or cannot be read.
+    """
+    fs, path = filesystem(url)
+    kind = protocol(fs)
+    with remote_errors(url, "read"):
+        if kind in {"s3", "s3a"}:
+            bucket, key, _ = fs.split_path(path)
+            answer = fs.call_s3("head_object", Bucket=bucket, Key=key)
+            written = answer["LastModified"]
+            now = email.utils.parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        elif kind in {"gs", "gcs"}:
+            bucket, key, _ = fs.split_path(path)
+            headers, content = fs.call("GET", "b/{}/o/{}", bucket, key)
+            written = datetime.datetime.fromisoformat(json.loads(content)["updated"])
+            now = email.utils.parsedate_to_datetime(headers["Date"])
+        else:
+            written, now = fs.modified(path), datetime.datetime.now(datetime.UTC)
+    return max(0.0, float((now - written).total_seconds()))  # answers bear whole seconds
 
 
 # --- errors -----------------------------------------------------------------------------------------------------
@@ -223,19 +329,22 @@ def _reason(error: Exception, url: str) -> tuple[str, str | None]:
     login = f"Sign in: {_LOGIN[scheme]}" if scheme in _LOGIN else None
     chain = list(_chain(error))
     names = {type(one).__name__ for one in chain}
-    text = " ".join(str(one) for one in chain)
-    code, low = _code(error), text.lower()
+    # What files are called says nothing: a preprocessor has nothing to do with SSO, nor a digest with status 507.
+    said = " ".join(str(one) for one in chain).lower()
+    code, low = _code(error), " ".join(word for word in said.split() if "/" not in word)
     if "expired" in low or code in {"ExpiredToken", "RequestExpired"} or "RefreshError" in names:
         return "the credentials have expired", login
     if code in _UNKNOWN:
         return f"the credentials are not accepted ({code})", login
-    if names & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"} or any(
-        word in low for word in ("anonymous caller", "sso", "no credentials")
+    if (
+        names & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
+        or any(word in low for word in ("anonymous caller", "no credentials"))
+        or "sso" in low.split()
     ):
         return "there are no credentials", login
     if (
         code in _FULL
-        or "507" in text
+        or "507" in re.findall(r"\w+", low)
         or "quota" in low
         or getattr(error, "errno", 0) in {errno.ENOSPC, errno.EDQUOT}
     ):

@@ -9,9 +9,12 @@ from typing import Any
 __all__ = ["is_secret", "mask", "redact"]
 
 _SECRET = re.compile(r"(?i)(password|passwd|secret|token|api_?key|credential)")
-_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^/\s:@]*):[^/\s]+@")
+# With bounds, as a text may be one line of millions of letters.
+_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://[^/\s:@]*):[^/\s]+@")
 _TOKEN = re.compile(r"(?i)\b(https?://)[^/\s:@]+@")
-_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:password|passwd|pwd|secret|token|api_?key)[^=&\s]*=)[^&#\s]+")
+_QUERY = re.compile(
+    r"(?i)([?&][^=&?\s]{0,64}(?:password|passwd|pwd|secret|token|api_?key)[^=&?\s]{0,64}=)[^&#\s]+"
+)
 _LEAST = 3
 
 

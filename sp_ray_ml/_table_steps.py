@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sp_ray_ml._steps import output_of
+from sp_ray_ml._step_output import keep_labels, output_of
 from sp_ray_ml.data._columns import nanoseconds
 from sp_ray_ml.data.arrow_files import read_arrow
 from sp_ray_ml.data.source import BLOCK_ROWS, Source, as_source
@@ -24,9 +24,10 @@ from sp_ray_ml.inference._batch_run import keep_predictions
 from sp_ray_ml.inference._evaluation_groups import Found, RowGroups, Segments
 from sp_ray_ml.inference._evaluation_job import RowUnits, segment_columns
 from sp_ray_ml.inference.evaluators import Classification, Regression, RowEvaluator
+from sp_ray_ml.metrics.supervised import ClassificationMetrics
 from sp_ray_ml.storage import write_json
 from sp_ray_ml.train.predictor import Predictor
-from sp_ray_ml.train.table_predictor import TablePredictor, metrics_of
+from sp_ray_ml.train.table_predictor import TablePredictor
 
 if TYPE_CHECKING:
     from sp_ray_ml._runs import StepContext
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.data.warehouse import Warehouse
     from sp_ray_ml.inference.settings import Evaluate, Predict
     from sp_ray_ml.tracking.run import Run
-    from sp_ray_ml.train._table_data import Target
+    from sp_ray_ml.train._table_spec import Target
     from sp_ray_ml.train.table import OnEpoch, TableTrainer, TrainResult
     from sp_ray_ml.train.tuning import Trial, Tune, TuneResult
 
@@ -121,11 +122,9 @@ def split(context: StepContext, rows: Rows, settings: Split, columns: Table, see
     item = np.zeros(table.num_rows, np.int64)
     assignment = settings.assign(place, item, time, seed=seed)
     check_no_leakage(assignment, place, item, time)
-    np.save(context.output / "label.npy", assignment.label)
-    counts = assignment.counts()
-    if not counts["validation"]:
-        context.note("no row is held out for validation: training cannot choose its best epoch")
-    return {**counts, "cut": assignment.cut}
+    return keep_labels(
+        context, assignment, "no row is held out for validation: training cannot choose its best epoch"
+    )
 
 
 def _ranks(ids: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
@@ -257,11 +256,13 @@ def measure(
     ids = [] if columns.id is None else [columns.id]
     segments = Segments.of(test, settings.by)
     units = RowUnits(context.output, [_evaluator(target), *own], ids, segments, settings.bootstrap)
-    metrics = metrics_of(target)
+    beside = _beside(target)
     for block, scores, truth in predictor.scored(test):
-        metrics.update(scores, truth)
+        if beside is not None:
+            beside.update(scores, truth)
         units.add(_with_scores(block, scores, truth, target))
-    found, usual = units.finish(), metrics.finish()
+    found = units.finish()
+    usual = _usual(beside, found)
     simple = _measure_constant(target, constant, test)
     model, baseline = (dict(usual), dict(simple[0]))
     if settings.metrics is not None:
@@ -282,6 +283,25 @@ def _evaluator(target: Target) -> RowEvaluator:
     if target.task == "regression":
         return Regression(truth=_TRUTH)
     return Classification(truth=_TRUTH, probabilities=None if len(target.classes) == 2 else "probabilities")
+
+
+def _beside(target: Target) -> ClassificationMetrics | None:
+    """What is measured beside the evaluator of `_evaluator`, so that the metrics are, to the bit, those of training.
+
+    Training looks at the scores of all classes, the evaluator at what is kept of them: of two classes the probability
+    of the second in 32 bits, whose complement is not quite that of the first. The values of a regression, and the area
+    under a curve, are the same bits in both.
+    """
+    return None if target.task == "regression" else ClassificationMetrics(len(target.classes), auc=False)
+
+
+def _usual(beside: ClassificationMetrics | None, found: Found) -> dict[str, float]:
+    """The metrics that are there without `evaluate.metrics`: those of training."""
+    names = ("rmse", "mae", "r2") if beside is None else ("auc",) if beside.classes == 2 else ()
+    return {
+        **({} if beside is None else beside.finish()),
+        **{name: found.metrics[name] for name in names if name in found.metrics},
+    }
 
 
 def _with_scores(
@@ -327,13 +347,15 @@ def _constant(target: Target, source: Source) -> tuple[str, NDArray[np.float32]]
 def _measure_constant(
     target: Target, constant: NDArray[np.float32], test: Source
 ) -> tuple[dict[str, float], Found]:
-    metrics, more = metrics_of(target), RowGroups([_evaluator(target)], Segments({}))
+    beside, more = _beside(target), RowGroups([_evaluator(target)], Segments({}))
     for block in test.select([target.column]).blocks():
         truth = target.encode(block.column(0), f"table.{target.column}")
         scores = np.tile(constant, (len(truth), 1))
-        metrics.update(scores, truth)
+        if beside is not None:
+            beside.update(scores, truth)
         more.update(_with_scores(block, scores, truth, target))
-    return metrics.finish(), more.finish()
+    found = more.finish()
+    return _usual(beside, found), found
 
 
 # --- predict and write ------------------------------------------------------------------------------------------

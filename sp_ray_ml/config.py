@@ -355,6 +355,8 @@ def _message(cls: Any, loc: KeyPath, kind: str, context: Mapping[str, Any], item
     for name, expected in _EXPECTED.items():
         if kind in {f"{name}_type", f"{name}_parsing", f"{name}_attributes_type", f"{name}_from_float"}:
             return f"expected {expected}, got {_show(item['input'])}"
+    if kind == "too_short":
+        return f"expected {context['min_length']} or more, got {_show(item['input'])}"
     message = str(item["msg"]).removeprefix("Value error, ")
     if message.startswith("Input should be"):
         return f"must be{message.removeprefix('Input should be')}, got {_show(item['input'])}"

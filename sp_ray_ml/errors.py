@@ -77,8 +77,13 @@ class SpRayError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text}. {self.hint}" if self.hint else text
+        return f"{self.where}: {self.advice}" if self.where else self.advice
+
+    @property
+    def advice(self) -> str:
+        """What happened and what to do next, without the place."""
+        end = "" if self.message.endswith(("?", "!", ".")) else "."
+        return f"{self.message}{end} {self.hint}" if self.hint else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), dict(self.__dict__), self.args)

@@ -26,6 +26,8 @@ _EXTRAS = {
     "gcsfs": "gcp",
     "s3fs": "s3",
     "pyiceberg.catalog.sql": "iceberg",
+    "flyte": "flyte",
+    "flyteplugins.ray": "flyte",
 }
 
 

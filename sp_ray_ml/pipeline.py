@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import pydantic
 
 from sp_ray_ml._job import PlannedStep, RunResult, tables_written
-from sp_ray_ml._remote import is_remote
-from sp_ray_ml._runs import Reporter, RunFolder
+from sp_ray_ml._remote import below, check_url, is_remote
+from sp_ray_ml._runs import Reporter, RunFolder, hold_run
+from sp_ray_ml.cluster.run_settings import RunClusterField
 from sp_ray_ml.config import (
     Custom,
     Document,
@@ -35,7 +37,7 @@ from sp_ray_ml.config import (
     read_document,
     to_yaml,
 )
-from sp_ray_ml.data.settings import Events, Nodes, Table, TableField
+from sp_ray_ml.data.settings import Events, Nodes, Table, TableField, WarehouseUrl
 from sp_ray_ml.data.splits import (
     LastNSplit,
     PerUserSplit,
@@ -48,7 +50,7 @@ from sp_ray_ml.data.splits import (
 from sp_ray_ml.errors import ConfigError, SpRayError
 from sp_ray_ml.graph.settings import GraphSettings
 from sp_ray_ml.inference.settings import Evaluate, Predict
-from sp_ray_ml.storage import Lock, write_text
+from sp_ray_ml.storage import write_text
 from sp_ray_ml.tracking.settings import Tracking
 from sp_ray_ml.train.pyg import PyGTrainer
 from sp_ray_ml.train.table import TableTrainer
@@ -96,7 +98,7 @@ class Pipeline(Settings):
     """Name of the run and of its folder."""
     seed: int = pydantic.Field(default=0, ge=0)
     """The same seed on the same machine gives the same numbers."""
-    warehouse: str = pydantic.Field(min_length=1)
+    warehouse: WarehouseUrl
     """Where the tables are: a folder of Parquet files or a DuckDB file. It is only read."""
     # What comes after `events` and `table` depends on which of the two is given: their validators look back at them.
     events: Events | None = None
@@ -120,10 +122,11 @@ class Pipeline(Settings):
     tracking: Tracking = Tracking()
     """Where the run is recorded."""
     runs: str = "runs"
-    """Folder of the runs' folders."""
-    cluster: Literal["auto", "local"] = "auto"
-    """Where Ray is, for a step that uses it: `auto` attaches to the cluster that this runs in (on its head, say, or where
-    `RAY_ADDRESS` is set) and elsewhere starts it on this machine; `local` always does the latter."""
+    """Folder of the runs' folders, or a URL of an object store: `s3://bucket/runs`, `gs://bucket/runs`."""
+    cluster: RunClusterField = "auto"
+    """Where the run is. `auto`: in this process; a step that uses Ray attaches to the cluster that this runs in (on its
+    head, say, or where `RAY_ADDRESS` is set) and elsewhere starts it on this machine; `local` always does the latter. A
+    mapping, `{name: shows}`: on a cluster on Kubernetes, found or created."""
 
     # Validators of one field: those of the whole model would be silent as long as any other field is wrong.
     @pydantic.field_validator("name")
@@ -137,13 +140,13 @@ class Pipeline(Settings):
 
     @pydantic.field_validator("runs")
     @classmethod
-    def _is_here(cls, runs: str) -> str:
+    def _is_a_place(cls, runs: str) -> str:
         if is_remote(runs):
-            raise ValueError(
-                "a run's folder is on this machine or a disk that is mounted, not at a URL; what a run makes can be "
-                "written to one: predict.output.warehouse"
-            )
-        return runs
+            try:
+                check_url(runs)
+            except ConfigError as error:
+                raise ValueError(f"{error.message}. {error.hint or ''}".rstrip(". ")) from None
+        return runs.removeprefix("file://")
 
     @pydantic.field_validator("table")
     @classmethod
@@ -279,9 +282,9 @@ class Pipeline(Settings):
         return predict
 
     @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.runs) / self.name
+    def folder(self) -> Path | str:
+        """The run's folder: a path, or a URL."""
+        return below(self.runs, self.name)
 
 
 Config = str | os.PathLike[str] | Mapping[str, Any] | Pipeline
@@ -323,6 +326,9 @@ def run(
         reporter: Told of the steps; prints them without.
         verbose: Let libraries write to the terminal; otherwise what they say goes to `run.log`.
 
+    With `cluster: {name: …}` it runs on a cluster on Kubernetes, found or created, and is followed from here; Ctrl-C then
+    asks whether to leave it to itself or to stop it.
+
     Raises:
         ConfigError: The config is wrong. Nothing was done.
         SpRayError: A step failed. What was there before is untouched, and the next start goes on from that step.
@@ -330,14 +336,24 @@ def run(
     pipeline = load_config(config, overrides)
     if reporter is None:
         from sp_ray_ml._console import Console
-        from sp_ray_ml._results import show_result
+        from sp_ray_ml._shown.result import show_result
 
         with Console() as console:
             result = run(pipeline, fresh=fresh, reporter=console, verbose=verbose)
         show_result(result, examples=False)
         return result
+    if not isinstance(pipeline.cluster, str):
+        from sp_ray_ml._on_cluster.run import run_on_cluster
+
+        found = run_on_cluster(
+            pipeline, fresh=fresh, verbose=verbose, reporter=reporter, restart=_again(config, overrides)
+        )
+        assert isinstance(found, RunResult)
+        return found
+    from sp_ray_ml.cluster._connect import ray_of
+
     began = time.perf_counter()
-    with _ray_of(pipeline.cluster):
+    with ray_of(pipeline.cluster):
         return _run(pipeline, began, fresh=fresh, reporter=reporter, verbose=verbose)
 
 
@@ -345,7 +361,7 @@ def predict(
     config: Config,
     *,
     overrides: Sequence[str] = (),
-    predictor: str | os.PathLike[str] | None = None,
+    predictor: Any = None,
     all_events: bool = False,
     reporter: Reporter | None = None,
     verbose: bool = False,
@@ -354,31 +370,35 @@ def predict(
 
     Recommendations take in the events since the training, and users and items that are new: the graph of all events
     until now is built, and the trained weights go over it once. Of a `table`, its rows (or those of `predict.rows`)
-    are predicted.
+    are predicted. With `cluster: {name: …}` it is done on that cluster, as a run is.
 
     Args:
         config: As for `run`.
         overrides: `dotted.path=value` each.
-        predictor: A sealed predictor's path, a run's folder or an MLflow URI (`models:/NAME@champion`); without, that
-            of the pipeline's own run.
+        predictor: A sealed predictor's path, a run's folder or an MLflow URI (`models:/NAME@champion`); for a `table`
+            also a `Predictor` class of your own, its import path `module:Class`, or either with arguments as
+            `Custom(target=…, arguments={…})`. Without, that of the pipeline's own run.
         all_events: Read the whole table of events. Without, events that were written late, with a time before the
             last ones of the training, are not seen.
         reporter: Told of the steps; prints them without.
         verbose: Let libraries write to the terminal; otherwise what they say goes to `predict/run.log`.
 
     Raises:
-        ConfigError: The config is wrong, or does not fit the predictor. Nothing was done.
+        ConfigError: The config is wrong or does not fit the predictor, or the import path leads to none. Nothing was
+            done.
         CheckpointError: There is no predictor, or it is of another kind.
         LockedError: A run of this name is under way, or another prediction of it.
         SpRayError: A step failed. The output is as it was, and the next start goes on from that step.
     """
     from sp_ray_ml import _predict_job
     from sp_ray_ml._predict_sealed import open_predictor
+    from sp_ray_ml._predict_tracking import end_night, open_night
+    from sp_ray_ml.cluster._connect import ray_of
 
     pipeline = load_config(config, overrides)
     if reporter is None:
         from sp_ray_ml._console import Console
-        from sp_ray_ml._results import show_predicted
+        from sp_ray_ml._shown.predicted import show_predicted
 
         with Console() as console:
             result = predict(
@@ -386,50 +406,62 @@ def predict(
             )
         show_predicted(result)
         return result
-    again = f"sp-ray run {config if isinstance(config, str | os.PathLike) else 'CONFIG'}"
+    again = _again(config, overrides)
+    if not isinstance(pipeline.cluster, str):
+        from sp_ray_ml._on_cluster.run import run_on_cluster
+
+        if not isinstance(predictor, str | None):
+            raise ConfigError(
+                "what predicts on a cluster is named", where="predictor",
+                hint="Give its URL, models:/NAME@champion, or the import path of a class in this folder: MODULE:CLASS",
+            )  # fmt: skip
+        asked = {"predictor": predictor, "all_events": all_events}
+        found = run_on_cluster(
+            pipeline, fresh=False, verbose=verbose, reporter=reporter, restart=_again(config, overrides, "predict"),
+            predict=asked, training=again,
+        )  # fmt: skip
+        assert isinstance(found, _predict_job.PredictResult)
+        return found
     # Meanwhile no run of this name may begin: it would make anew, or remove, what is read and written here.
-    run_lock = Lock(pipeline.folder / ".lock", f"the run {pipeline.name}", shared=True)
-    with _ray_of(pipeline.cluster), contextlib.ExitStack() as held:
-        if there := pipeline.folder.is_dir():
+    run_lock = hold_run(pipeline.folder, reporter)
+    with ray_of(pipeline.cluster), contextlib.ExitStack() as held:
+        if there := not isinstance(pipeline.folder, Path) or pipeline.folder.is_dir():
             held.enter_context(run_lock)
         sealed = open_predictor(pipeline, predictor, again)
-        _preflight_output(pipeline)
-        folder = held.enter_context(RunFolder(pipeline.folder / "predict", reporter))
+        preflight_output(pipeline)
+        folder = held.enter_context(RunFolder(below(pipeline.folder, _predict_job.PREDICT), reporter))
         if not there:
             held.enter_context(run_lock)
         held.enter_context(_quiet(folder.path / "run.log", verbose))
-        return _predict_job.run(pipeline, folder, sealed, all_events=all_events)
+        with _tracked(pipeline, folder, open_night(pipeline, folder, sealed)) as tracked:
+            result = _predict_job.run(pipeline, folder, sealed, all_events=all_events)
+            tracked.log_metrics(result.figures)
+        end_night(folder)
+        return dataclasses.replace(result, mlflow_run_id=tracked.mlflow_run_id, url=folder.url)
 
 
 def _run(pipeline: Pipeline, began: float, *, fresh: bool, reporter: Reporter, verbose: bool) -> RunResult:
+    from sp_ray_ml.tracking import Run
+
     _preflight(pipeline)
     with RunFolder(pipeline.folder, reporter, fresh=fresh) as folder:
         write_text(folder.path / "config.yaml", to_yaml(pipeline))
-        with _quiet(folder.path / "run.log", verbose), _tracked(pipeline, folder) as tracked:
+        opened = Run.open(
+            folder.path, name=pipeline.name, settings=pipeline.tracking, runs_folder=pipeline.runs,
+            place=folder.url,
+        )  # fmt: skip
+        with _quiet(folder.path / "run.log", verbose), _tracked(pipeline, folder, opened) as tracked:
+            tracked.log_artifact(folder.path / "config.yaml")
             result = _job_of(pipeline).run(pipeline, folder, tracked)
             tracked.log_metrics({"time/total": time.perf_counter() - began})
         folder.save(metrics=dict(result.metrics), mlflow_run_id=tracked.mlflow_run_id)
     return dataclasses.replace(result, mlflow_run_id=tracked.mlflow_run_id)
 
 
-@contextlib.contextmanager
-def _ray_of(cluster: Literal["auto", "local"]) -> Iterator[None]:
-    """Have Ray's own variable name the cluster that is meant, while the block lasts."""
-    from sp_ray_ml.cluster._connect import inside_cluster_address
-
-    before = os.environ.get("RAY_ADDRESS")
-    address = inside_cluster_address() if cluster == "auto" else None
-    try:
-        if address:
-            os.environ["RAY_ADDRESS"] = address
-        else:
-            os.environ.pop("RAY_ADDRESS", None)
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("RAY_ADDRESS", None)
-        else:
-            os.environ["RAY_ADDRESS"] = before
+def _again(config: Config, overrides: Sequence[str], verb: Literal["run", "predict"] = "run") -> str:
+    """The command line that goes on with a run, or a prediction."""
+    named = os.fspath(config) if isinstance(config, str | os.PathLike) else "CONFIG"
+    return shlex.join(["sp-ray", verb, named, *(part for each in overrides for part in ("--set", each))])
 
 
 def plan(pipeline: Pipeline) -> list[PlannedStep]:
@@ -447,10 +479,11 @@ def _preflight(p: Pipeline) -> None:
     """What can be known to fail before any work is done."""
     _job_of(p).preflight(p)
     plan(p)
-    _preflight_output(p)
+    preflight_output(p)
 
 
-def _preflight_output(p: Pipeline) -> None:
+def preflight_output(p: Pipeline) -> None:
+    """Make sure that the warehouse of the predictions can be opened, where there are any."""
     if p.predict is not None:
         from sp_ray_ml.data.warehouse import open_warehouse
 
@@ -484,14 +517,11 @@ def _place(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _tracked(p: Pipeline, folder: RunFolder) -> Iterator[Run]:
-    from sp_ray_ml.tracking import Run
-
-    tracked = Run.open(folder.path, name=p.name, settings=p.tracking, runs_folder=p.runs)
+def _tracked(p: Pipeline, folder: RunFolder, tracked: Run) -> Iterator[Run]:
+    """A run in MLflow while the block lasts, finished as it ends."""
     status = "FAILED"
     try:
         tracked.log_params(dump(p))
-        tracked.log_artifact(folder.path / "config.yaml")
         yield tracked
         status = "FINISHED"
     except KeyboardInterrupt:

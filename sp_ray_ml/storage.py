@@ -159,19 +159,23 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         remove(old)
 
 
-def local_copy(path: str | os.PathLike[str]) -> Path:
+def local_copy(path: str | os.PathLike[str], below: str = "") -> Path:
     """The folder at a path, or a copy here of what is at a URL: one for each content, shared by all processes.
 
     Copies are kept in `$SP_RAY_CACHE`, `~/.cache/sp_ray_ml` without it.
+
+    Args:
+        path: The folder.
+        below: A folder in it, which alone is meant.
 
     Raises:
         StorageError: Nothing complete is at the URL, or it is damaged.
     """
     if not is_remote(path):
-        return Path(path)
+        return Path(path, below)
     from sp_ray_ml._transfer import copy_of
 
-    return copy_of(os.fspath(path))
+    return copy_of(os.fspath(path), below)
 
 
 def remove(path: str | os.PathLike[str]) -> None:

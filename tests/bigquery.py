@@ -52,8 +52,8 @@ class Emulator:
 
 
 @contextlib.contextmanager
-def emulator(folder: Path) -> Iterator[Emulator]:
-    """Run the server while the block lasts."""
+def emulator(folder: Path, objects: Path | None = None) -> Iterator[Emulator]:
+    """Run the server while the block lasts; it loads `gs://` objects from a folder that fake-gcs-server writes to."""
     binaries = environment(
         "bqemulator",
         "bqemulator==1.4.0",
@@ -76,6 +76,8 @@ def emulator(folder: Path) -> Iterator[Emulator]:
         "--project", "test-project", "--log-level", "error",
     ]  # fmt: skip
     env = {"HOME": str(folder), "BQEMU_ENABLE_FORMAT_EXTENSIONS": "false"}
+    if objects is not None:
+        env["BQEMU_GCS_LOCAL_ROOT"] = str(objects)
     with server(command, ready, log=folder / "bqemulator.log", env=env) as process:
         yield here
         process.kill()  # it has nothing to keep, and takes ten seconds to end by itself

@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,37 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_temporary, ignore_errors=True)  # a process of Ray that is about to end may write yet
 
 
+# CI has an hour, and its machines are not all of one speed. From this moment on (seconds since 1970) no test begins:
+# those that are left are skipped and counted at the end.
+_until = float(os.environ.get("SP_RAY_TEST_UNTIL", "inf"))
+_NOT_REACHED = "not reached: SP_RAY_TEST_UNTIL is over"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    if time.time() > _until:
+        pytest.skip(_NOT_REACHED)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The first one that needs a server sets it up, and others wait for that: minutes, where two cores have more to do.
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    left = Counter(
+        report.location[0]
+        for report in terminalreporter.getreports("skipped")
+        if _NOT_REACHED in str(report.longrepr)
+    )
+    if left:
+        terminalreporter.section(f"{left.total()} tests not reached in time", yellow=True)
+        for file, count in sorted(left.items()):
+            terminalreporter.write_line(f"{count:5}  {file}")
+
+
 # Test worlds are tiny: threads of BLAS and OpenMP cost more than they give, above all where tests share cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -58,6 +91,15 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for name in os.environ.keys() - before.keys() - {"RAY_AUTH_MODE"}:
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def patient_tracking() -> Iterator[None]:
+    """Runs wait for MLflow as long as it takes, in tests of what it is told and not of when it is given up."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_WAIT_S", "_LOCAL_WAIT_S"):
+            patch.setattr(f"sp_ray_ml.tracking.run.{name}", 280.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def server(
     *,
     log: Path,
     env: Mapping[str, str] | None = None,
-    seconds: float = 60,
+    seconds: float = 300,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server while the block lasts, from when `ready` says so; its output goes to `log`."""
     with log.open("wb") as out:

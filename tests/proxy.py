@@ -23,7 +23,9 @@ class Proxy:
         on: If given, the faults wait for connections on which this is sent, and come to its answer: what it asks for
             is done, only the answer is lost.
         after: Bytes of the answer that come through before a `stall` or `truncate`.
+        read: If given, a `truncate` waits until it is set: the client has read what came.
         answer: What is answered in place of the server, where it gives bytes for what is sent.
+        without: A header's line that the server does not get.
         seen: How many connections there were.
     """
 
@@ -31,7 +33,9 @@ class Proxy:
     faults: list[Fault] = field(default_factory=list)
     on: bytes = b""
     after: int = 0
+    read: threading.Event | None = None
     answer: Callable[[bytes], bytes | None] | None = None
+    without: bytes = b""
     seen: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -101,7 +105,7 @@ def _up(client: socket.socket, server: socket.socket, faults: list[Fault | None]
             if here.answer is not None and (said := here.answer(data)) is not None:
                 client.sendall(said)
                 break
-            server.sendall(data)
+            server.sendall(data.replace(here.without, b"") if here.without else data)
         except OSError:
             break
     for end in (client, server):
@@ -116,6 +120,8 @@ def _down(server: socket.socket, client: socket.socket, faults: list[Fault | Non
             with contextlib.suppress(OSError):
                 client.sendall(data[: max(here.after - passed, 0)])
             # gRPC drops what it has received and nobody has read when a connection ends: it is given time for that.
+            if faults[0] == "truncate" and here.read is not None:
+                here.read.wait(30)
             here.stop.wait(30 if faults[0] == "stall" else 0.2)
             return
         try:

@@ -13,11 +13,15 @@ from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pyarrow as pa
+import pytest
 from google.cloud.bigquery_storage_v1 import types
+
+from sp_ray_ml.data import _bigquery_place
 
 Answer = tuple[int, dict[str, Any]]
 
@@ -45,6 +49,21 @@ def job(job_id: str, kind: str, error: tuple[str, str] | None = None, **configur
     }
 
 
+def sleepless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give `Place.call` a clock that only its own waits move: how many tries fit into a patience is no matter of speed."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(_bigquery_place, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+
+
+def short_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an answer that stalls be given up after 5 s, whatever the patience: after that many more tries are left."""
+    monkeypatch.setattr(_bigquery_place.Place, "timeout", property(lambda _: 5.0))
+
+
 @dataclass
 class Recorded:
     """What is answered, and what was asked.
@@ -57,6 +76,7 @@ class Recorded:
         rows: For each `ReadRows` call the batches that are sent, and the status that the call ends with.
         table: Instead of `rows`: what every `ReadRows` sends from its offset on.
         reads: The session requests and the offsets that were asked for.
+        limits: Seconds that each `ReadRows` call may last as a whole; more than 1e9 where it has no limit.
     """
 
     answers: dict[str, list[Any]] = field(default_factory=dict)
@@ -65,6 +85,7 @@ class Recorded:
     rows: list[tuple[list[pa.RecordBatch], grpc.StatusCode | None]] = field(default_factory=list)
     table: pa.Table | None = None
     reads: list[Any] = field(default_factory=list)
+    limits: list[float] = field(default_factory=list)
     rest: str = ""
     storage: str = ""
 
@@ -121,6 +142,7 @@ def recorded() -> Iterator[Recorded]:
         def _rows(self, raw: bytes, context: Any) -> Iterator[bytes]:
             offset = types.ReadRowsRequest.deserialize(raw).offset
             here.reads.append(offset)
+            here.limits.append(context.time_remaining())
             if here.table is not None:
                 here.rows.append((here.table.slice(offset).to_batches(5_000), None))
             batches, status = here.rows.pop(0)

@@ -28,11 +28,11 @@ def answers(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def s3(folder: Path) -> Iterator[str]:
-    """An S3 server; its endpoint. It keeps objects in memory."""
+def s3(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
+    """An S3 server at an address of this machine; its endpoint. It keeps objects in memory."""
     port = free_port()
-    command = [environment("moto", *MOTO) / "moto_server", "-H", "127.0.0.1", "-p", str(port)]
-    url = f"http://127.0.0.1:{port}"
+    command = [environment("moto", *MOTO) / "moto_server", "-H", host, "-p", str(port)]
+    url = f"http://{host}:{port}"
     with server(command, lambda: answers(f"{url}/moto-api/data.json"), log=folder / "moto.log"):
         yield url
 
@@ -57,14 +57,25 @@ def _fake_gcs() -> Path:
 
 
 @contextlib.contextmanager
-def gcs(folder: Path) -> Iterator[str]:
-    """A server of Google Cloud Storage; its endpoint. It keeps objects in memory."""
+def gcs(folder: Path, objects: Path | None = None) -> Iterator[str]:
+    """A server of Google Cloud Storage; its endpoint. It keeps objects in memory, or as files below a folder."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [_fake_gcs(), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory",
+    command = [_fake_gcs(), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port),
+               *(["-backend", "memory"] if objects is None else ["-backend", "filesystem", "-filesystem-root", str(objects)]),
                "-public-host", f"127.0.0.1:{port}", "-external-url", url]  # fmt: skip
     with server(command, lambda: answers(f"{url}/_internal/healthcheck"), log=folder / "gcs.log"):
         yield url
+
+
+@contextlib.contextmanager
+def both(folder: Path) -> Iterator[dict[str, str]]:
+    """Endpoints of an S3 and a GCS server by scheme, each with a `bucket`."""
+    with s3(folder) as on_s3, gcs(folder) as on_gs:
+        endpoints = {"s3": on_s3, "gs": on_gs}
+        for kind, endpoint in endpoints.items():
+            make_bucket(kind, endpoint, "bucket")
+        yield endpoints
 
 
 def environment_of(kind: str, endpoint: str) -> dict[str, str]:
@@ -89,5 +100,5 @@ def make_bucket(kind: str, endpoint: str, name: str) -> None:
         )
     else:
         request = urllib.request.Request(f"{endpoint}/{name}", method="PUT")
-    with urllib.request.urlopen(request, timeout=10):
+    with urllib.request.urlopen(request, timeout=120):
         pass

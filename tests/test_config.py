@@ -418,10 +418,10 @@ def test_set_stands_in_for_a_variable_that_is_not_set(config, monkeypatch):
 
 def test_set_changes_a_pipeline_and_a_mapping_too(config):
     pipeline = load_config(
-        config(BASIC.replace("warehouse: data", "warehouse: 'pg://me:pass@host/${x:-}db'"))
+        config(BASIC.replace("warehouse: data", "warehouse: 'gs://me:pass@host/${x:-}db'"))
     )
     changed = load_config(pipeline, ["train.epochs=5"])
-    assert (changed.train.epochs, changed.warehouse) == (5, "pg://me:pass@host/db")
+    assert (changed.train.epochs, changed.warehouse) == (5, "gs://me:pass@host/db")
     assert load_config(yaml.safe_load(BASIC), ["seed=7"]).seed == 7
 
 

@@ -184,6 +184,18 @@ def test_a_terminal_shows_one_line_for_the_step_at_work_that_never_wraps(columns
 
 
 @pytest.mark.usefixtures("terminal")
+def test_a_step_keeps_its_name_when_the_user_was_asked_something_in_its_middle():
+    def draw(stream: io.TextIOBase) -> None:
+        with Console(stream) as console:
+            console.step_started("train")
+            console.close()
+            console.progress(1, 3, "epoch 1")
+            console._screen._live.refresh()
+
+    assert re.search(r"train.*33%", on_a_terminal(draw).rpartition("\x1b[?25l")[2])
+
+
+@pytest.mark.usefixtures("terminal")
 def test_an_error_leaves_the_terminal_as_it_was():
     def draw(stream: io.TextIOBase) -> None:
         console = Console(stream)

@@ -26,6 +26,7 @@ def test_every_example_is_a_valid_config_except_that_of_mistakes(
     monkeypatch.setenv("MOVIELENS", "somewhere")
     monkeypatch.setenv("GOWALLA", "somewhere")
     monkeypatch.setenv("DATA", "somewhere")
+    monkeypatch.setenv("BUCKET", "somewhere")
     if file.stem != "mistakes":
         assert load_config(file, check_only=True).name == file.stem
         return

@@ -18,7 +18,6 @@ import pytest
 
 from sp_ray_ml import _transfer
 from sp_ray_ml._remote import create, filesystem
-from sp_ray_ml.config import ConfigError
 from sp_ray_ml.data import Source, open_warehouse
 from sp_ray_ml.errors import LockedError, StorageError
 from sp_ray_ml.storage import local_copy, new_folder
@@ -42,17 +41,14 @@ class Stores:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    folder = tmp_path_factory.mktemp("stores")
-    with stores.s3(folder) as s3, stores.gcs(folder) as gs:
-        for kind, endpoint in (("s3", s3), ("gs", gs)):
-            stores.make_bucket(kind, endpoint, "bucket")
-        yield {"s3": s3, "gs": gs}
+    with stores.both(tmp_path_factory.mktemp("stores")) as endpoints:
+        yield endpoints
 
 
 @pytest.fixture
 def both(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Stores]:
     found = Stores()
-    monkeypatch.setenv("SP_RAY_STORAGE_TIMEOUT", "5")
+    monkeypatch.setenv("SP_RAY_STORAGE_TIMEOUT", "60")
     monkeypatch.setenv("SP_RAY_CACHE", str(tmp_path / "cache"))
     ports = {kind: int(url.rpartition(":")[2]) for kind, url in servers.items()}
     with proxy(ports["s3"]) as s3, proxy(ports["gs"]) as gs:
@@ -72,6 +68,19 @@ def test_of_two_who_make_an_object_one_does(both: Stores, kind: str) -> None:
     assert not create(f"{url}/one", b"second")
     fs, path = filesystem(f"{url}/one")
     assert fs.cat_file(path) == b"first"
+
+
+def test_a_store_without_conditional_writes_is_found_out_and_nothing_stays_there(
+    both: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sp_ray_ml._remote._conditional", set())
+    url = both.url("s3")
+    both.proxies["s3"].without = b"If-None-Match: *\r\n"
+    with pytest.raises(StorageError, match="writes over what is there") as caught:
+        create(f"{url}/one", b"first")
+    assert "conditional writes" in (caught.value.hint or "")
+    fs, top = filesystem(url)
+    assert fs.find(top) == []
 
 
 @BOTH
@@ -157,7 +166,7 @@ def test_million_rows_by_partition_are_pruned_and_queried(both: Stores, kind: st
 def test_network_that_recovers_loses_nothing(
     both: Stores, kind: str, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SP_RAY_STORAGE_TIMEOUT", "1")
+    monkeypatch.setenv("SP_RAY_STORAGE_TIMEOUT", "5")  # so long does a stall last
     url = both.url(kind)
     house = open_warehouse(url)
     house.write("t", ROWS)
@@ -348,11 +357,12 @@ def test_graphs_live_at_urls(both: Stores, kind: str) -> None:
         Graph.load(f"{url}-none")
 
 
-def test_runs_at_a_url_are_refused_when_the_config_is_checked() -> None:
-    from sp_ray_ml.pipeline import load_config
-
-    config = {
-        "name": "a", "warehouse": "x", "events": {"table": "e", "user": "u", "item": "i", "time": "t"}, "runs": "s3://b/r",
-    }  # fmt: skip
-    with pytest.raises(ConfigError, match="on this machine"):
-        load_config(config)
+@pytest.mark.parametrize(
+    ("scheme", "variable"), [("s3", "AWS_ENDPOINT_URL"), ("gs", "STORAGE_EMULATOR_HOST")]
+)
+def test_a_bucket_is_opened_by_the_environment_of_now(scheme, variable, monkeypatch):
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    first = filesystem(f"{scheme}://bucket")[0]
+    assert filesystem(f"{scheme}://bucket")[0] is first
+    monkeypatch.setenv(variable, "http://127.0.0.1:2")
+    assert filesystem(f"{scheme}://bucket")[0] is not first

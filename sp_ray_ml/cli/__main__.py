@@ -19,21 +19,30 @@ __all__ = ["app", "main"]
 
 _CLUSTERS = "Ray clusters on Kubernetes"
 _MAKE, _LOOK, _USE = (f"sp_ray_ml.cli.cluster_{part}" for part in ("make", "look", "use"))
+_JOBS = "sp_ray_ml.cli.jobs"
+_TEAM, _USAGE = "sp_ray_ml.cli.team", "sp_ray_ml.cli.team_usage"
+_SCHEDULE = "sp_ray_ml.cli.schedule"
 _LATER = {
     "create": Later(_MAKE, "Create a Ray cluster and wait until it can be used.", _CLUSTERS),
-    "describe": Later(_LOOK, "Say what a cluster is, and how it is now.", _CLUSTERS),
+    "describe": Later(_LOOK, "Say what a cluster or a team is, and how it is now.", _CLUSTERS),
     "explain": Later(_LOOK, "Say why a cluster is not usable, and what to do.", _CLUSTERS),
-    "plan": Later(_MAKE, "Say whether a cluster would fit, and why not.", _CLUSTERS),
+    "plan": Later(_MAKE, "Say whether a cluster would fit, or what a team file would change.", _CLUSTERS),
+    "apply": Later(_TEAM, "Make a team what its file says.", _CLUSTERS),
+    "top": Later(_USAGE, "Say what clusters hold and use at this moment.", _CLUSTERS),
+    "report": Later(_USAGE, "Say what teams have used, and what it costs.", _CLUSTERS),
     "connect": Later(_USE, "Forward a cluster's ports to this machine.", _CLUSTERS),
     "ssh": Later(_USE, "Open a shell on a cluster's head.", _CLUSTERS),
     "submit": Later(_USE, "Run a command on a cluster as a job.", _CLUSTERS),
-    "logs": Later(_LOOK, "Print what pods or jobs have printed.", _CLUSTERS),
+    "logs": Later(_LOOK, "Print what a run, pods or jobs have printed.", _CLUSTERS),
+    "attach": Later(_JOBS, "Follow a run on a cluster, from any machine.", _CLUSTERS),
+    "stop": Later(_JOBS, "Stop a run on a cluster.", _CLUSTERS),
+    "schedule": Later(_SCHEDULE, "Have Kubernetes run a pipeline at certain times.", _CLUSTERS),
     "scale": Later(_MAKE, "Change how many workers a group has.", _CLUSTERS),
     "wait": Later(_MAKE, "Wait until a cluster is usable.", _CLUSTERS),
     "suspend": Later(_MAKE, "Delete a cluster's pods and keep the rest.", _CLUSTERS),
     "resume": Later(_MAKE, "Bring a suspended cluster back.", _CLUSTERS),
     "extend": Later(_MAKE, "Let a cluster live longer.", _CLUSTERS),
-    "delete": Later(_MAKE, "Delete a cluster, after its logs are saved.", _CLUSTERS),
+    "delete": Later(_MAKE, "Delete a cluster, after its logs are saved, a team or a schedule.", _CLUSTERS),
 }
 
 app = typer.Typer(

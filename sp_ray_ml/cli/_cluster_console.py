@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.cli._output import print_data, say
-from sp_ray_ml.cluster.ray_cluster import Reporter
+from sp_ray_ml.cluster import Reporter
 
 if TYPE_CHECKING:
     from rich.live import Live

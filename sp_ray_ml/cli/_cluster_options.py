@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from sp_ray_ml.cli._options import help_without_command
 from sp_ray_ml.cli._output import print_data, print_json, say
@@ -31,8 +32,10 @@ __all__ = [
     "group",
     "pairs",
     "print_object",
+    "printed",
     "seconds_of",
     "table",
+    "tell_notes",
 ]
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The cluster's name.", show_default=False)]
@@ -70,19 +73,39 @@ class Form(StrEnum):
 
 
 def group(
-    help: str, command: Callable[..., Any], *, alone: Callable[..., Any] = help_without_command
+    help: str,
+    command: Callable[..., Any] | None = None,
+    *,
+    alone: Callable[..., Any] = help_without_command,
+    of_job: Callable[..., Any] | None = None,
+    **others: Callable[..., Any],
 ) -> typer.Typer:
-    """A verb, whose one noun is `cluster`.
+    """A verb and its nouns.
 
     Args:
         help: Its help.
-        command: What it does to a cluster.
+        command: What it does to a cluster; None for a verb of other nouns.
         alone: What it does where no noun follows; it is called in front of the command, too.
+        of_job: What it does to a run's job, whose id stands where the noun would.
+        **others: What it does to other things, by their nouns.
     """
-    app = typer.Typer(help=help)
+    app = typer.Typer(help=help, add_completion=False, cls=_JobsById if of_job else None)
+    if of_job:
+        app.command("job", hidden=True)(of_job)
     app.callback(invoke_without_command=True)(alone)
-    app.command("cluster")(_naming_options(command))
+    for noun, each in {"cluster": command, **others}.items():
+        if each is not None:
+            app.command(noun)(_naming_options(each))
     return app
+
+
+class _JobsById(TyperGroup):
+    """Takes what is none of its commands for the id of a job."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["job", *args]
+        return super().resolve_command(ctx, args)
 
 
 def _naming_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,6 +194,30 @@ def print_object(value: Any, form: Form) -> None:
         print_json(value)
 
 
+def printed(
+    found: Sequence[Any], form: Form, data: Callable[[Any], Any], name: Callable[[Any], str], none: str
+) -> bool:
+    """Print a list as data or names, or that it is empty; False where it is a table that is to be printed.
+
+    Args:
+        found: What is listed.
+        form: The form.
+        data: What JSON and YAML have of each.
+        name: Its name.
+        none: What is said of an empty list.
+    """
+    if form in (Form.json, Form.yaml):
+        print_object([data(each) for each in found], form)
+    elif form is Form.name:
+        for each in found:
+            print_data(name(each))
+    elif not found:
+        say(none)
+    else:
+        return False
+    return True
+
+
 def as_yaml(values: Sequence[Any]) -> str:
     """YAML as people write it: no references, text of several lines as it is."""
     import yaml
@@ -189,7 +236,8 @@ def as_yaml(values: Sequence[Any]) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows in columns, the heading first."""
+    """Rows in columns, the heading first. Cells may be what others wrote: no terminal is told anything by them."""
+    rows = [["".join(c if c.isprintable() else "�" for c in cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print_data("   ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -23,7 +23,9 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the runs' folders.")]
+Runs = Annotated[
+    str, typer.Option("--runs", metavar="DIR|URL", help="Folder of the runs' folders, or its URL.")
+]
 TextOrJson = Annotated[Output, typer.Option("-o", "--output", help="Form of what is printed.")]
 
 

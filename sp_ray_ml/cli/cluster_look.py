@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sp_ray_ml.cli import jobs, team
 from sp_ray_ml.cli._cluster_options import (
     Context,
     Form,
@@ -33,12 +34,14 @@ BlackBoxAt = Annotated[
 def build(verb: str) -> typer.Typer:
     """The app of a verb."""
     commands: dict[str, tuple[str, Callable[..., None]]] = {
-        "describe": ("Say what a cluster is, and how it is.", describe),
+        "describe": ("Say what a cluster or a team is, and how it is.", describe),
         "explain": ("Say why a cluster is not usable.", explain),
-        "logs": ("Print what a cluster's pods or jobs have printed.", logs),
+        "logs": ("Print what a run (sp-ray logs JOB), a cluster's pods or its jobs have printed.", logs),
     }
     help, command = commands[verb]
-    return group(help, command, alone=describe_gone) if verb == "describe" else group(help, command)
+    if verb == "describe":
+        return group(help, command, alone=describe_gone, team=team.describe)
+    return group(help, command, of_job=jobs.logs if verb == "logs" else None)
 
 
 def get(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sp_ray_ml.cli import schedule, team
 from sp_ray_ml.cli._cluster_described import options_of, with_cluster_options
 from sp_ray_ml.cli._cluster_options import (
     Context,
@@ -34,15 +35,19 @@ def build(verb: str) -> typer.Typer:
     """The app of a verb."""
     commands: dict[str, tuple[str, Callable[..., None]]] = {
         "create": ("Create a Ray cluster on Kubernetes.", create),
-        "plan": ("Say whether a cluster would fit, and why not.", plan),
+        "plan": ("Say whether a cluster would fit, or what a team file would change.", plan),
         "scale": ("Change how many workers a group has.", scale),
         "wait": ("Wait until a cluster is usable.", wait),
         "suspend": ("Delete a cluster's pods and keep the rest.", suspend),
         "resume": ("Bring a suspended cluster back.", resume),
         "extend": ("Let a cluster live longer.", extend),
-        "delete": ("Delete a cluster.", delete),
+        "delete": ("Delete a cluster, a team or a schedule.", delete),
     }
     help, command = commands[verb]
+    if verb == "delete":
+        return group(help, command, team=team.delete, schedule=schedule.delete)
+    if verb == "plan":
+        return group(help, command, team=team.plan)
     return group(help, command)
 
 
@@ -139,7 +144,7 @@ def _print_manifests(
     context: str | None,
     output: Form,
 ) -> None:
-    from sp_ray_ml.cluster.ray_cluster import manifests
+    from sp_ray_ml.cluster import manifests
 
     objects, notes = manifests(
         name, namespace, settings=file, kubeconfig=kubeconfig, context=context, **options
@@ -177,6 +182,7 @@ def plan(
         print_object(found.as_dict(), output)
     else:
         print_data("\n".join(found.lines()))
+        tell_notes(found.notes)
     if found.verdict == "never_fits":
         raise typer.Exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,7 +21,10 @@ def compare(
     a: Annotated[
         str,
         typer.Argument(
-            metavar="RUN_A", help="A run's name or folder.", show_default=False, autocompletion=names_of_runs
+            metavar="RUN_A",
+            help="A run's name, folder or URL.",
+            show_default=False,
+            autocompletion=names_of_runs,
         ),
     ],
     b: Annotated[
@@ -44,7 +46,7 @@ def compare(
     ] = [],  # noqa: B006 - Typer copies it
     bootstrap: Annotated[int, typer.Option(metavar="N", help="Replicates of the intervals.", min=10)] = 1_000,
     track: Annotated[bool, typer.Option(help="Log the report in MLflow, with both runs.")] = True,
-    folder: Runs = Path("runs"),
+    folder: Runs = "runs",
     output: TextOrJson = Output.text,
 ) -> None:
     """Print the paired difference of two runs with its interval, and write a report in HTML."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +22,7 @@ def recommend(
         str,
         typer.Argument(
             metavar="RUN|PATH",
-            help="A run's name, its folder, a predictor's folder, or an MLflow model's URI.",
+            help="A run's name, its folder or URL, a predictor's, or an MLflow model's URI.",
             show_default=False,
             autocompletion=names_of_runs,
         ),
@@ -35,11 +34,11 @@ def recommend(
         ),
     ],
     k: Annotated[int, typer.Option("-k", help="How many items a user.", min=1)] = 10,
-    folder: Runs = Path("runs"),
+    folder: Runs = "runs",
     output: TextOrJson = Output.text,
 ) -> None:
     """Print the best items for some users; what they have had is left out."""
-    from sp_ray_ml._results import recommendations, show_recommendations
+    from sp_ray_ml._shown.recommended import recommendations, show_recommendations
 
     ranked = recommendations(run, users, k, runs=folder)
     if output is Output.json:

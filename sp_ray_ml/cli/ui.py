@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def ui(
-    folder: Runs = Path("runs"),
+    folder: Runs = "runs",
     port: Annotated[int, typer.Option(help="Port of the page.", min=1, max=65_535)] = 5000,
     uri: Annotated[
         str | None,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml import __version__
+from sp_ray_ml.cluster._helper_pod import helper_pod
 from sp_ray_ml.cluster._kinds import (
     ANNOTATION,
     CONFIG_MAP,
@@ -18,18 +19,33 @@ from sp_ray_ml.cluster._kinds import (
     ROLE_BINDING,
     SECRET,
     SERVICE_ACCOUNT,
+    WORKLOAD,
     kind_of,
+    queue_of,
 )
 from sp_ray_ml.errors import KubernetesAccessError, KubernetesError
 
 if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
 
-__all__ = ["agent_objects", "agent_problem", "cluster_objects", "install_agent", "retire_agent"]
+__all__ = [
+    "NOT_FROM_A_QUEUE",
+    "agent_objects",
+    "agent_problem",
+    "cluster_objects",
+    "install_agent",
+    "queue_problem",
+    "retire_agent",
+    "rights_given",
+]
 
 Body = dict[str, Any]
 
 NAME = "sp-ray-agent"
+TEAM_ROLE = "sp-ray-team-agent"
+"""Role, and its binding, that a team's namespaces have: the agent's rights there on all clusters."""
+NOT_FROM_A_QUEUE = f"the agent may not suspend it in its queue: it needs to list and patch {WORKLOAD.plural}.{WORKLOAD.group}"
+"""Why limits are not kept of a cluster whose maker could not give the agent the right."""
 _LABELS = {f"{ANNOTATION}agent": "true"}
 _VERSION, _ASKED = f"{ANNOTATION}version", f"{ANNOTATION}asked-at"
 _EVERY = "*/5 * * * *"
@@ -64,10 +80,14 @@ def agent_objects(
     ]
 
 
-def cluster_objects(cluster: Body) -> list[Body]:
+def cluster_objects(cluster: Body, *, in_queue: bool = True) -> list[Body]:
     """What the agent may do with one cluster, by name: change and delete it, read its tokens, keep its black box.
 
     They are the cluster's, and go with it.
+
+    Args:
+        cluster: The RayCluster.
+        in_queue: Let it suspend what is in a queue of Kueue's.
     """
     from sp_ray_ml.cluster._lifetime_rules import home_of
 
@@ -81,6 +101,9 @@ def cluster_objects(cluster: Body) -> list[Body]:
     ]
     if home_of(cluster) == "pod":  # its home has to be fetched before a suspension
         rules.append(_rule("", ["pods/exec"], ["get", "create"]))
+    if in_queue and queue_of(cluster) is not None:
+        # Kueue alone suspends what is in a queue, by its Workload, whose name is Kueue's own.
+        rules.append(_rule(WORKLOAD.group, [WORKLOAD.plural], ["list", "patch"]))
     owner = {
         "apiVersion": RAY_CLUSTER.api_version,
         "kind": RAY_CLUSTER.name,
@@ -100,7 +123,7 @@ def install_agent(
     *,
     cluster: Body | None = None,
     pull_secrets: Sequence[str] = (),
-) -> None:
+) -> str | None:
     """See to it that the agent runs in a namespace, at the newest version that was asked for.
 
     Args:
@@ -109,6 +132,9 @@ def install_agent(
         image: An image with sp_ray_ml in it; one that works already is kept.
         cluster: A cluster that it is to look after, as the API server has it.
         pull_secrets: Names of Secrets to pull the image with.
+
+    Returns:
+        Why it keeps no limits of the cluster, where it may not do all that this takes.
 
     Raises:
         KubernetesAccessError: These credentials may not make what it needs: the cluster is not looked after.
@@ -125,6 +151,8 @@ def install_agent(
             pull_secrets = [each["name"] for each in pod.get("imagePullSecrets") or ()]
     job, *others = agent_objects(namespace, image, version=version, pull_secrets=pull_secrets)
     made = _apply(api, namespace, job)
+    if rights_given(api, namespace):
+        cluster, others = None, []
     owner = {
         "apiVersion": CRON_JOB.api_version,
         "kind": CRON_JOB.name,
@@ -134,12 +162,55 @@ def install_agent(
     for each in others:
         each["metadata"]["ownerReferences"] = [owner]
         _apply(api, namespace, each)
-    for each in cluster_objects(cluster) if cluster else ():
-        _apply(api, namespace, each)
+    problem = _give_rights(api, namespace, cluster) if cluster else None
     from sp_ray_ml.cluster._black_box_store import forget_old
 
     if api.allowed("list", CONFIG_MAP, namespace) and api.allowed("delete", CONFIG_MAP, namespace):
         forget_old(api, namespace)
+    return problem
+
+
+def _give_rights(api: Api, namespace: str, cluster: Body) -> str | None:
+    """Let the agent look after a cluster: as far as whoever makes it may himself, where it is in a queue."""
+    role, binding = cluster_objects(cluster)
+    less, problem = cluster_objects(cluster, in_queue=False)[0], None
+    try:
+        _apply(api, namespace, role)
+    except KubernetesAccessError:
+        if less == role:
+            raise
+        if _has_queue_right(api, cluster):
+            return None  # somebody who may has given it, and bound it
+        _apply(api, namespace, less)
+        problem = NOT_FROM_A_QUEUE
+    _apply(api, namespace, binding)
+    return problem
+
+
+def _has_queue_right(api: Api, cluster: Body, *, unseen: bool = False) -> bool:
+    """Whether the agent's Role for a cluster lets it suspend it in a queue; `unseen` where that may not be read."""
+    meta = cluster["metadata"]
+    try:
+        role = api.find(ROLE, meta["namespace"], _role(meta["name"])) or {}
+    except KubernetesAccessError:
+        return unseen
+    return any(WORKLOAD.plural in rule["resources"] for rule in role.get("rules") or ())
+
+
+def queue_problem(api: Api, cluster: Body) -> str | None:
+    """Why the agent cannot suspend a cluster that is in a queue; None where it can, or it cannot be told."""
+    if queue_of(cluster) is None or rights_given(api, cluster["metadata"]["namespace"]):
+        return None
+    return None if _has_queue_right(api, cluster, unseen=True) else NOT_FROM_A_QUEUE
+
+
+def rights_given(api: Api, namespace: str) -> bool:
+    """Whether the agent has its rights on all clusters of a namespace already, as in a team's; False where that may not
+    be seen."""
+    try:
+        return api.find(ROLE_BINDING, namespace, TEAM_ROLE) is not None
+    except KubernetesAccessError:
+        return False
 
 
 def _apply(api: Api, namespace: str, body: Body) -> Body:
@@ -186,7 +257,8 @@ def agent_problem(
             return "no agent is installed in this namespace"
         if found := _problem(api, namespace, there, now or datetime.datetime.now(datetime.UTC)):
             return found
-        if cluster and not all(api.find(kind, namespace, _role(cluster)) for kind in (ROLE, ROLE_BINDING)):
+        own = (ROLE, ROLE_BINDING) if cluster and not rights_given(api, namespace) else ()
+        if cluster and not all(api.find(kind, namespace, _role(cluster)) for kind in own):
             return f"the agent has no rights on it: there is no Role and RoleBinding {_role(cluster)}"
     except KubernetesAccessError:
         pass  # who may not look does not know
@@ -254,41 +326,8 @@ def _stuck(api: Api, namespace: str, job: Body) -> str:
 
 def _cron_job(namespace: str, image: str, version: str, pull_secrets: Sequence[str]) -> Body:
     now = datetime.datetime.now(datetime.UTC).isoformat()
-    container = {
-        "name": NAME,
-        "image": image,
-        "command": ["python", "-m", "sp_ray_ml.cluster.agent"],
-        "env": [
-            {"name": "HOME", "value": "/tmp"},  # noqa: S108 - a volume of this pod alone
-            {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"},
-        ],
-        "resources": {
-            "requests": {"cpu": "50m", "memory": "128Mi"},
-            "limits": {"cpu": "500m", "memory": "512Mi"},
-        },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}],  # noqa: S108
-    }
-    pod: Body = {
-        "serviceAccountName": NAME,
-        "automountServiceAccountToken": True,
-        "restartPolicy": "Never",
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 1000,
-            "runAsGroup": 1000,
-            "fsGroup": 1000,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [container],
-        "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": "4Gi"}}],
-    }
-    if pull_secrets:
-        pod["imagePullSecrets"] = [{"name": name} for name in pull_secrets]
+    command = ["sp_ray_ml.cluster.agent"]
+    pod = helper_pod(NAME, image, command, account=NAME, scratch="4Gi", pull_secrets=pull_secrets)
     body = _head(CRON_JOB, NAME, namespace)
     # The time makes every call a change, by which an agent that is about to remove itself knows that it is wanted.
     body["metadata"]["annotations"] = {_VERSION: version, _ASKED: now}

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sp_ray_ml.cluster._causes_queue import QUEUE_LABEL, queue_cause
+from sp_ray_ml.cluster._causes_queue import queue_cause
 from sp_ray_ml.cluster._causes_refused import missing_account, nudge_command
 from sp_ray_ml.cluster._events import (
     age_s,
@@ -18,6 +18,7 @@ from sp_ray_ml.cluster._events import (
     events_about,
     parse_time,
 )
+from sp_ray_ml.cluster._kinds import queue_of
 from sp_ray_ml.cluster._snapshot import Cause, GroupState, Snapshot, condition
 
 __all__ = ["cluster_causes", "standing_causes"]
@@ -39,7 +40,7 @@ def standing_causes(snapshot: Snapshot) -> list[Cause]:
     name, namespace = cluster["metadata"]["name"], cluster["metadata"]["namespace"]
     if cluster["metadata"].get("deletionTimestamp"):
         return [_deleting(snapshot, cluster)]
-    queue = (cluster["metadata"].get("labels") or {}).get(QUEUE_LABEL)
+    queue = queue_of(cluster)
     suspended = condition(cluster, "RayClusterSuspended")
     suspending = condition(cluster, "RayClusterSuspending")
     asked = bool(cluster["spec"].get("suspend"))

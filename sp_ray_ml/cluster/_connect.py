@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from sp_ray_ml._variables import variables
 from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NODE_TYPE_LABEL, POD, RAY_CLUSTER
 from sp_ray_ml.cluster._workbench import workbench_ports, workbench_token
 from sp_ray_ml.errors import ClusterError, ClusterNotFoundError
@@ -18,12 +20,19 @@ if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
     from sp_ray_ml.cluster._port_forward import PortForward
 
-__all__ = ["CLIENT_PORT", "DASHBOARD_PORT", "Connection", "inside_cluster_address", "running_head"]
+__all__ = ["CLIENT_PORT", "DASHBOARD_PORT", "Connection", "inside_cluster_address", "ray_of", "running_head"]
 
 CLIENT_PORT = 10001
 DASHBOARD_PORT = 8265
 _LOOK_UP_S = 5.0
 _PROBE_S = 5.0
+
+
+@contextlib.contextmanager
+def ray_of(cluster: Literal["auto", "local"]) -> Iterator[None]:
+    """Have Ray's own variable name the cluster that a run means, while the block lasts."""
+    with variables({"RAY_ADDRESS": inside_cluster_address() if cluster == "auto" else None}):
+        yield
 
 
 def inside_cluster_address() -> str | None:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from sp_ray_ml.cluster._gpu_types import gpu_type_of_node
-from sp_ray_ml.cluster._pod_resources import pod_resources
+from sp_ray_ml.cluster._pod_resources import WHOLE_NODE, pod_resources, takes_whole_node
 from sp_ray_ml.cluster._quantity import parse_quantity
 
 __all__ = ["Demand", "Room", "place", "rooms", "scaler_of"]
@@ -87,13 +87,15 @@ def rooms(nodes: Sequence[Body], pods: Iterable[Body]) -> list[Room]:
     found: dict[str, Room] = {}
     for node in nodes:
         given = node.get("status", {}).get("allocatable") or {}
-        total = {name: parse_quantity(text) for name, text in given.items()}
+        total = {name: parse_quantity(text) for name, text in given.items()} | {WHOLE_NODE: Decimal(1)}
         found[node["metadata"]["name"]] = Room(node, total, dict(total), {}, gpu_type_of_node(node))
     for pod in pods:
         room = found.get(pod["spec"].get("nodeName") or "")
         if room is None or pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}:
             continue
         used = {**pod_resources(pod["spec"]), "pods": Decimal(1)}
+        if takes_whole_node(pod["spec"]):
+            used[WHOLE_NODE] = Decimal(1)
         room.take(used, 1)
         if any(owner["kind"] == "DaemonSet" for owner in pod["metadata"].get("ownerReferences") or ()):
             for name, amount in used.items():

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sp_ray_ml.cluster._causes_queue import QUEUE_LABEL
 from sp_ray_ml.cluster._containers import Container, containers
 from sp_ray_ml.cluster._kinds import (
     CLUSTER_LABEL,
@@ -21,7 +20,9 @@ from sp_ray_ml.cluster._kinds import (
     RAY_CLUSTER,
     SERVICE_ACCOUNT,
     Kind,
+    queue_of,
 )
+from sp_ray_ml.cluster._kueue import pending, workloads
 from sp_ray_ml.cluster._redactor import Redactor
 from sp_ray_ml.cluster._snapshot import Snapshot, condition, is_ready, own_pods
 from sp_ray_ml.errors import ClusterNotFoundError, KubernetesAccessError, KubernetesError
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["gather", "supplement"]
 
 Body = Mapping[str, Any]
-_WORKLOADS = tuple(
-    Kind("Workload", f"/apis/kueue.x-k8s.io/{version}", "workloads") for version in ("v1beta1", "v1beta2")
-)
 _LINES = 20
 _LINES_READ = 1_000
 """More than are shown: a head that dies dumps its state, some hundred lines that tell nothing, after the reason."""
@@ -87,7 +85,8 @@ def supplement(api: Api, snapshot: Snapshot) -> Snapshot:
     waiting = [pod for pod in own_pods(cluster, snapshot.pods) if not is_ready(pod)]
     failure = condition(cluster, "ReplicaFailure")
     refused = str(failure.get("message") or "") if failure and failure["status"] == "True" else ""
-    queued = QUEUE_LABEL in (cluster["metadata"].get("labels") or {}) or cluster["spec"].get("managedBy")
+    queue = queue_of(cluster)
+    queued = queue or cluster["spec"].get("managedBy")
     with ThreadPoolExecutor(4, "sp-ray-gather") as pool:
         wanted: dict[str, Future[Sequence[Body] | None]] = {}
         if refused:
@@ -103,7 +102,9 @@ def supplement(api: Api, snapshot: Snapshot) -> Snapshot:
         if account or "service account" in refused:
             wanted["service_accounts"] = pool.submit(_may_list, api, SERVICE_ACCOUNT, namespace)
         if queued:
-            wanted["workloads"] = pool.submit(_workloads, api, namespace)
+            wanted["workloads"] = pool.submit(workloads, api, namespace)
+        if queue and cluster["spec"].get("suspend"):
+            wanted["pending"] = pool.submit(pending, api, namespace, queue)
         logs = {
             (pod["metadata"]["name"], container.name): pool.submit(_log, api, namespace, pod, container)
             for pod, container in _failing(waiting)
@@ -125,16 +126,6 @@ def _may_list(
         if error.status != 403:
             raise
         return None
-
-
-def _workloads(api: Api, namespace: str) -> Sequence[Body] | None:
-    """Kueue's Workloads in whichever version is served; None where there is no Kueue."""
-    for kind in _WORKLOADS:
-        try:
-            return _may_list(api, kind, namespace)
-        except ClusterNotFoundError:
-            continue
-    return None
 
 
 def _failing(pods: Sequence[Body]) -> list[tuple[Body, Container]]:

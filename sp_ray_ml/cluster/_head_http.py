@@ -6,7 +6,8 @@ import http.client
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NODE_TYPE_LABEL, POD
@@ -29,6 +30,7 @@ _FIRST_ANSWER_S = 3.0
 """How long the proxy is given before it is taken for shut: a NetworkPolicy lets requests vanish."""
 _PATIENCE_S, _PATIENCE_FOR_ONE_S = 120.0, 1.0
 _MOST_BYTES = 256 * 2**20
+_PIECE = 2**16
 
 
 def in_cluster() -> bool:
@@ -114,6 +116,37 @@ class HeadHttp:
         """`request` with GET."""
         return self.request("GET", path)
 
+    def stream(self, path: str) -> Iterator[bytes]:
+        """What a GET answers, piece by piece, however long that is; the way there is that of the last `request`.
+
+        Args:
+            path: Path and query below the server's URL.
+
+        Raises:
+            ClusterError: The server cannot be reached, or refused; or the answer breaks off.
+        """
+        import urllib3
+
+        if self._proxy_works and self._forward is None and not self.direct:
+            try:
+                with self._api.stream(
+                    self._proxy(path), {}, timeout_s=_ANSWER_S, headers=self._headers
+                ) as answer:
+                    yield from answer.stream(_PIECE)
+            except urllib3.exceptions.HTTPError as error:
+                raise self._error(f"{self._server} breaks off: {error}") from None
+            return
+        pod_ip = (self._head().get("status") or {}).get("podIP") if self.direct else None
+        host, port = (str(pod_ip), self._port) if pod_ip else ("127.0.0.1", self._forwarded_port())
+        with self._opened(host, port, "GET", path, None, self._headers, _ANSWER_S) as sent:
+            refused = None if 200 <= sent.status < 300 else sent.read(_MOST_BYTES)
+            while refused is None and (piece := sent.read(_PIECE)):
+                yield piece
+            if refused is None and sent.length:
+                raise http.client.IncompleteRead(b"", sent.length)
+        if refused is not None:
+            self._checked(sent.status, refused, "GET", path)
+
     def close(self) -> None:
         """End the forwarded port, where there is one."""
         if self._forward:
@@ -137,11 +170,14 @@ class HeadHttp:
         pod = self._fixed or head_pod(self._api, self.namespace, self.name)
         return str(pod["metadata"]["name"])
 
+    def _proxy(self, path: str) -> str:
+        return f"{POD.path(self.namespace, self._head()['metadata']['name'])}:{self._port}/proxy{path}"
+
     def _proxied(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
     ) -> tuple[int, bytes] | None:
         """What it answers through the API server's proxy; None where that does not get through."""
-        url = f"{POD.path(self.namespace, self._head()['metadata']['name'])}:{self._port}/proxy{path}"
+        url = self._proxy(path)
         limit_s = timeout_s if self._proxy_works else min(timeout_s, _FIRST_ANSWER_S)
         try:
             status, data = self._api.exchange(method, url, body=body, headers=headers, timeout_s=limit_s)
@@ -171,21 +207,27 @@ class HeadHttp:
     def _plain(
         self, host: str, port: int, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float,
     ) -> tuple[int, bytes]:  # fmt: skip
+        with self._opened(host, port, method, path, body, headers, timeout_s) as answer:
+            data = answer.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise self._error(f"{self._server} answers with more than {_MOST_BYTES // 2**20} MiB")
+        return answer.status, data
+
+    @contextmanager
+    def _opened(
+        self, host: str, port: int, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float,
+    ) -> Iterator[http.client.HTTPResponse]:  # fmt: skip
         connection = http.client.HTTPConnection(host, port, timeout=min(_CONNECT_S, timeout_s))
         try:
             connection.connect()
             connection.sock.settimeout(timeout_s)
             connection.request(method, path, body=body, headers=headers)
-            answer = connection.getresponse()
-            data = answer.read(_MOST_BYTES + 1)
+            yield connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             self._pod = self._fixed
             raise self._error(f"{self._server} does not answer: {error or type(error).__name__}") from None
         finally:
             connection.close()
-        if len(data) > _MOST_BYTES:
-            raise self._error(f"{self._server} answers with more than {_MOST_BYTES // 2**20} MiB")
-        return answer.status, data
 
     def _checked(self, status: int, data: bytes, method: str, path: str) -> bytes:
         if 200 <= status < 300:

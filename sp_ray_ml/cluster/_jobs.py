@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
+import codecs
 import io
 import json
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
 from sp_ray_ml._names import near_match
-from sp_ray_ml.errors import ClusterError, ClusterNotFoundError, ConfigError
-from sp_ray_ml.storage import storage_errors
+from sp_ray_ml.cluster._working_dir import Package, folder_package, upload
+from sp_ray_ml.errors import ClusterError, ClusterNotFoundError
 
-__all__ = ["Dashboard", "Job", "follow", "list_jobs", "submit"]
+__all__ = ["Dashboard", "Job", "JobLog", "follow", "list_jobs", "submit"]
 
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _LOG_FOLLOWS = ", last available logs"
 """What follows in Ray's message on a job that failed is up to 20,000 characters of its log."""
 _LINES_TOLD = 20
 _JOBS_TOLD = 5
-_LARGEST_PACKAGE = 512 * 2**20
-_LEFT_OUT = {".git", ".venv", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+_WINDOWS = (5_000, 50_000)
+"""So many of a log's last lines are read at a look, more where more has come: all of it may be longer than memory."""
+_ANCHOR = 2_000
+"""Characters by which a look finds where the one before has ended."""
+GAP = "[… more was printed here than is read at one time …]\n"
 
 
 class Dashboard(Protocol):
@@ -38,8 +40,14 @@ class Dashboard(Protocol):
     namespace: str
     name: str
 
-    def request(self, method: str, path: str, body: bytes | None = None, *, content_type: str = ...) -> bytes:
+    def request(
+        self, method: str, path: str, body: bytes | None = None, *, content_type: str = ..., timeout_s: float = ...,
+    ) -> bytes:  # fmt: skip
         """Send one and return what it answers; an error where that is none of success."""
+        ...
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """What a GET answers, piece by piece, after a request has found the way there."""
         ...
 
 
@@ -67,6 +75,34 @@ class Job:
     def logs(self) -> str:
         """What it has printed so far."""
         return str(self._ask("/logs").get("logs") or "")
+
+    def printed(self) -> Iterator[str]:
+        """What it has printed so far, piece by piece, of any length."""
+        self.info()  # which says where there is no such job
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        lines = io.IncrementalNewlineDecoder(decoder, translate=True)
+        begun = False
+        try:
+            for piece in self._dashboard.stream(self._log(-1)):
+                begun = True
+                yield lines.decode(piece)
+        except ClusterError:
+            if begun:
+                raise
+            yield self.logs()  # it has no log yet, or is none any more: which is said then
+        yield lines.decode(b"", final=True)
+
+    def _log(self, lines: int) -> str:
+        return f"/api/v0/logs/file?submission_id={quote(self.id, safe='')}&lines={lines}"
+
+    def last_lines(self, count: int) -> str:
+        """The end of what it has printed so far, of any length."""
+        try:
+            said = self._dashboard.request("GET", self._log(count)).decode(errors="replace")
+        except ClusterError:  # it has no log yet, or is none any more: which is said then
+            return "".join(self.logs().splitlines(keepends=True)[-count:])
+        # A letter of which the end is not written yet comes with the next look.
+        return said.replace("\r\n", "\n").replace("\r", "\n").rstrip("\N{REPLACEMENT CHARACTER}")
 
     def stop(self) -> None:
         """Ask it to stop."""
@@ -117,6 +153,30 @@ def _no_such_job(dashboard: Dashboard, id: str) -> ClusterNotFoundError:
     )  # fmt: skip
 
 
+class JobLog:
+    """A job's log as it grows, a look at a time; how long it is does not matter."""
+
+    def __init__(self) -> None:
+        self._anchor = ""
+
+    def more(self, job: Job, lines: int | None = None) -> str:
+        """What has come since the last look; some of it twice where a log repeats itself for pages.
+
+        Args:
+            job: The job.
+            lines: Of what was there before the first look, only so many.
+        """
+        for count in _WINDOWS if self._anchor else (lines or _WINDOWS[-1],):
+            window = job.last_lines(count)
+            if (place := window.find(self._anchor)) >= 0:
+                more = window[place + len(self._anchor) :]
+                break
+        else:
+            more = GAP + window
+        self._anchor = (self._anchor + more)[-_ANCHOR:]
+        return more
+
+
 def follow(job: Job, every_s: float = 1.0, *, tail: int | None = None) -> Iterator[str]:
     """What a job prints, as it comes, until its end. Ray's dashboard has nothing to watch here: it is asked again.
 
@@ -125,13 +185,11 @@ def follow(job: Job, every_s: float = 1.0, *, tail: int | None = None) -> Iterat
         every_s: How often to ask.
         tail: Of what it has printed before, only so many lines.
     """
-    seen = 0
+    log = JobLog()
     while True:
         ended = job.status in _ENDED  # asked before the log, so that the last lines are not missed
-        text = job.logs()
-        if len(text) > seen:
-            yield "".join(text.splitlines(keepends=True)[-tail:]) if tail and not seen else text[seen:]
-            seen = len(text)
+        if text := log.more(job, tail):
+            yield text
         if ended:
             return
         time.sleep(every_s)
@@ -147,62 +205,43 @@ def submit(
     dashboard: Dashboard,
     entrypoint: str,
     *,
-    working_dir: str | Path | None = None,
+    working_dir: str | Path | Package | None = None,
+    modules: Sequence[Package] = (),
     env: Mapping[str, str] | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     job_id: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Job:
     """Start a command on the head.
 
     Args:
         dashboard: The cluster's dashboard.
         entrypoint: The command line.
-        working_dir: A folder here that the job starts in there.
+        working_dir: A folder here that the job starts in there; what `.gitignore` leaves out stays here.
+        modules: What can be imported there.
         env: Environment variables.
         runtime_env: More of Ray's runtime environment (`pip`, …).
         job_id: Its id; Ray makes one without.
+        metadata: What is said of it where jobs are listed.
 
     Raises:
-        ConfigError: The folder is none, or too large.
+        ConfigError: The folder is none, or too large. Nothing was sent.
         ClusterError: The cluster refused.
     """
     environment: dict[str, Any] = dict(runtime_env or {})
     if env:
         environment["env_vars"] = {**environment.get("env_vars", {}), **env}
     if working_dir is not None:
-        environment["working_dir"] = _upload(dashboard, Path(working_dir))
+        folder = working_dir if isinstance(working_dir, Package) else folder_package(Path(working_dir))
+        environment["working_dir"] = folder.uri
+        upload(dashboard, folder)
+    for package in modules:
+        environment.setdefault("py_modules", []).append(package.uri)
+        upload(dashboard, package)
     body: dict[str, Any] = {"entrypoint": entrypoint, "runtime_env": environment}
+    if metadata:
+        body["metadata"] = dict(metadata)
     if job_id:
         body["submission_id"] = job_id
     answer = json.loads(dashboard.request("POST", "/api/jobs/", json.dumps(body).encode()))
     return Job(dashboard, str(answer["submission_id"]))
-
-
-def _upload(dashboard: Dashboard, folder: Path) -> str:
-    data = _package(folder)
-    name = f"_ray_pkg_{hashlib.sha256(data).hexdigest()[:16]}.zip"
-    dashboard.request("PUT", f"/api/packages/gcs/{name}", data, content_type="application/octet-stream")
-    return f"gcs://{name}"
-
-
-def _package(folder: Path) -> bytes:
-    """A folder as a zip that is the same to the byte for the same files."""
-    if not folder.is_dir():
-        raise ConfigError("there is no such folder", where=str(folder))
-    buffer, size = io.BytesIO(), 0
-    with storage_errors(folder, "read"), zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as package:
-        for file in sorted(folder.rglob("*")):
-            inside = file.relative_to(folder)
-            if not file.is_file() or _LEFT_OUT.intersection(inside.parts):
-                continue
-            size += file.stat().st_size
-            if size > _LARGEST_PACKAGE:
-                raise ConfigError(
-                    f"the folder has more than {_LARGEST_PACKAGE // 2**20} MiB", where=str(folder),
-                    hint="Leave data out of it: read it from the warehouse or object storage instead",
-                )  # fmt: skip
-            entry = zipfile.ZipInfo(inside.as_posix())
-            entry.external_attr = (file.stat().st_mode & 0xFFFF) << 16
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            package.writestr(entry, file.read_bytes())
-    return buffer.getvalue()

@@ -17,6 +17,7 @@ __all__ = [
     "FIELD_MANAGER",
     "GROUP_LABEL",
     "JOB",
+    "LEASE",
     "LIMIT_RANGE",
     "NAMESPACE",
     "NETWORK_POLICY",
@@ -24,21 +25,30 @@ __all__ = [
     "NODE_TYPE_LABEL",
     "POD",
     "PVC",
+    "QUEUE_LABEL",
     "QUOTA",
     "RAY_CLUSTER",
+    "RAY_JOB",
     "ROLE",
     "ROLE_BINDING",
     "SECRET",
     "SERVICE",
     "SERVICE_ACCOUNT",
     "STORAGE_CLASS",
+    "TEAM_LABEL",
+    "WORKLOAD",
     "Kind",
     "kind_of",
+    "queue_of",
 ]
 
 FIELD_MANAGER = "sp-ray"
 ANNOTATION = "sp-ray/"
 """Prefix of our own labels and annotations."""
+TEAM_LABEL = f"{ANNOTATION}team"
+"""The team that an object was made for. A namespace without it is no team's."""
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+"""The LocalQueue of Kueue's that a RayCluster or RayJob waits in."""
 CLUSTER_LABEL = "ray.io/cluster"
 NODE_TYPE_LABEL = "ray.io/node-type"
 """`head` or `worker`."""
@@ -79,6 +89,7 @@ class Kind:
 
 
 RAY_CLUSTER = Kind("RayCluster", "/apis/ray.io/v1", "rayclusters")
+RAY_JOB = Kind("RayJob", "/apis/ray.io/v1", "rayjobs")
 POD = Kind("Pod", "/api/v1", "pods")
 SERVICE = Kind("Service", "/api/v1", "services")
 EVENT = Kind("Event", "/api/v1", "events")
@@ -97,7 +108,10 @@ DEPLOYMENT = Kind("Deployment", "/apis/apps/v1", "deployments")
 JOB = Kind("Job", "/apis/batch/v1", "jobs")
 CRON_JOB = Kind("CronJob", "/apis/batch/v1", "cronjobs")
 ROLE = Kind("Role", "/apis/rbac.authorization.k8s.io/v1", "roles")
+LEASE = Kind("Lease", "/apis/coordination.k8s.io/v1", "leases")
 ROLE_BINDING = Kind("RoleBinding", "/apis/rbac.authorization.k8s.io/v1", "rolebindings")
+WORKLOAD = Kind("Workload", "/apis/kueue.x-k8s.io/v1beta2", "workloads")
+"""What Kueue has in its queues, one for each RayCluster and RayJob; `_kueue` finds the version that is served."""
 
 _KINDS = [value for value in list(globals().values()) if isinstance(value, Kind)]
 
@@ -107,3 +121,9 @@ def kind_of(body: Mapping[str, Any]) -> Kind:
     return next(
         kind for kind in _KINDS if (kind.name, kind.api_version) == (body["kind"], body["apiVersion"])
     )
+
+
+def queue_of(item: Mapping[str, Any]) -> str | None:
+    """The LocalQueue that a RayCluster or RayJob is in; None where it is in none."""
+    queue = (item["metadata"].get("labels") or {}).get(QUEUE_LABEL)
+    return None if queue is None else str(queue)

@@ -11,6 +11,7 @@ from sp_ray_ml.cluster._lifetime_rules import (
     ACTIVITY,
     BLACK_BOX,
     EXTENDED_UNTIL,
+    FOR_JOB,
     IDLE_TIMEOUT,
     KEPT_UNTIL,
     LAST_ACTIVITY,
@@ -141,9 +142,11 @@ def _duration(by: datetime.timedelta | str) -> datetime.timedelta:
 
 
 def has_limits(cluster: Mapping[str, Any]) -> bool:
-    """Whether a cluster has a limit, one that cannot be read included."""
+    """Whether a cluster has a limit, one that cannot be read included, or goes with a job."""
     notes = cluster["metadata"].get("annotations") or {}
-    return any((notes.get(key) or "never") != "never" for key in (IDLE_TIMEOUT, TTL))
+    return bool(notes.get(FOR_JOB)) or any(
+        (notes.get(key) or "never") != "never" for key in (IDLE_TIMEOUT, TTL)
+    )
 
 
 def lifetime_lines(
@@ -166,7 +169,11 @@ def lifetime_lines(
 def _lines(
     cluster: Mapping[str, Any], life: Lifetime, now: datetime.datetime, problem: str | None
 ) -> Iterator[str]:
-    if not life.limited or life.deleting:
+    if life.deleting:
+        return
+    if job := (cluster["metadata"].get("annotations") or {}).get(FOR_JOB):
+        yield f"removed when job {job} has ended{f': by you, as {problem}' if problem else ''}"
+    if not life.limited:
         return
     name, namespace = cluster["metadata"]["name"], cluster["metadata"]["namespace"]
     if life.warning and not problem:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sp_ray_ml.cluster._kinds import ANNOTATION
+from sp_ray_ml.cluster._kinds import ANNOTATION, queue_of
 from sp_ray_ml.cluster._lifetime_text import read_duration, read_time, show_time, span, write_time
 from sp_ray_ml.errors import ClusterError
 
-__all__ = ["Activity", "Decision", "Lifetime", "decide"]
+__all__ = ["Activity", "Decision", "Lifetime", "decide", "waits_in_queue"]
 
 Body = Mapping[str, Any]
 
@@ -37,6 +37,10 @@ DUE_AT = f"{ANNOTATION}due-at"
 WARNING = f"{ANNOTATION}warning"
 """The warning, in words."""
 SUSPENDED_AT = f"{ANNOTATION}suspended-at"
+FOR_JOB = f"{ANNOTATION}for-job"
+"""Id of the job with whose end it is deleted."""
+JOB_ENDED_AT = f"{ANNOTATION}job-ended-at"
+"""When that job was first seen to work no more."""
 
 HOME_VOLUME = "home"
 """Name of the volume in the head's pod."""
@@ -79,6 +83,7 @@ class Lifetime:
         warning: Its words.
         suspended_at: When it was suspended.
         suspended: Whether it is to be suspended (`spec.suspend`).
+        waits: Whether it is suspended because its turn in a queue has not come.
         deleting: Whether it is being deleted.
     """
 
@@ -94,6 +99,7 @@ class Lifetime:
     warning: str = ""
     suspended_at: datetime.datetime | None = None
     suspended: bool = False
+    waits: bool = False
     deleting: bool = False
 
     @classmethod
@@ -126,6 +132,7 @@ class Lifetime:
             warning=notes.get(WARNING, ""),
             suspended_at=time(SUSPENDED_AT),
             suspended=bool(cluster["spec"].get("suspend")),
+            waits=waits_in_queue(cluster),
             deleting=bool(meta.get("deletionTimestamp")),
         )
 
@@ -203,6 +210,15 @@ def grace(limit: datetime.timedelta) -> datetime.timedelta:
     return min(limit / 3, _LONGEST_GRACE)
 
 
+def waits_in_queue(cluster: Body) -> bool:
+    """Whether a RayCluster is suspended because its turn in a queue of Kueue's has not come: nobody of us suspended it."""
+    return (
+        bool(cluster["spec"].get("suspend"))
+        and queue_of(cluster) is not None
+        and not (cluster["metadata"].get("annotations") or {}).get(SUSPENDED_AT)
+    )
+
+
 def decide(life: Lifetime, activity: Activity, now: datetime.datetime) -> Decision:
     """What is to be done with a cluster.
 
@@ -218,6 +234,8 @@ def decide(life: Lifetime, activity: Activity, now: datetime.datetime) -> Decisi
     if life.deleting or not life.limited:
         return Decision("nothing", {})
     changes: dict[str, str | None] = {}
+    if life.waits:  # which is no idling, also where it ran before and had to give way
+        return Decision("nothing", {LAST_ACTIVITY: write_time(now)})
     if life.suspended:
         if life.suspended_at is None:  # by hand: the time until it is deleted begins now
             life = replace(life, suspended_at=now)

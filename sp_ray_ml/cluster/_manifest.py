@@ -13,6 +13,7 @@ from sp_ray_ml.cluster._gpu_types import SPOT_TERMS, SPOT_TOLERATIONS, gpu_terms
 from sp_ray_ml.cluster._kinds import ANNOTATION, CLUSTER_LABEL, PVC, RAY_CLUSTER, SECRET
 from sp_ray_ml.cluster._lifetime import lifetime_annotations
 from sp_ray_ml.cluster._network_policy import network_policy
+from sp_ray_ml.cluster._pod_resources import WHOLE_NODE
 from sp_ray_ml.cluster._workbench import workbench_patch
 from sp_ray_ml.cluster.settings import ClusterSettings, Group, WorkerGroup
 
@@ -22,6 +23,19 @@ Body = dict[str, Any]
 
 GPU_RESOURCE = "nvidia.com/gpu"
 _GPU_TOLERATION = {"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}
+_ALONE: Body = {
+    "podAntiAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": [
+            {
+                "labelSelector": {"matchLabels": {WHOLE_NODE: "true"}},
+                "namespaceSelector": {},
+                "topologyKey": "kubernetes.io/hostname",
+            }
+        ]
+    }
+}
+"""One worker a node, whoever's cluster it is of: GPUs, memory bandwidth and network are then its own."""
+_DEDICATED = {"key": "dedicated", "operator": "Equal", "value": "ray", "effect": "NoSchedule"}
 _USER = 1000
 """User of Ray's own images; the name they give, `ray`, is none that `runAsNonRoot` can check."""
 _MOST_WORKERS = 100_000
@@ -202,6 +216,7 @@ def _worker_group(settings: ClusterSettings, group: WorkerGroup, facts: Facts) -
 
 
 def _template(settings: ClusterSettings, group: Group, container_name: str, facts: Facts) -> Body:
+    alone = isinstance(group, WorkerGroup) and group.gpus > 0 and not settings.share_nodes
     image = group.image or settings.image or (facts.gpu_image if group.gpus else facts.image)
     container: Body = {
         "name": container_name,
@@ -215,13 +230,12 @@ def _template(settings: ClusterSettings, group: Group, container_name: str, fact
         "serviceAccountName": settings.service_account,
         "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
         "nodeSelector": dict(group.node_selector),
-        "affinity": _affinity(group),
-        "tolerations": _tolerations(group),
+        "affinity": {**_affinity(group), **(_ALONE if alone else {})},
+        "tolerations": [*_tolerations(group), *([dict(_DEDICATED)] if alone else [])],
         "volumes": copy.deepcopy(group.volumes),
     }
-    metadata = _without_empty(
-        {"labels": {**settings.labels, **group.labels}, "annotations": dict(group.annotations)}
-    )
+    labels = {**settings.labels, **group.labels, **({WHOLE_NODE: "true"} if alone else {})}
+    metadata = _without_empty({"labels": labels, "annotations": dict(group.annotations)})
     return _without_empty({"metadata": metadata, "spec": _without_empty(spec)})
 
 

@@ -1,4 +1,4 @@
-"""The NetworkPolicy of a cluster: who may reach its pods, and what they may reach."""
+"""The NetworkPolicies of clusters and teams: who may reach their pods, and what these may reach."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NETWORK_POLICY
 
-__all__ = ["check_endpoint", "network_policy"]
+__all__ = ["check_endpoint", "namespace_policy", "network_policy"]
 
 _DASHBOARD_PORT = 8265
 _METADATA = ("169.254.169.254/32", (80, 8080)), ("169.254.169.252/32", (987, 988))
@@ -66,18 +66,7 @@ def network_policy(
         api_server: Addresses and ports of the API server, as pods reach it.
     """
     mine = {"podSelector": {"matchLabels": {CLUSTER_LABEL: name}}}
-    dashboard = [{"protocol": "TCP", "port": _DASHBOARD_PORT}]
-    ingress: list[dict[str, Any]] = [{"from": [{"podSelector": {}}]}]
-    if operator_namespaces:
-        spaces = {
-            "key": "kubernetes.io/metadata.name",
-            "operator": "In",
-            "values": sorted(operator_namespaces),
-        }
-        ingress.append({"from": [{"namespaceSelector": {"matchExpressions": [spaces]}}], "ports": dashboard})
-    if api_server:
-        # So that the API server's proxy may ask the dashboard, where it comes from its own address.
-        ingress.append({"from": [_block(address) for address, _ in api_server], "ports": dashboard})
+    ingress = [{"from": [{"podSelector": {}}]}, *_control_plane(operator_namespaces, api_server)]
     out: list[dict[str, Any]] = [{"ports": _DNS}, {"to": [mine]}]
     for address, port in api_server:
         out.append({"to": [_block(address)], "ports": [{"protocol": "TCP", "port": port}]})
@@ -100,6 +89,46 @@ def network_policy(
             "egress": out,
         },
     }
+
+
+def namespace_policy(
+    namespaces: Sequence[str],
+    *,
+    operator_namespaces: Sequence[str] = (),
+    api_server: Sequence[tuple[str, int]] = (),
+) -> dict[str, Any]:
+    """Spec of the policy for all pods of a team's namespace: in come pods of the team's namespaces, and those who come
+    to the dashboard of a cluster. What goes out is left to each cluster's own policy.
+
+    Args:
+        namespaces: The team's namespaces.
+        operator_namespaces: Where the operator may run.
+        api_server: Addresses and ports of the API server, as pods reach it.
+    """
+    ours = {"from": [_from_namespaces(namespaces)]}
+    ingress = [ours, *_control_plane(operator_namespaces, api_server)]
+    return {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": ingress}
+
+
+def _control_plane(
+    operator_namespaces: Sequence[str], api_server: Sequence[tuple[str, int]]
+) -> list[dict[str, Any]]:
+    """The operator's and the API server's way to the dashboard."""
+    dashboard = [{"protocol": "TCP", "port": _DASHBOARD_PORT}]
+    found: list[dict[str, Any]] = []
+    if operator_namespaces:
+        found.append({"from": [_from_namespaces(operator_namespaces)], "ports": dashboard})
+    # So that the API server's proxy may ask the dashboard, where it comes from its own address. Where that could not be
+    # seen any address would be meant, of all pods in the Kubernetes cluster: a port is forwarded then instead.
+    if known := [_block(address) for address, _ in api_server if not address.endswith("/0")]:
+        found.append({"from": known, "ports": dashboard})
+    return found
+
+
+def _from_namespaces(names: Sequence[str]) -> dict[str, Any]:
+    """All pods of these namespaces, by the label that the API server itself sets."""
+    spaces = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": sorted(names)}
+    return {"namespaceSelector": {"matchExpressions": [spaces]}}
 
 
 def _block(address: str) -> dict[str, Any]:

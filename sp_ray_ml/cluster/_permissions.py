@@ -82,12 +82,15 @@ _LATER = (
 )
 
 
-def needs(companions: Sequence[Body], manifest: Body | None = None) -> list[Need]:
+def needs(
+    companions: Sequence[Body], manifest: Body | None = None, *, rights_given: bool = False
+) -> list[Need]:
     """The permissions that a cluster takes: first what it cannot be made without, then what is missed later.
 
     Args:
         companions: What is made beside it.
         manifest: The RayCluster, where it may have a limit that the agent is to keep.
+        rights_given: Whether the agent has its rights in the namespace already.
     """
     found = [Need("get", RAY_CLUSTER), Need("create", RAY_CLUSTER), Need("patch", RAY_CLUSTER)]
     for kind in dict.fromkeys(kind_of(body) for body in companions):
@@ -98,11 +101,11 @@ def needs(companions: Sequence[Body], manifest: Body | None = None) -> list[Need
     if manifest is not None:
         from sp_ray_ml.cluster._lifetime import has_limits
 
-        found += agent_needs(manifest) if has_limits(manifest) else ()
+        found += agent_needs(manifest, rights_given=rights_given) if has_limits(manifest) else ()
     return list(dict.fromkeys(found))
 
 
-def agent_needs(manifest: Body) -> list[Need]:
+def agent_needs(manifest: Body, *, rights_given: bool = False) -> list[Need]:
     """The permissions that installing the agent takes: to make it, and all that it may, which nobody can give who lacks it.
 
     Args:
@@ -112,6 +115,8 @@ def agent_needs(manifest: Body) -> list[Need]:
 
     why = "being suspended or deleted when its time is over"
     found = [Need("get", CRON_JOB, "", why)]
+    if rights_given:
+        return [*found, *(Need(verb, CRON_JOB, "", why) for verb in ("create", "patch"))]
     for kind in (CRON_JOB, SERVICE_ACCOUNT, ROLE, ROLE_BINDING):
         found += [Need(verb, kind, "", why) for verb in ("create", "patch")]
     named = {**manifest, "metadata": {"uid": "", **manifest["metadata"]}}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from sp_ray_ml.cluster._agent_manifest import rights_given
+from sp_ray_ml.cluster._api_errors import unless_forbidden
 from sp_ray_ml.cluster._features import Features, features
 from sp_ray_ml.cluster._kinds import (
     CONFIG_MAP,
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["PRIORITY_CLASS", "PlanFacts", "gather_plan_facts", "references"]
 
 Body = Mapping[str, Any]
-Result = TypeVar("Result")
 
 PRIORITY_CLASS = Kind("PriorityClass", "/apis/scheduling.k8s.io/v1", "priorityclasses", namespaced=False)
 _AUTOSCALER_STATUS = "cluster-autoscaler-status"
@@ -95,21 +96,23 @@ def gather_plan_facts(
     namespace = request.namespace
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sp-ray-plan") as pool:
         # The greatest first.
-        pods = pool.submit(_may, lambda: api.list(POD, None, fields=f"spec.nodeName!=,{_RUNNING}")[0])
-        nodes = pool.submit(_may, lambda: api.list(NODE, None)[0])
+        pods = pool.submit(
+            unless_forbidden, lambda: api.list(POD, None, fields=f"spec.nodeName!=,{_RUNNING}")[0]
+        )
+        nodes = pool.submit(unless_forbidden, lambda: api.list(NODE, None)[0])
         schema = pool.submit(lambda: known or features(api))
         there = pool.submit(_exists, api, NAMESPACE, None, namespace)
         exists = pool.submit(_exists, api, RAY_CLUSTER, namespace, request.name)
         refused = pool.submit(_refusal, api, manifest)
-        own = pool.submit(_may, lambda: api.list(POD, namespace, fields=_RUNNING)[0])
-        quotas = pool.submit(_may, lambda: api.list(QUOTA, namespace)[0])
-        ranges = pool.submit(_may, lambda: api.list(LIMIT_RANGE, namespace)[0])
+        own = pool.submit(unless_forbidden, lambda: api.list(POD, namespace, fields=_RUNNING)[0])
+        quotas = pool.submit(unless_forbidden, lambda: api.list(QUOTA, namespace)[0])
+        ranges = pool.submit(unless_forbidden, lambda: api.list(LIMIT_RANGE, namespace)[0])
         scaler = pool.submit(_exists, api, CONFIG_MAP, "kube-system", _AUTOSCALER_STATUS)
         named = {
             key: pool.submit(_exists, api, key[0], namespace if key[0].namespaced else None, key[1])
             for key in references(request, manifest, companions)
         }
-        permissions = pool.submit(allowed_of, api, namespace, needs(companions, manifest))
+        permissions = pool.submit(_permissions, api, namespace, manifest, companions)
         refusals = {
             group.name: pool.submit(_pod_refusal, api, namespace, pod_body(request, group))
             for group in request.groups
@@ -131,18 +134,13 @@ def gather_plan_facts(
         )
 
 
-def _may(read: Callable[[], Result]) -> Result | None:
-    """What is read; None where that is not allowed."""
-    try:
-        return read()
-    except KubernetesAccessError as error:
-        if error.status == 401:
-            raise
-        return None
+def _permissions(api: Api, namespace: str, manifest: Body, companions: Sequence[Body]) -> dict[Need, bool]:
+    given = rights_given(api, namespace)
+    return allowed_of(api, namespace, needs(companions, manifest, rights_given=given))
 
 
 def _exists(api: Api, kind: Kind, namespace: str | None, name: str) -> bool | None:
-    return _may(lambda: api.find(kind, namespace, name) is not None)
+    return unless_forbidden(lambda: api.find(kind, namespace, name) is not None)
 
 
 def _refusal(api: Api, manifest: Body) -> str | None:

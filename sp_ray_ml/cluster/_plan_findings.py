@@ -52,11 +52,13 @@ class Plan:
         request: What it asks for.
         findings: What was found, the worst first.
         gpu_types: Types of GPU that it asks for.
+        notes: What else one should know, the defaults that came from a team say.
     """
 
     request: ClusterRequest
     findings: tuple[Finding, ...]
     gpu_types: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -108,6 +110,7 @@ class Plan:
                 for group in self.request.groups
             ],
             "findings": [asdict(finding) for finding in self.findings],
+            "notes": list(self.notes),
         }
 
 

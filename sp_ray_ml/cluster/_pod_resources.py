@@ -8,11 +8,20 @@ from typing import Any
 
 from sp_ray_ml.cluster._quantity import format_bytes, format_number, parse_quantity
 
-__all__ = ["format_amount", "pod_resources", "quota_use"]
+__all__ = ["WHOLE_NODE", "format_amount", "pod_resources", "quota_use", "takes_whole_node"]
 
 Body = Mapping[str, Any]
 _BYTES = ("memory", "storage", "ephemeral-storage")
-_NAMES = {"cpu": "CPU", "nvidia.com/gpu": "GPU", "amd.com/gpu": "AMD GPU", "pods": "pod", "count/pods": "pod"}
+WHOLE_NODE = "sp-ray/whole-node"
+"""Label of pods of which each has a node of its own, and an amount of which each node has one."""
+_NAMES = {
+    WHOLE_NODE: "node of its own",
+    "cpu": "CPU",
+    "nvidia.com/gpu": "GPU",
+    "amd.com/gpu": "AMD GPU",
+    "pods": "pod",
+    "count/pods": "pod",
+}
 
 
 def pod_resources(spec: Body, which: str = "requests") -> dict[str, Decimal]:
@@ -46,6 +55,14 @@ def pod_resources(spec: Body, which: str = "requests") -> dict[str, Decimal]:
     return total
 
 
+def takes_whole_node(spec: Body) -> bool:
+    """Whether no other pod of this kind may be on the node of one with this `spec`."""
+    terms = ((spec.get("affinity") or {}).get("podAntiAffinity") or {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ) or ()
+    return any(WHOLE_NODE in ((term.get("labelSelector") or {}).get("matchLabels") or {}) for term in terms)
+
+
 def _add(total: dict[str, Decimal], more: Mapping[str, Decimal]) -> dict[str, Decimal]:
     for name, amount in more.items():
         total[name] = total.get(name, Decimal(0)) + amount
@@ -73,6 +90,8 @@ def format_amount(resource: str, amount: Decimal) -> str:
     name = resource.removeprefix("limits.").removeprefix("requests.")
     if name in _BYTES:
         return f"{format_bytes(amount)} of {name.replace('-', ' ')}"
+    if name == WHOLE_NODE and amount != 1:
+        return f"{format_number(amount)} nodes of their own"
     word = _NAMES.get(name)
     if word is None:
         return f"{format_number(amount)} {name}"

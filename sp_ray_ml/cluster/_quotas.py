@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from sp_ray_ml.cluster._kinds import CLUSTER_LABEL
+from sp_ray_ml.cluster._gpu_types import gpu_type_of_pod
+from sp_ray_ml.cluster._kinds import ANNOTATION, CLUSTER_LABEL, TEAM_LABEL
 from sp_ray_ml.cluster._plan_findings import Finding
 from sp_ray_ml.cluster._pod_resources import format_amount, pod_resources, quota_use
 from sp_ray_ml.cluster._quantity import parse_quantity
 from sp_ray_ml.cluster._requests import ClusterRequest, GroupRequest, all_containers
 
-__all__ = ["limit_range_findings", "quota_findings"]
+__all__ = ["GPUS", "gpus_of", "limit_range_findings", "quota_findings", "users"]
 
 Body = Mapping[str, Any]
+GPUS = f"{ANNOTATION}gpus"
+"""At a team's quota: how many GPUs of each type, as JSON. A quota of Kubernetes knows no types: it has their sum."""
 _COMPUTE = ("cpu", "memory")
 _MOST_USERS = 3
 
@@ -38,7 +42,7 @@ def quota_findings(
         exists: Whether the cluster is there, so that its objects beside pods are counted already.
     """
     for quota in quotas:
-        found = list(_of_quota(request, quota, pods or (), exists))
+        found = [*_of_quota(request, quota, pods or (), exists), *_by_gpu_type(request, quota, pods or ())]
         if found:
             yield from found
         else:
@@ -65,17 +69,20 @@ def _of_quota(request: ClusterRequest, quota: Body, pods: Sequence[Body], exists
             continue
         asked, most = _asked(resource, request, groups, scoped)
         what = f"quota {name} allows {_amount(resource, hard)} ({resource})"
+        team = (quota["metadata"].get("labels") or {}).get(TEAM_LABEL)
         raise_it = f"have it raised: kubectl edit quota {name} -n {namespace}"
+        if team:  # by hand it would be what it was with the next apply
+            raise_it = f"have whoever applies the file of team {team} raise it"
         if asked > hard:
             yield Finding(
                 "quota", "never", f"{what}, the cluster alone asks for {_amount(resource, asked)}",
                 f"Ask for less, or {raise_it}",
             )  # fmt: skip
         elif asked and asked + used > hard:
-            users = _users(resource, theirs)
+            by = users(resource, theirs)
             yield Finding(
                 "quota", "short",
-                f"{what}, {_amount(resource, used)} are used{users}, the cluster asks for "
+                f"{what}, {_amount(resource, used)} are used{by}, the cluster asks for "
                 f"{_amount(resource, asked)}: short by {_amount(resource, asked + used - hard)}",
                 f"Ask for less, free some (sp-ray get cluster -n {namespace}), or {raise_it}",
             )  # fmt: skip
@@ -85,6 +92,50 @@ def _of_quota(request: ClusterRequest, quota: Body, pods: Sequence[Body], exists
                 f"{what}: at its most the cluster asks for {_amount(resource, most)}, "
                 f"so the autoscaler is stopped {_amount(resource, most + used - hard)} before that",
                 f"Lower max_workers, or {raise_it}",
+            )  # fmt: skip
+
+
+def gpus_of(pods: Sequence[Body]) -> dict[str, Decimal]:
+    """GPUs that pods ask for, by type; of pods that name none under the empty name."""
+    found: dict[str, Decimal] = {}
+    for pod in pods:
+        if pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}:
+            continue
+        if count := sum(n for name, n in pod_resources(pod["spec"]).items() if name.endswith("/gpu")):
+            kind = gpu_type_of_pod(pod["spec"]) or ""
+            found[kind] = found.get(kind, Decimal(0)) + count
+    return found
+
+
+def _by_gpu_type(request: ClusterRequest, quota: Body, pods: Sequence[Body]) -> Iterator[Finding]:
+    """What a team's quota has of each type, which nobody else counts where there is no Kueue."""
+    text = (quota["metadata"].get("annotations") or {}).get(GPUS)
+    if not text:
+        return
+    limits = {kind: Decimal(count) for kind, count in json.loads(text).items()}
+    used = gpus_of([pod for pod in pods if not _own(pod, request)])
+    asked: dict[str, Decimal] = {}
+    for group in request.groups:
+        for kind, count in gpus_of([{"spec": group.spec}]).items():
+            asked[kind] = asked.get(kind, Decimal(0)) + count * group.replicas
+    name, known = quota["metadata"]["name"], ", ".join(f"{n} {kind}" for kind, n in limits.items())
+    for kind, count in asked.items():
+        if kind not in limits:
+            what = f"GPUs of type {kind}" if kind else "GPUs without saying of which type"
+            yield Finding(
+                "quota", "never", f"quota {name} allows {known}; the cluster asks for {what}",
+                "Ask for one of these types: --worker-gpu-type, gpu_type in a file",
+            )  # fmt: skip
+        elif count > limits[kind]:
+            yield Finding(
+                "quota", "never", f"quota {name} allows {limits[kind]} GPUs of type {kind}, the cluster alone asks for {count}",
+                "Ask for fewer, or have the team's file changed",
+            )  # fmt: skip
+        elif count + used.get(kind, Decimal(0)) > limits[kind]:
+            yield Finding(
+                "quota", "short",
+                f"quota {name} allows {limits[kind]} GPUs of type {kind}, {used[kind]} are used, the cluster asks for {count}",
+                f"Ask for fewer, or free some (sp-ray get cluster -n {request.namespace})",
             )  # fmt: skip
 
 
@@ -157,7 +208,7 @@ def _meets(scope: Body, spec: Body) -> bool:
     return any("namespaces" in str(affinity.get(kind)) for kind in ("podAffinity", "podAntiAffinity"))
 
 
-def _users(resource: str, pods: Sequence[Body]) -> str:
+def users(resource: str, pods: Sequence[Body]) -> str:
     """Who uses a quota: ` (4 CPUs by cluster other, …)`; empty where that is not seen."""
     used: dict[str, Decimal] = {}
     for pod in pods:

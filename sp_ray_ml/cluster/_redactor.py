@@ -20,15 +20,16 @@ _PATTERNS = (
     re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
     re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
 )
-_BEARER = re.compile(r"(?i)\b(bearer|basic|token)(\s+)(?=[A-Za-z0-9._~+/=-]*[0-9])[A-Za-z0-9._~+/=-]{12,}")
+_BEARER = re.compile(r"(?i)\b(bearer|basic|token)(\s{1,16})(?=[A-Za-z._~+/=-]*[0-9])[A-Za-z0-9._~+/=-]{12,}")
+# Begins at the word and has bounds: a log may be one line of millions of letters.
 _ASSIGNED = re.compile(
     r"""(?ix)
-    ([A-Za-z0-9_.-]*(?:password|passwd|pwd|secret|token|api_?key|access_?key|private_?key|credential)[A-Za-z0-9_.-]*
-     ["']?\s*[=:]\s*["']?)
+    ((?:password|passwd|pwd|secret|token|api_?key|access_?key|private_?key|credential)[A-Za-z0-9_.-]{0,64}
+     ["']?\s{0,16}[=:]\s{0,16}["']?)
     (?!["'\s])[^\s"',;&)}\]]+"""
 )
 
-_COUNT = re.compile(r"(?i)tokens[\"']?\s*[=:]\s*[\"']?\d+(?:\.\d+)?")
+_COUNT = re.compile(r"(?i)tokens[\"']?\s{0,16}[=:]\s{0,16}[\"']?\d+(?:\.\d+)?")
 """`max_tokens=512` of a language model."""
 
 

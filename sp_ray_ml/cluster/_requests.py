@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, GROUP_LABEL, NODE_TYPE_LABEL, RAY_CLUSTER, kind_of
-from sp_ray_ml.cluster._pod_resources import pod_resources
+from sp_ray_ml.cluster._pod_resources import WHOLE_NODE, pod_resources, takes_whole_node
 from sp_ray_ml.cluster._quantity import parse_quantity
 
 __all__ = [
@@ -167,6 +167,8 @@ def _group(
         GROUP_LABEL: name or "headgroup",
     }
     requests = {**pod_resources(pod), "pods": Decimal(1)}
+    if takes_whole_node(pod):
+        requests[WHOLE_NODE] = Decimal(1)
     limits = pod_resources(pod, "limits")
     return GroupRequest(name, pod, labels, meta.get("annotations") or {}, replicas, most, requests, limits)
 

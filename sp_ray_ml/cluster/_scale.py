@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from sp_ray_ml.cluster._kinds import RAY_CLUSTER
+from sp_ray_ml.cluster._kinds import RAY_CLUSTER, queue_of
 from sp_ray_ml.cluster._validate import find_worker_group
 from sp_ray_ml.errors import ConfigError, KubernetesError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["scale"]
 
 _ATTEMPTS = 5
+_ELASTIC = "kueue.x-k8s.io/elastic-job"
+"""Annotation by which Kueue adds and takes away quota while a cluster runs."""
 
 
 def scale(api: Api, namespace: str, name: str, worker_group: str, replicas: int) -> dict[str, Any]:
@@ -55,6 +57,16 @@ def _check(
         raise ConfigError(
             f"worker group {worker_group} has between {low} and {high} workers, got {replicas}", where=where,
             hint="KubeRay would keep to that range; change minReplicas and maxReplicas first",
+        )  # fmt: skip
+    meta = cluster["metadata"]
+    queue = queue_of(cluster)
+    elastic = (meta.get("annotations") or {}).get(_ELASTIC) == "true"
+    if queue and not elastic and not cluster["spec"].get("suspend") and replicas != group.get("replicas"):
+        place = f"{meta['name']} -n {meta['namespace']}"
+        raise ConfigError(
+            f"it runs in queue {queue}, whose quota it has as a whole: Kueue would stop all of it, the head too, and "
+            "have it wait once more", where=where,
+            hint=f"Suspend it first, then scale and resume it: sp-ray suspend cluster {place}",
         )  # fmt: skip
     if (
         cluster["spec"].get("enableInTreeAutoscaling")

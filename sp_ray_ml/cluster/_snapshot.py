@@ -48,6 +48,7 @@ class Snapshot:
         limit_ranges: LimitRanges of the namespace, likewise.
         nodes: Nodes; None where they may not be read.
         workloads: Kueue's Workloads of the namespace; None where there is no Kueue.
+        pending: What waits in its queue, in order, by Kueue's visibility API; None where that was not asked or is silent.
         neighbours: The namespace's other pods that have not ended; None where they were not read.
         service_accounts: ServiceAccounts of the namespace, likewise.
         logs: The last lines of containers, by pod's name and container's name.
@@ -61,6 +62,7 @@ class Snapshot:
     limit_ranges: Sequence[Body] | None = None
     nodes: Sequence[Body] | None = None
     workloads: Sequence[Body] | None = None
+    pending: Sequence[Body] | None = None
     neighbours: Sequence[Body] | None = None
     service_accounts: Sequence[Body] | None = None
     logs: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)

@@ -31,7 +31,7 @@ _SERVER = Path(__file__).with_name("_ssh_server.sh")
 
 def proxy(cluster: RayCluster) -> int:
     """`run_proxy` on a cluster's head."""
-    cluster._check_not_suspended()
+    cluster.check_not_suspended()
     return run_proxy(cluster._api, cluster.namespace, cluster.name)
 
 

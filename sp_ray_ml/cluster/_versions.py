@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PACKAGES",
+    "RAYS_OWN",
     "Purpose",
     "check_versions",
     "client_versions",
@@ -42,7 +43,9 @@ PACKAGES = (
     "xgboost",
 )
 """Packages whose objects travel between client and cluster."""
-_REPOSITORY = "rayproject/ray"
+RAYS_OWN = "rayproject/"
+"""Images of Ray's, none of which has this package."""
+_REPOSITORY = f"{RAYS_OWN}ray"
 _OLDEST_FOR_JOBS = (1, 9)
 """Ray documents that job submission needs 1.9 on the cluster, and keeps it compatible from there."""
 _BREAKS_AT: dict[str, int] = {"numpy": 1, "pandas": 1, "torch": 1, "sp_ray_ml": 2}

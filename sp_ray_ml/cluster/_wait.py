@@ -221,9 +221,10 @@ class _Wait:
 
     def _check_identity(self, snapshot: Snapshot) -> None:
         """Make sure that it is the cluster that was meant, and that it stays."""
-        cluster = snapshot.cluster
+        cluster, first = snapshot.cluster, self.clusters.first
+        if self.uid is None and first is not None:
+            self.uid = first["metadata"]["uid"]
         if self.target.kind == "deleted":
-            self.uid = self.uid or (cluster["metadata"]["uid"] if cluster else None)
             return
         if cluster is None:
             raise ClusterNotFoundError(
@@ -234,13 +235,12 @@ class _Wait:
                 hint=f"Run: sp-ray get cluster -n {self.namespace}",
             )
         found = cluster["metadata"]["uid"]
-        if self.uid not in {None, found}:
+        if self.uid != found:
             raise ClusterNotFoundError(
                 f"the cluster {self.name} was deleted, and another of its name was made, while it was waited for",
                 where=self.namespace,
                 hint=f"Look at that one: sp-ray describe cluster {self.name} -n {self.namespace}",
             )
-        self.uid = found
         if cluster["metadata"].get("deletionTimestamp"):
             raise ClusterNotFoundError(
                 f"the cluster {self.name} is being deleted",

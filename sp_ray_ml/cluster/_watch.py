@@ -112,6 +112,7 @@ class Watch:
         self._open_s, self._silence_s = open_s, silence_s
         self._lock = threading.Lock()
         self._objects: dict[str, Body] = {}
+        self._first: Body | None = None
         self._synced = False
         self._closed = threading.Event()
         self._response: BaseHTTPResponse | None = None
@@ -156,6 +157,12 @@ class Watch:
         with self._lock:
             return list(self._objects.values())
 
+    @property
+    def first(self) -> Body | None:
+        """The object that was seen first, though it may be gone by now; None where there was none."""
+        with self._lock:
+            return self._first
+
     # --- the thread ---------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -192,6 +199,7 @@ class Watch:
                 for uid, item in found.items()
                 if _version(item) != _version(self._objects.get(uid))
             ]
+            self._first = self._first or next(iter(items), None)
             self._objects, self._version, self._synced = found, version, True
         self._put([("DELETED", item) for item in gone])
         self._put(fresh)
@@ -254,6 +262,7 @@ class Watch:
         uid = item["metadata"]["uid"]
         with self._lock:
             known = self._objects.get(uid)
+            self._first = self._first or item
             if type == "DELETED":
                 self._objects.pop(uid, None)
             else:

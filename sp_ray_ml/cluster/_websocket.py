@@ -62,7 +62,7 @@ class WebSocket:
         from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus
         from websockets.typing import Subprotocol
 
-        from sp_ray_ml.cluster._api import _refused
+        from sp_ray_ml.cluster._api_errors import error_of
 
         # Credentials may come from a program that takes its time.
         url, headers = await in_thread(lambda: api.url_and_headers(path, query))
@@ -83,7 +83,7 @@ class WebSocket:
             )
         except InvalidStatus as refusal:
             answer = refusal.response
-            raise _refused(answer.status_code, bytes(answer.body or b""), "GET", path, api.context) from None
+            raise error_of(answer.status_code, bytes(answer.body or b""), "GET", path, api.context) from None
         except (OSError, EOFError, InvalidHandshake, InvalidMessage) as error:
             # A handshake that breaks off has the reason as its cause.
             said = "it does not answer" if isinstance(error, TimeoutError) else str(error.__cause__ or error)
@@ -97,7 +97,9 @@ class WebSocket:
             raise KubernetesError(
                 "the API server, or a proxy before it, does not speak the protocol of pods", where=api.server
             )
-        _tune(connection.transport.get_extra_info("socket"))
+        if (plain := connection.transport.get_extra_info("socket")) is None:  # it was closed again meanwhile
+            raise KubernetesError("the connection was closed at once", where=api.server)
+        _tune(plain)
         return cls(connection, connection.subprotocol)
 
     async def receive(self) -> bytes | None:
@@ -169,9 +171,9 @@ def _tls_context(configuration: Any) -> ssl.SSLContext:
 def _tune(connection: socket.socket) -> None:
     import socket
 
-    from sp_ray_ml.cluster._api import _socket_options
+    from sp_ray_ml.cluster._kubeconfig import socket_options
 
-    for level, name, value in _socket_options():
+    for level, name, value in socket_options():
         connection.setsockopt(level, name, value)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_S * 1000)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import logging
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -15,14 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.cluster._activity import ask_activity
-from sp_ray_ml.cluster._agent_manifest import retire_agent
-from sp_ray_ml.cluster._black_box import IN_CLUSTER, HomeNotSavedError, save_black_box
-from sp_ray_ml.cluster._black_box_store import local_folder
-from sp_ray_ml.cluster._head_http import in_cluster
+from sp_ray_ml.cluster._after_job import after_job, box_place
+from sp_ray_ml.cluster._agent_manifest import NOT_FROM_A_QUEUE, retire_agent
+from sp_ray_ml.cluster._black_box import HomeNotSavedError, save_black_box
 from sp_ray_ml.cluster._kinds import EVENT, RAY_CLUSTER
+from sp_ray_ml.cluster._kueue import may_set_active, set_active
 from sp_ray_ml.cluster._lifetime import has_limits
 from sp_ray_ml.cluster._lifetime_rules import (
-    BLACK_BOX,
     LAST_ACTIVITY,
     WARNING,
     Activity,
@@ -33,8 +31,9 @@ from sp_ray_ml.cluster._lifetime_rules import (
     suspended_annotations,
 )
 from sp_ray_ml.cluster._lifetime_text import read_time, show_time, write_time
+from sp_ray_ml.cluster._usage_store import record_usage
 from sp_ray_ml.errors import ClusterError, KubernetesError, SpRayError
-from sp_ray_ml.logger import LOGGER
+from sp_ray_ml.logger import LOGGER, logged_to_stdout
 
 if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
@@ -93,6 +92,8 @@ def look_after(api: Api, cluster: Body, *, clock: Clock = _utc_now, direct: bool
     Raises:
         SpRayError: It could not be done: a refusal of the API server, a black box that cannot be saved.
     """
+    if (done := after_job(api, cluster, clock(), direct=direct)) is not None:
+        return done
     for _ in range(_TRIES):
         decision, activity = _decide(api, cluster, clock(), direct)
         if decision.action == "nothing":
@@ -126,15 +127,15 @@ def _act(api: Api, cluster: Body, decision: Decision, clock: Clock, direct: bool
     meta = cluster["metadata"]
     suspend = decision.action == "suspend"
     doing = "suspended" if suspend else "deleted"
+    if suspend and not may_set_active(api, cluster):  # Kueue would resume it, without what ran on it
+        return _refrain(api, cluster, f"not {doing}: {NOT_FROM_A_QUEUE}", clock())
     try:
         place = save_black_box(
-            api, meta["namespace"], meta["name"], _box_place(cluster), now=clock(), direct=direct,
+            api, meta["namespace"], meta["name"], box_place(cluster), now=clock(), direct=direct,
             reason=f"{doing}: {decision.message}", with_home=suspend and home_of(cluster) == "pod",
         )  # fmt: skip
     except SpRayError as error:
-        said = f"not {doing}: {error.message}"
-        if _patch(api, cluster, {WARNING: said[:_LONGEST_MESSAGE]}):
-            _tell(api, cluster, "SpRayWarning", said, clock())
+        said = _refrain(api, cluster, f"not {doing}: {error.message}", clock())
         if isinstance(error, HomeNotSavedError):  # that is how it is to be, and nothing of ours is broken
             return said
         raise
@@ -154,15 +155,18 @@ def _act(api: Api, cluster: Body, decision: Decision, clock: Clock, direct: bool
         return f"deleted: {again.message}; black box: {place}" if gone else None
     if not _patch(api, cluster, {**again.changes, **suspended_annotations(now)}, {"suspend": True}):
         return None
+    set_active(api, cluster, False)  # Kueue would resume it at once
     said = f"suspended: {again.message}; black box: {place}"
     _tell(api, cluster, "SpRaySuspended", said, now)
     return said
 
 
-def _box_place(cluster: Body) -> str:
-    """Where its black box goes; a folder would be one of this pod, which is gone in a moment."""
-    place = (cluster["metadata"].get("annotations") or {}).get(BLACK_BOX)
-    return IN_CLUSTER if not place or (in_cluster() and local_folder(place) is not None) else place
+def _refrain(api: Api, cluster: Body, said: str, now: datetime.datetime) -> str:
+    """Say why nothing is done though it is due, once."""
+    notes, warning = cluster["metadata"].get("annotations") or {}, said[:_LONGEST_MESSAGE]
+    if notes.get(WARNING) != warning and _patch(api, cluster, {WARNING: warning}):
+        _tell(api, cluster, "SpRayWarning", said, now)
+    return said
 
 
 def _state(cluster: Body, decision: Decision, activity: Activity) -> str:
@@ -252,24 +256,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--namespace", "-n", help="the namespace; the pod's or the context's own without")
     parser.add_argument("--kubeconfig", help="a kubeconfig; in a pod its own account without")
     options = parser.parse_args(arguments)
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    level = LOGGER.level
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
-    try:
-        with Api(options.kubeconfig) as api:
-            return _main(api, options.namespace or api.namespace)
-    except SpRayError as error:
-        LOGGER.error("%s", error)
-        return 1
-    finally:
-        LOGGER.removeHandler(handler)
-        LOGGER.setLevel(level)
+    with logged_to_stdout():
+        try:
+            with Api(options.kubeconfig) as api:
+                return _main(api, options.namespace or api.namespace)
+        except SpRayError as error:
+            LOGGER.error("%s", error)
+            return 1
 
 
 def _main(api: Api, namespace: str) -> int:
     before = retire_agent(api, namespace)
+    summed = _record_usage(api, namespace)
     outcomes = run_pass(api, namespace)
     failed = 0
     for name, outcome in sorted(outcomes.items()):
@@ -282,9 +280,18 @@ def _main(api: Api, namespace: str) -> int:
         else:
             LOGGER.info("%s/%s: %s", namespace, name, outcome)
     LOGGER.info("looked after %d clusters at %s, %d failed", len(outcomes), write_time(_utc_now()), failed)
-    if not outcomes and before():
+    if not outcomes and not summed and before():
         LOGGER.info("no cluster here has a limit: the agent is removed until one has")
     return 1 if failed else 0
+
+
+def _record_usage(api: Api, namespace: str) -> int:
+    """Sum the hours of a team's clusters; what cannot be summed now is in the next pass. Limits are kept all the same."""
+    try:
+        return record_usage(api, namespace)
+    except SpRayError as error:
+        LOGGER.error("%s: the hours of its clusters are not summed: %s", namespace, error)
+        return 0
 
 
 if __name__ == "__main__":

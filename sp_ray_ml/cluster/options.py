@@ -83,7 +83,7 @@ def settings_of(
         ConfigError: With every mistake, under the names of the options.
     """
     from sp_ray_ml.cluster.settings import ClusterSettings
-    from sp_ray_ml.config import document_of, near_match
+    from sp_ray_ml.config import near_match
     from sp_ray_ml.errors import ConfigError, Problem
 
     given = {key: value for key, value in options.items() if value is not None}
@@ -92,7 +92,8 @@ def settings_of(
             Problem(key, f"unknown{near_match(key, ClusterOptions.__annotations__)}") for key in unknown
         )
         raise ConfigError("RayCluster cannot be made", problems=problems)
-    data: dict[str, Any] = document_of(base).data if base else {}
+    # Only what is said: the team of the namespace may have something for the rest.
+    data: dict[str, Any] = base.model_dump(mode="json", exclude_unset=True) if base else {}
     workers = data.get("workers") or [{}]
     if any(key in _IN_WORKER for key in given) and len(workers) > 1:
         raise ConfigError(

@@ -8,15 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NODE, POD, RAY_CLUSTER
-from sp_ray_ml.errors import (
-    ClusterError,
-    ClusterNotFoundError,
-    ConfigError,
-    KubernetesAccessError,
-    KubernetesError,
-)
-from sp_ray_ml.logger import LOGGER
+from sp_ray_ml.cluster._find import find_cluster
+from sp_ray_ml.cluster._kinds import RAY_CLUSTER
+from sp_ray_ml.cluster._reporter import Reporter
+from sp_ray_ml.cluster.planned import request_of
+from sp_ray_ml.errors import ClusterError, ClusterNotFoundError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,24 +20,18 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.cluster._api import Api
     from sp_ray_ml.cluster._connect import Connection
-    from sp_ray_ml.cluster._create import Request
     from sp_ray_ml.cluster._describe import ClusterDescription
     from sp_ray_ml.cluster._head_http import HeadHttp
     from sp_ray_ml.cluster._jobs import Job
-    from sp_ray_ml.cluster._plan import Plan
     from sp_ray_ml.cluster._post_mortem import PostMortem
     from sp_ray_ml.cluster._snapshot import Cause
     from sp_ray_ml.cluster._versions import Purpose
     from sp_ray_ml.cluster.options import ClusterOptions
     from sp_ray_ml.cluster.settings import ClusterSettings
 
-__all__ = ["RayCluster", "Reporter", "list_clusters", "manifests", "plan_cluster"]
+__all__ = ["RayCluster", "list_clusters"]
 
 _TIMEOUT_S = 900.0
-_DESCRIBE_S = 4.0
-"""How long a description waits for the cluster itself to say its versions."""
-_BESIDE_A_MANIFEST = {"idle_timeout", "ttl", "black_box", "insecure", "egress"}
-"""What may be said of a cluster beside its full manifest."""
 
 
 class RayCluster:
@@ -118,7 +108,7 @@ class RayCluster:
 
         parse_target(wait_for)  # what is misspelt is told before anything is made
         api = _api(kubeconfig, context)
-        request = _request(api, name, namespace, settings, options)
+        request = request_of(api, name, namespace, settings, options)
         told = reporter or Reporter()
         made = create(api, request, with_plan=plan, update=update, force=force, on_step=told.step)
         cluster = cls(api, made.cluster, tuple(made.notes))
@@ -144,7 +134,7 @@ class RayCluster:
             ClusterNotFoundError: There is none of this name; near names are in the message.
         """
         api = _api(kubeconfig, context)
-        return cls(api, _get(api, namespace or api.namespace, name))
+        return cls(api, find_cluster(api, namespace or api.namespace, name))
 
     @staticmethod
     def post_mortem(
@@ -180,7 +170,7 @@ class RayCluster:
         Raises:
             ClusterNotFoundError: It is gone, or another one of its name is there.
         """
-        body = _get(self._api, self.namespace, self.name)
+        body = find_cluster(self._api, self.namespace, self.name)
         if body["metadata"]["uid"] != self.uid:
             raise ClusterNotFoundError(
                 "this cluster is gone; another one has its name", where=f"{self.namespace}/{self.name}"
@@ -214,28 +204,9 @@ class RayCluster:
         Args:
             ask_ray: Ask the cluster itself for its versions, too.
         """
-        from sp_ray_ml.cluster._describe import describe
-        from sp_ray_ml.cluster._lifetime import lifetime_lines
+        from sp_ray_ml.cluster._look import look
 
-        self.refresh()
-        pods, _ = self._api.list(POD, self.namespace, labels=f"{CLUSTER_LABEL}={self.name}")
-        versions = self._versions() if ask_ray else {}
-        problem = self._not_looked_after() if ask_ray else None
-        return describe(
-            self._body,
-            pods,
-            nodes=self._nodes() if ask_ray else None,
-            ray_version=versions.get("ray"),
-            python_version=versions.get("python"),
-            notes=lifetime_lines(self._body, problem=problem),
-        )
-
-    def _not_looked_after(self) -> str | None:
-        """Why nobody suspends it or deletes it when its time is over, where that is so."""
-        from sp_ray_ml.cluster._agent_manifest import agent_problem
-        from sp_ray_ml.cluster._lifetime import has_limits
-
-        return agent_problem(self._api, self.namespace, self.name) if has_limits(self._body) else None
+        return look(self._api, self.refresh().manifest, self.dashboard if ask_ray else None)
 
     def explain(self) -> Cause | None:
         """Why it is not usable; None where nothing is wrong."""
@@ -319,26 +290,18 @@ class RayCluster:
         Raises:
             ClusterError: The home cannot be saved; nothing was suspended.
         """
-        from sp_ray_ml.cluster._lifetime_rules import home_of
+        from sp_ray_ml.cluster._suspend import suspend
 
-        if home_of(self.refresh().manifest) == "pod" and not self._body["spec"].get("suspend"):
-            from sp_ray_ml.cluster._black_box import save_black_box
-
-            place = save_black_box(
-                self._api, self.namespace, self.name, reason="it is being suspended", with_home=True
-            )
-            (reporter or Reporter()).note(f"Saved the head's home, which is on no volume: {place}")
-        self._merge({"spec": {"suspend": True}})
+        self._body = suspend(self._api, self.refresh().manifest, (reporter or Reporter()).note)
         return self.wait("suspended", timeout_s=timeout_s) if await_done else self
 
     def resume(
         self, *, await_ready: bool = True, timeout_s: float = _TIMEOUT_S, reporter: Reporter | None = None
     ) -> Self:
-        """Bring a suspended cluster's pods back."""
-        from sp_ray_ml.cluster._lifetime import resumed_annotations
+        """Bring a suspended cluster's pods back; one of a queue waits there for its turn."""
+        from sp_ray_ml.cluster._suspend import resume
 
-        # To leave the field out would not resume it.
-        self._merge({"spec": {"suspend": False}, "metadata": {"annotations": resumed_annotations()}})
+        self._body = resume(self._api, self.refresh().manifest)
         return self.wait(timeout_s=timeout_s, reporter=reporter) if await_ready else self
 
     def extend(self, by: datetime.timedelta | str) -> datetime.datetime:
@@ -369,7 +332,7 @@ class RayCluster:
             KubernetesError: It may not be deleted; no black box was saved.
             StorageError: The black box cannot be saved; nothing was deleted.
         """
-        from sp_ray_ml.cluster._black_box import save_black_box
+        from sp_ray_ml.cluster._delete import delete
 
         try:
             self.refresh()
@@ -377,24 +340,10 @@ class RayCluster:
             if missing_ok:
                 return None
             raise
-        place = None
-        if black_box is not False:
-            where = None if black_box is True else os.fspath(black_box)
-            self._check_deletion()
-            place = save_black_box(self._api, self.namespace, self.name, where)
-        self._api.delete(RAY_CLUSTER, self.namespace, self.name, uid=self.uid)
+        place = delete(self._api, self.namespace, self.name, self.uid, black_box)
         if await_gone:
             self.wait("deleted", timeout_s=timeout_s)
         return place
-
-    def _check_deletion(self) -> None:
-        """Have the API server say whether it will let it be deleted, before a black box says that it is."""
-        try:
-            self._api.delete(RAY_CLUSTER, self.namespace, self.name, uid=self.uid, dry_run=True)
-        except KubernetesError as error:
-            # Some webhooks do not take dry runs; they are asked when it comes to it.
-            if "does not support dry run" not in error.message:
-                raise
 
     # --- using --------------------------------------------------------------------------------------------------------
 
@@ -423,6 +372,29 @@ class RayCluster:
         except ClusterNotFoundError:  # the operator has not made the token yet
             return HeadHttp(self._api, self.namespace, self.name)
 
+    def check_not_suspended(self, *, for_logs: bool = False) -> None:
+        """Make sure that it is not suspended, as it has no pod then.
+
+        Raises:
+            ClusterError: It is; the hint has the way back.
+        """
+        if not self.refresh().manifest["spec"].get("suspend"):
+            return
+        place = f"{self.name} -n {self.namespace}"
+        hint = f"Bring it back: sp-ray resume cluster {place}"
+        if for_logs:
+            hint += f"\nWhat was saved of it before: sp-ray describe --post-mortem {place}"
+        raise ClusterError(
+            f"it is suspended{': its pods are gone, and their logs with them' if for_logs else ''}",
+            where=f"{self.namespace}/{self.name}", hint=hint,
+        )  # fmt: skip
+
+    def kept_dashboard(self) -> HeadHttp:
+        """As `dashboard`, over one connection that is kept until `close`."""
+        if self._dashboard is None:
+            self._dashboard = self.dashboard()
+        return self._dashboard
+
     def submit(
         self,
         entrypoint: str,
@@ -445,27 +417,32 @@ class RayCluster:
             ClusterError: Its head is not ready, or it refused.
             VersionMismatchError: Its Ray is too old for jobs.
         """
+        from sp_ray_ml.cluster._changed_files import send_changed
         from sp_ray_ml.cluster._jobs import submit
+        from sp_ray_ml.cluster._working_dir import folder_package
 
-        self._check_not_suspended()
+        self.check_not_suspended()
         self._check_versions("job")
+        folder = None if working_dir is None else folder_package(Path(working_dir))
+        if folder is not None:
+            send_changed(self._api, self.namespace, self.name, self.kept_dashboard(), folder)
         return submit(
-            self._kept_dashboard(), entrypoint, working_dir=working_dir, env=env, runtime_env=runtime_env, job_id=job_id
+            self.kept_dashboard(), entrypoint, working_dir=folder, env=env, runtime_env=runtime_env, job_id=job_id
         )  # fmt: skip
 
     def job(self, job_id: str) -> Job:
         """A job that was submitted before."""
         from sp_ray_ml.cluster._jobs import Job
 
-        self._check_not_suspended()
-        return Job(self._kept_dashboard(), job_id)
+        self.check_not_suspended()
+        return Job(self.kept_dashboard(), job_id)
 
     def jobs(self) -> list[dict[str, Any]]:
         """All jobs that Ray knows here, as Ray describes them."""
         from sp_ray_ml.cluster._jobs import list_jobs
 
-        self._check_not_suspended()
-        return list_jobs(self._kept_dashboard())
+        self.check_not_suspended()
+        return list_jobs(self.kept_dashboard())
 
     def logs(self, *, worker_group: str | None = None, tail: int | None = None) -> Iterator[tuple[str, str]]:
         """What its pods have printed: the pod's name and its text.
@@ -478,26 +455,12 @@ class RayCluster:
             ClusterNotFoundError: There is no such group; near names are in the message.
             ClusterError: It is suspended: its pods are gone, and their logs with them.
         """
-        from sp_ray_ml.cluster._snapshot import group_states
-        from sp_ray_ml.cluster._validate import find_worker_group
+        from sp_ray_ml.cluster._printed import pods_of_group, printed
 
-        cluster = self.refresh().manifest
-        if worker_group is not None:
-            find_worker_group(cluster, worker_group, where=f"{self.namespace}/{self.name}")
-        pods, _ = self._api.list(POD, self.namespace, labels=f"{CLUSTER_LABEL}={self.name}")
-        found = [
-            pod
-            for state in group_states(cluster, pods)
-            if state.name == (worker_group or "")
-            for pod in state.pods
-        ]
-        if not found:
-            self._check_not_suspended(for_logs=True)
-        return ((pod["metadata"]["name"], self._log_of(pod, tail)) for pod in found)
-
-    def _log_of(self, pod: Mapping[str, Any], tail: int | None) -> str:
-        container = pod["spec"]["containers"][0]["name"]
-        return self._api.logs(self.namespace, pod["metadata"]["name"], container, tail=tail)
+        pods = pods_of_group(self._api, self.refresh().manifest, worker_group)
+        if not pods:
+            self.check_not_suspended(for_logs=True)
+        return ((pod["metadata"]["name"], printed(self._api, pod, tail)) for pod in pods)
 
     def ssh(self, command: Sequence[str] = ()) -> int:
         """Open a shell on its head in this terminal, or run a command there; returns the exit code.
@@ -510,7 +473,7 @@ class RayCluster:
         """
         from sp_ray_ml.cluster._ssh import run_shell
 
-        self._check_not_suspended()
+        self.check_not_suspended()
         return run_shell(self._api, self.namespace, self.name, command)
 
     def upload_tutorials(self) -> list[str]:
@@ -540,6 +503,13 @@ class RayCluster:
     def __repr__(self) -> str:
         return f"RayCluster({self.name!r}, namespace={self.namespace!r})"
 
+    # --- within -------------------------------------------------------------------------------------------------------
+
+    def _check_versions(self, for_what: Purpose) -> None:
+        from sp_ray_ml.cluster._version_check import check_there
+
+        check_there(self._api, self.namespace, self.name, self.kept_dashboard(), for_what)
+
     def _finish_workbench(self, told: Reporter, *, tutorials: bool) -> None:
         """Wait for the servers that people work with, and give them something to begin with."""
         from sp_ray_ml.cluster._head_http import head_pod
@@ -551,86 +521,6 @@ class RayCluster:
         if tutorials:
             self.upload_tutorials()
             told.note("Uploaded tutorial notebooks")
-
-    # --- within -------------------------------------------------------------------------------------------------------
-
-    def _merge(self, patch: Mapping[str, Any]) -> None:
-        self._body = self._api.patch(RAY_CLUSTER, self.namespace, self.name, dict(patch))
-
-    def _check_not_suspended(self, *, for_logs: bool = False) -> None:
-        """Make sure that it is not suspended, as it has no pod then.
-
-        Raises:
-            ClusterError: It is; the hint has the way back.
-        """
-        if not self.refresh().manifest["spec"].get("suspend"):
-            return
-        place = f"{self.name} -n {self.namespace}"
-        hint = f"Bring it back: sp-ray resume cluster {place}"
-        if for_logs:
-            hint += f"\nWhat was saved of it before: sp-ray describe --post-mortem {place}"
-        raise ClusterError(
-            f"it is suspended{': its pods are gone, and their logs with them' if for_logs else ''}",
-            where=f"{self.namespace}/{self.name}", hint=hint,
-        )  # fmt: skip
-
-    def _kept_dashboard(self) -> HeadHttp:
-        if self._dashboard is None:
-            self._dashboard = self.dashboard()
-        return self._dashboard
-
-    def _versions(self) -> dict[str, Any]:
-        """Versions that run there, asked from the cluster; empty where it cannot answer."""
-        from sp_ray_ml.cluster._ray_state import versions
-
-        try:
-            with self.dashboard() as dashboard:
-                return versions(lambda path: dashboard.request("GET", path, timeout_s=_DESCRIBE_S))
-        except ClusterError:
-            return {}
-
-    def _nodes(self) -> dict[str, dict[str, Any]] | None:
-        try:
-            return {node["metadata"]["name"]: node for node in self._api.list(NODE, None)[0]}
-        except KubernetesAccessError:
-            return None
-
-    def _check_versions(self, for_what: Purpose) -> None:
-        from sp_ray_ml.cluster._ray_state import versions
-        from sp_ray_ml.cluster._versions import check_versions, client_versions
-
-        there: dict[str, Any] = dict(versions(self._kept_dashboard().get))
-        if for_what != "job":
-            there["packages"] = self._packages()
-        for note in check_versions(client_versions(), there, for_what=for_what):
-            LOGGER.warning("%s/%s: %s", self.namespace, self.name, note)
-
-    def _packages(self) -> dict[str, str]:
-        """Versions of the packages whose objects travel, asked from the head's Python; none where that may not be."""
-        from sp_ray_ml.cluster._head_http import head_pod
-        from sp_ray_ml.cluster._versions import server_packages
-
-        pod = head_pod(self._api, self.namespace, self.name)
-        try:
-            return server_packages(self._api, self.namespace, pod)
-        except KubernetesAccessError:
-            return {}
-
-
-class Reporter:
-    """Is told how a cluster comes; this one keeps silent."""
-
-    def step(self, text: str) -> None:
-        """What is done next."""
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-
-    def created(self, cluster: RayCluster, *, existed: bool) -> None:
-        """The cluster is made, though not ready; or it was there."""
-
-    def progress(self, states: Any, cause: Cause | None) -> None:
-        """The groups as they are now (`GroupState` each), and what they wait for."""
 
 
 def list_clusters(
@@ -651,90 +541,6 @@ def list_clusters(
     if not found and space:
         api.check_namespace(space)
     return [RayCluster(api, body) for body in found]
-
-
-def plan_cluster(
-    name: str | None = None,
-    namespace: str | None = None,
-    *,
-    settings: ClusterSettings | str | os.PathLike[str] | None = None,
-    kubeconfig: str | os.PathLike[str] | None = None,
-    context: str | None = None,
-    **options: Unpack[ClusterOptions],
-) -> Plan:
-    """Whether a cluster would fit, now, after scaling up or never, and why. Nothing is made.
-
-    Args:
-        name: Its name.
-        namespace: Its namespace.
-        settings: As `RayCluster.create_cluster`.
-        kubeconfig: Path of a kubeconfig.
-        context: Its context.
-        **options: In flat words.
-    """
-    from sp_ray_ml.cluster._plan import plan
-
-    api = _api(kubeconfig, context)
-    request = _request(api, name, namespace, settings, options)
-    return plan(api, request.cluster, request.companions, request.known)
-
-
-def manifests(
-    name: str | None = None,
-    namespace: str | None = None,
-    *,
-    settings: ClusterSettings | str | os.PathLike[str] | None = None,
-    kubeconfig: str | os.PathLike[str] | None = None,
-    context: str | None = None,
-    **options: Unpack[ClusterOptions],
-) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """The objects that `create_cluster` would make, tokens struck out, and its notes. Nothing is made."""
-    from sp_ray_ml.cluster._create import notes_ahead
-
-    api = _api(kubeconfig, context)
-    request = _request(api, name, namespace, settings, options)
-    return request.objects(), tuple(notes_ahead(api, request))
-
-
-def _request(
-    api: Api,
-    name: str | None,
-    namespace: str | None,
-    settings: ClusterSettings | str | os.PathLike[str] | None,
-    options: Mapping[str, Any],
-) -> Request:
-    from sp_ray_ml.cluster._create import prepare
-    from sp_ray_ml.cluster.options import settings_of
-
-    manifest, path = None, settings
-    if isinstance(settings, str | os.PathLike):
-        from sp_ray_ml.cluster._validate import read_file
-
-        settings, manifest = read_file(settings, name, namespace)
-    if manifest is not None and (inside := [key for key in options if key not in _BESIDE_A_MANIFEST]):
-        raise ConfigError(
-            f"{', '.join(inside)}: a full RayCluster manifest says that itself", where=str(path),
-            hint="Change it there, or write our short form: docs/clusters.md",
-        )  # fmt: skip
-    wanted = settings_of(name or (None if settings else "planned"), namespace, options, settings)
-    return prepare(api, wanted, manifest)
-
-
-def _get(api: Api, namespace: str, name: str) -> dict[str, Any]:
-    try:
-        return api.get(RAY_CLUSTER, namespace, name)
-    except ClusterNotFoundError as error:
-        if "namespace" in error.message:
-            raise
-    from sp_ray_ml._names import near_match
-
-    known = [row["metadata"]["name"] for row in api.table(RAY_CLUSTER, namespace)]
-    if not known:
-        api.check_namespace(namespace)
-    raise ClusterNotFoundError(
-        f"there is no cluster {name}{near_match(name, known)}", where=f"namespace {namespace}",
-        hint=f"See what there is: sp-ray get cluster -n {namespace}",
-    )  # fmt: skip
 
 
 def _api(kubeconfig: str | os.PathLike[str] | None, context: str | None) -> Api:

@@ -14,7 +14,15 @@ from sp_ray_ml.cluster._network_policy import check_endpoint
 from sp_ray_ml.cluster._quantity import parse_quantity
 from sp_ray_ml.config import Duration, Settings
 
-__all__ = ["ClusterSettings", "Group", "HeadGroup", "WorkerGroup"]
+__all__ = [
+    "ClusterBase",
+    "ClusterSettings",
+    "Group",
+    "HeadGroup",
+    "WorkerGroup",
+    "check_groups",
+    "check_name",
+]
 
 _LONGEST_NAME = 53
 """The operator refuses longer names, in an Event only: it adds to them for pods and Services."""
@@ -65,6 +73,8 @@ def _positive(value: str) -> str:
 
 def _memory(value: str) -> str:
     number = parse_quantity(value)
+    if not number:
+        raise ValueError("must be more than 0")
     if number < 2**20:
         raise ValueError(f"{value} is {number:f} bytes; did you mean {value}Gi?")
     return value
@@ -191,17 +201,8 @@ class WorkerGroup(Group):
         return self.min_workers is not None or self.max_workers is not None
 
 
-class ClusterSettings(Settings):
-    """A Ray cluster on Kubernetes.
-
-    Example::
-
-        name: my-cluster
-        namespace: ray-playground
-        head: {cpus: 4, memory: 10Gi}
-        workers:
-          - {name: group1, replicas: 2, cpus: 15, memory: 48Gi, gpus: 1, gpu_type: t4}
-    """
+class ClusterBase(Settings):
+    """What is said of a cluster alike, whether it is made by hand or for a run."""
 
     name: Annotated[str, pydantic.AfterValidator(_name)]
     """Its name, one of its kind in the namespace."""
@@ -219,24 +220,10 @@ class ClusterSettings(Settings):
     """Environment variables of all Ray containers."""
     head: HeadGroup = HeadGroup()
     """The head's pod."""
-    workers: list[WorkerGroup] = pydantic.Field(default_factory=lambda: [WorkerGroup()])
-    """The worker groups."""
     labels: dict[str, str] = pydantic.Field(default_factory=dict)
     """Labels of the RayCluster and all its pods, a Kueue queue's say."""
     annotations: dict[str, str] = pydantic.Field(default_factory=dict)
     """Annotations of the RayCluster."""
-    vscode_server: bool = False
-    """Run a VS Code server on the head, port 3000, behind a token."""
-    tutorials: bool = False
-    """Run JupyterLab on the head, port 8081, behind a token, with the tutorials in its home."""
-    home_size: Annotated[str, _text, pydantic.AfterValidator(_memory)] | None = None
-    """Size of the volume that keeps the head's home through a suspension; 10Gi for workbench clusters."""
-    storage_class: str | None = None
-    """Storage class of that volume; the cluster's default one without."""
-    idle_timeout: Limit | None = None
-    """Suspend it when Ray has been idle for so long, or `never`; without, 2h for workbench clusters."""
-    ttl: Limit | None = None
-    """Delete it so long after it was made or last extended, or `never`; without, 3d for workbench clusters."""
     black_box: str | None = None
     """Folder, any fsspec URL, that keeps logs and Events of clusters when they are deleted."""
     insecure: bool = False
@@ -249,17 +236,53 @@ class ClusterSettings(Settings):
     operator_namespace: str | None = None
     """Namespace of the KubeRay operator; it is looked for without."""
 
-    @pydantic.field_validator("workers")
-    @classmethod
-    def _one_of_each_name(cls, groups: list[WorkerGroup]) -> list[WorkerGroup]:
-        seen: set[str] = set()
-        for group in groups:
-            if group.name in seen:
-                raise ValueError(
-                    f"two worker groups are called {group.name}: KubeRay would make and delete their pods for ever"
-                )
-            seen.add(group.name)
-        return groups
+
+def check_groups(groups: list[WorkerGroup]) -> list[WorkerGroup]:
+    """Worker groups, each of another name.
+
+    Raises:
+        ValueError: Two have the same.
+    """
+    seen: set[str] = set()
+    for group in groups:
+        if group.name in seen:
+            raise ValueError(
+                f"two worker groups are called {group.name}: KubeRay would make and delete their pods for ever"
+            )
+        seen.add(group.name)
+    return groups
+
+
+class ClusterSettings(ClusterBase):
+    """A Ray cluster on Kubernetes.
+
+    Example::
+
+        name: my-cluster
+        namespace: ray-playground
+        head: {cpus: 4, memory: 10Gi}
+        workers:
+          - {name: group1, replicas: 2, cpus: 15, memory: 48Gi, gpus: 1, gpu_type: t4}
+    """
+
+    workers: Annotated[list[WorkerGroup], pydantic.AfterValidator(check_groups)] = pydantic.Field(
+        default_factory=lambda: [WorkerGroup()]
+    )
+    """The worker groups."""
+    share_nodes: bool = True
+    """Let several GPU workers share a node. Without, each has one of its own, a node with the taint `dedicated=ray` too."""
+    vscode_server: bool = False
+    """Run a VS Code server on the head, port 3000, behind a token."""
+    tutorials: bool = False
+    """Run JupyterLab on the head, port 8081, behind a token, with the tutorials in its home."""
+    home_size: Annotated[str, _text, pydantic.AfterValidator(_memory)] | None = None
+    """Size of the volume that keeps the head's home through a suspension; 10Gi for workbench clusters."""
+    storage_class: str | None = None
+    """Storage class of that volume; the cluster's default one without."""
+    idle_timeout: Limit | None = None
+    """Suspend it when Ray has been idle for so long, or `never`; without, 2h for workbench clusters."""
+    ttl: Limit | None = None
+    """Delete it so long after it was made or last extended, or `never`; without, 3d for workbench clusters."""
 
     @pydantic.field_validator("idle_timeout", "ttl")
     @classmethod

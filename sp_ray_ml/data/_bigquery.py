@@ -14,18 +14,18 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from sp_ray_ml.data._bigquery_errors import missing_table
-from sp_ray_ml.data._bigquery_note import Note, commit_mark, read_note
 from sp_ray_ml.data._bigquery_place import Place, parse_url
 from sp_ray_ml.data._bigquery_read import QueryResult, QuerySource, TableSource, narrowed, query_config
 from sp_ray_ml.data._bigquery_sql import one_statement
-from sp_ray_ml.data._bigquery_types import check_columns, kept, read_schema, stored
-from sp_ray_ml.data._bigquery_write import HIDDEN, Target, committed, move, staged
-from sp_ray_ml.data._schema import check_append
+from sp_ray_ml.data._bigquery_target import Target, schema_of
+from sp_ray_ml.data._bigquery_types import check_columns, read_schema, stored
+from sp_ray_ml.data._bigquery_write import HIDDEN, committed, move, staged
 from sp_ray_ml.data.source import Source, as_source, require_columns
 from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, is_sql, no_table
 from sp_ray_ml.errors import DataError, TableNotFoundError, WarehouseError
@@ -41,7 +41,8 @@ class BigQueryWarehouse(Warehouse):
     and only read.
 
     Args:
-        url: `bigquery://PROJECT/DATASET?location=EU&max_bytes_billed=100GB&billing_project=…&streams=8&patience=600`.
+        url: `bigquery://PROJECT/DATASET?location=EU&max_bytes_billed=100GB&billing_project=…&streams=8&patience=600
+            &staging=gs://BUCKET/PREFIX`, in one line.
     """
 
     scheme = "bigquery"
@@ -71,10 +72,9 @@ class BigQueryWarehouse(Warehouse):
         if found.table_type != "TABLE":  # a view is a query, and so is what lies outside
             sql = f"SELECT * FROM `{'.'.join(path)}`"  # noqa: S608
             return self._query(sql, columns, where)
-        snapshot = self._fixed()
-        return TableSource(
-            query, self._place, path, self._schema_of(found), snapshot, columns=columns, where=where
-        )
+        schema, snapshot = schema_of(found, f"{self._place.url}/{path[2]}"), self._fixed()
+        state = partial(self.fingerprint, query)
+        return TableSource(query, self._place, path, schema, snapshot, state, columns=columns, where=where)
 
     def _path(self, name: str) -> tuple[str, str, str] | None:
         """Project, dataset and table, None for what cannot be a table's name."""
@@ -99,18 +99,6 @@ class BigQueryWarehouse(Warehouse):
             if isinstance(error.__cause__, NotFound):
                 return None
             raise
-
-    def _schema_of(self, found: Any) -> pa.Schema:
-        """The columns as readers get them: as they were before they were stored, where the table tells."""
-        where = f"{self._place.url}/{found.table_id}"
-        schema = read_schema(found.to_api_repr().get("schema", {}).get("fields", []), where)
-        note = read_note(found.description)
-        for field in note.types if note else ():
-            index = schema.get_field_index(field.name)
-            # Another program may have changed the column since.
-            if index >= 0 and stored(pa.schema([field]), where).field(0).type == schema.field(index).type:
-                schema = schema.set(index, field)
-        return schema
 
     def _fixed(self) -> dt.datetime | None:
         """The moment whose rows are read, by the server's own clock."""
@@ -161,7 +149,7 @@ class BigQueryWarehouse(Warehouse):
         names = require_columns(schema, columns, "query") if columns is not None else schema.names
         result = QueryResult(place, asked, self._parameter(asked))
         picked = pa.schema([schema.field(name) for name in names])
-        return QuerySource(result, picked, ordered=bool(_ORDERED.search(sql)))
+        return QuerySource(result, picked, partial(self.fingerprint, sql), ordered=bool(_ORDERED.search(sql)))
 
     def _parameter(self, sql: str) -> dt.datetime | None:
         return self._fixed() if "@snapshot" in sql else None
@@ -230,18 +218,10 @@ class BigQueryWarehouse(Warehouse):
             while True:
                 found = self._found((place.project, place.dataset, table))
                 make = found is None or mode == "replace"
-                target = Target(
-                    place,
-                    table,
-                    stored(source.schema, where) if make else self._fitting(found, source, where),
-                    made=None if found is None else str(found.created),
-                    before=None if found is None else read_note(found.description),
-                    note=self._note(found, source, commit),
-                    layout=_layout_of(found),
-                )
+                target = Target.of(place, table, found, source.schema, make=make, commit=commit)
                 if commit is not None and committed(target, client, commit):
                     return 0
-                with staged(target, client, source, partition_by) as (staging, rows):
+                with staged(target, client, source, partition_by, commit) as (staging, rows):
                     try:
                         written = move(target, client, staging, rows, mode, partition_by, commit)
                         break
@@ -272,31 +252,6 @@ class BigQueryWarehouse(Warehouse):
             place = replace(place, location=place.call(look).location or place.location)
         with place.client() as client:
             yield place, client
-
-    def _fitting(self, found: Any, source: Source, where: str) -> pa.Schema:
-        """The table's columns as they are stored, if the rows fit."""
-        have = self._schema_of(found)
-        new = stored(source.schema, where)
-        note = read_note(found.description)
-        narrow = kept(source.schema)
-        for field in note.types if note else ():
-            index = new.get_field_index(field.name)
-            if index >= 0:
-                held = narrow.get_field_index(field.name)
-                new = new.set(index, narrow.field(held) if held >= 0 else new.field(index))
-        check_append(have, new, where)
-        return stored(have, where)
-
-    def _note(self, found: Any, source: Source, commit: str | None) -> Note:
-        before = read_note(found.description) if found is not None else None
-        own = before.own if before else (found.description or "" if found is not None else "")
-        return Note("" if commit is None else commit_mark(commit), kept(source.schema), own)
-
-
-def _layout_of(found: Any) -> tuple[str | None, str, tuple[str, ...]]:
-    days = found.time_partitioning if found is not None else None
-    together = tuple(found.clustering_fields or ()) if found is not None else ()
-    return (days.field, days.type_ or "DAY", together) if days else (None, "DAY", together)
 
 
 def _exists(error: WarehouseError) -> bool:

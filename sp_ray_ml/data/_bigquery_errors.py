@@ -144,6 +144,8 @@ def told(error: BaseException, place: Place, *, table: str = "", job: str = "") 
         return LockedError(
             f"another writer changed the table at the same time{about}", where=where, hint="Try again"
         )
+    if place.staging and (ours := _of_staging(said, place, where, about)):
+        return ours
     if isinstance(one, exceptions.Forbidden):
         return _denied(said, place, where, about)
     if column := _COLUMN.search(said):
@@ -181,6 +183,30 @@ def told(error: BaseException, place: Place, *, table: str = "", job: str = "") 
             hint=f"Look at it: {show}" if show else None,
         )
     return WarehouseError(f"{said}{about}", where=where, hint=f"Look at it: {show}" if show else None)
+
+
+def _of_staging(said: str, place: Place, where: str, about: str) -> WarehouseError | None:
+    """What a load job says of the objects that it reads."""
+    bucket = str(place.staging).split("/", 3)[2]
+    if "different locations" in said:
+        return WarehouseError(
+            f"the staging bucket {bucket} is in another location than the dataset: {said}{about}",
+            where=where,
+            hint=f"Take one that is where the dataset is: gcloud storage buckets create gs://NAME --location={place.location or 'US'}",
+        )
+    if "storage.objects." in said or re.search(r"Access Denied: File gs://", said, re.IGNORECASE):
+        return WarehouseError(
+            f"BigQuery may not read what was staged: {said}{about}",
+            where=where,
+            hint=f"Somebody who may grants it: gcloud storage buckets add-iam-policy-binding gs://{bucket} --member=user:YOU --role=roles/storage.objectUser",
+        )
+    if re.search(r"Not found: (URI|Files?) gs://", said, re.IGNORECASE):
+        return WarehouseError(
+            f"what was staged is gone: {said}{about}",
+            where=where,
+            hint="Another write of the same commit or a lifecycle rule of the bucket removed it: try again",
+        )
+    return None
 
 
 def _denied(said: str, place: Place, where: str, about: str) -> WarehouseError:

@@ -23,8 +23,9 @@ __all__ = ["Place", "Waits", "parse_url"]
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
-_OPTIONS = ("location", "max_bytes_billed", "billing_project", "streams", "patience")
+_OPTIONS = ("location", "max_bytes_billed", "billing_project", "streams", "patience", "staging")
 _PROJECT = re.compile(r"^[a-z0-9.-]+(:[a-z0-9-]+)?$", re.IGNORECASE)
+_STAGING = re.compile(r"^gs://[a-z0-9][a-z0-9._-]{1,221}(/[^*?#\[\]]*)?$")  # `*` is a pattern to load jobs
 _DATASET = re.compile(r"^[A-Za-z0-9_]{1,1024}$")
 _UNITS = {
     "": 1,
@@ -61,6 +62,7 @@ class Place:
         max_bytes_billed: What one query may read at most, in bytes; None for no limit.
         streams: How many streams are read at once at most.
         patience: Seconds for which an answer of "later" is asked again.
+        staging: Where the parts of a write lie while they are loaded, `gs://…`; None to upload them to BigQuery.
         rest: An emulator's address, as `BIGQUERY_EMULATOR_HOST` says it; empty for Google's.
         grpc: The same emulator's `host:port` for the Storage Read API, of `BIGQUERY_STORAGE_EMULATOR_HOST`.
     """
@@ -72,6 +74,7 @@ class Place:
     max_bytes_billed: int | None = None
     streams: int = 8
     patience: float = 600.0
+    staging: str | None = None
     rest: str = ""
     grpc: str = ""
 
@@ -165,7 +168,12 @@ class Waits:
 
     def again(self) -> None:
         """Begin anew: there was an answer."""
-        self._next, self._end = _FIRST_WAIT, time.monotonic() + self._place.patience
+        self._wait, self._end = _FIRST_WAIT, time.monotonic() + self._place.patience
+
+    def next(self) -> float | None:
+        """Seconds to wait, None when the patience is over."""
+        wait, self._wait = self._wait, min(2 * self._wait, _LONGEST_WAIT)
+        return wait if time.monotonic() + wait <= self._end else None
 
     def after(self, error: Exception) -> float:
         """Seconds to wait after an error.
@@ -173,8 +181,7 @@ class Waits:
         Raises:
             SpRayError: To ask again does not help, or not any more.
         """
-        wait, self._next = self._next, min(2 * self._next, _LONGEST_WAIT)
-        if transient(error) and time.monotonic() + wait <= self._end:
+        if transient(error) and (wait := self.next()) is not None:
             return wait
         if (ours := told(error, self._place, table=self._table, job=self._job)) is None:
             raise error
@@ -220,6 +227,13 @@ def parse_url(url: str) -> Place:
                 where=where,
                 hint=f"Known: {', '.join(_OPTIONS)}",
             )
+    staging = given.get("staging", "").rstrip("/")
+    if staging and not _STAGING.match(staging):
+        raise ConfigError(
+            f"staging is a place in Google Cloud Storage, got {given['staging']!r}",
+            where=where,
+            hint="For example: staging=gs://my-bucket/staging",
+        )
     emulator = os.environ.get("BIGQUERY_EMULATOR_HOST", "")
     return Place(
         project,
@@ -229,6 +243,7 @@ def parse_url(url: str) -> Place:
         max_bytes_billed=_number(given, "max_bytes_billed", where, _bytes),
         streams=_number(given, "streams", where, int) or 8,
         patience=600.0 if (patience := _number(given, "patience", where, float)) is None else patience,
+        staging=staging or None,
         rest=emulator if "://" in emulator or not emulator else f"http://{emulator}",
         grpc=os.environ.get("BIGQUERY_STORAGE_EMULATOR_HOST", "").rpartition("/")[2] if emulator else "",
     )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from sp_ray_ml.data._bigquery_jobs import run_job
+from sp_ray_ml.data._bigquery_parts import MOST_STREAMS, noted, streams_of
 from sp_ray_ml.data._bigquery_place import Place
 from sp_ray_ml.data._bigquery_session import Session, open_session
 from sp_ray_ml.data._bigquery_sql import quoted, restriction
 from sp_ray_ml.data._bigquery_streams import conformed, interleaved
-from sp_ray_ml.data._where import conditions
+from sp_ray_ml.data._where import Condition, conditions
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import TableNotFoundError, WarehouseError
 from sp_ray_ml.logger import LOGGER
@@ -36,12 +38,20 @@ class _Locked:
 
 
 class _StreamSource(_Locked, Source):
-    """What tables and queries share: a session, opened when it is first read and read as often as needed."""
+    """What tables and queries share: a session, opened when it is first read and read as often as needed.
+
+    Args:
+        name: What it is called.
+        schema: The columns to read.
+        state: Gives text that changes when the rows may have.
+    """
 
     _place: Place
+    _conditions: Sequence[Condition] = ()
 
-    def __init__(self, name: str, schema: pa.Schema) -> None:
+    def __init__(self, name: str, schema: pa.Schema, state: Callable[[], str]) -> None:
         super().__init__(name, schema, self._stream)
+        self._state = state
         self._lock = threading.Lock()
         self._opened: Session | None = None
 
@@ -53,6 +63,14 @@ class _StreamSource(_Locked, Source):
             if self._opened is None:
                 self._opened = self._session()
         yield from interleaved(self._opened)
+
+    def streams(self, note: str | None) -> tuple[str, Sequence[Source]] | None:
+        before = noted(note, self._place, self.name, self.schema, self._conditions) if note else None
+        return streams_of(self.name, before or self._session(MOST_STREAMS))
+
+    def mark(self) -> str:
+        text = f"{self._state()}\0{self._conditions}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def to_ray(self) -> Any:
         """Read by Ray's own workers, each its streams, with the same push-down and the same snapshot."""
@@ -70,6 +88,7 @@ class TableSource(_StreamSource):
         path: Project, dataset and table.
         full: All its columns.
         snapshot: The moment whose rows are read.
+        state: Gives text that changes when the table has.
         columns: The columns to read, None for all.
         where: Conditions that rows must meet.
     """
@@ -81,6 +100,7 @@ class TableSource(_StreamSource):
         path: tuple[str, str, str],
         full: pa.Schema,
         snapshot: dt.datetime | None,
+        state: Callable[[], str],
         *,
         columns: Sequence[str] | None = None,
         where: Sequence[tuple[str, str, Any]] = (),
@@ -88,7 +108,7 @@ class TableSource(_StreamSource):
         self._place, self._path, self._full, self._snapshot = place, path, full, snapshot
         self._where, self._conditions = tuple(where), conditions(where, full, name)
         names = require_columns(full, columns, name) if columns is not None else full.names
-        super().__init__(name, pa.schema([full.field(column) for column in names]))
+        super().__init__(name, pa.schema([full.field(column) for column in names]), state)
 
     def _session(self, streams: int | None = None) -> Session:
         return open_session(
@@ -98,8 +118,8 @@ class TableSource(_StreamSource):
     def select(self, columns: Sequence[str]) -> Source:
         require_columns(self.schema, columns, self.name)
         return TableSource(
-            self.name, self._place, self._path, self._full, self._snapshot, columns=columns, where=self._where
-        )
+            self.name, self._place, self._path, self._full, self._snapshot, self._state, columns=columns, where=self._where
+        )  # fmt: skip
 
 
 class QueryResult(_Locked):
@@ -162,12 +182,15 @@ class QuerySource(_StreamSource):
     Args:
         result: The query's rows.
         schema: The columns to read of it.
+        state: Gives text that changes when the tables that it reads have.
         ordered: Whether the query says in which order: it is then read in one stream.
     """
 
-    def __init__(self, result: QueryResult, schema: pa.Schema, *, ordered: bool) -> None:
+    def __init__(
+        self, result: QueryResult, schema: pa.Schema, state: Callable[[], str], *, ordered: bool
+    ) -> None:
         self._place, self._result, self._ordered = result.place, result, ordered
-        super().__init__("query", schema)
+        super().__init__("query", schema, state)
 
     def _session(self, streams: int | None = None) -> Session:
         return open_session(
@@ -186,6 +209,19 @@ class QuerySource(_StreamSource):
             )
         yield from self._result.pages(self.schema)
 
+    def streams(self, note: str | None) -> tuple[str, Sequence[Source]] | None:
+        if self._ordered:
+            return None
+        try:
+            return super().streams(note)
+        except (TableNotFoundError, WarehouseError) as error:
+            if not _without_sessions(error):
+                raise
+        return None
+
+    def mark(self) -> str:
+        return hashlib.sha256(f"{super().mark()}\0{self._result.sql}".encode()).hexdigest()[:32]
+
     def to_ray(self) -> Any:
         try:
             return super().to_ray()
@@ -197,7 +233,7 @@ class QuerySource(_StreamSource):
     def select(self, columns: Sequence[str]) -> Source:
         names = require_columns(self.schema, columns, self.name)
         schema = pa.schema([self.schema.field(name) for name in names])
-        return QuerySource(self._result, schema, ordered=self._ordered)
+        return QuerySource(self._result, schema, self._state, ordered=self._ordered)
 
 
 def _without_sessions(error: Exception) -> bool:

@@ -32,6 +32,7 @@ class Session:
         arrow_schema: What the streams send, serialised.
         schema: What readers get: columns in their order, types as they were written.
         conditions: Those that BigQuery did not take: kept here.
+        expires: When it is over, as ISO 8601; empty where that is not said.
     """
 
     place: Place
@@ -40,6 +41,7 @@ class Session:
     arrow_schema: bytes
     schema: pa.Schema
     conditions: tuple[Condition, ...]
+    expires: str = ""
 
 
 def open_session(
@@ -89,6 +91,7 @@ def open_session(
         session.arrow_schema.serialized_schema,
         schema,
         () if pushed else tuple(conditions),
+        session.expire_time.isoformat() if session.expire_time else "",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from sp_ray_ml.data._where import as_arrow
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.logger import LOGGER
 
-__all__ = ["conformed", "interleaved", "read_stream"]
+__all__ = ["conformed", "interleaved", "is_alive", "read_stream"]
 
 _AHEAD = 4
 """Decoded batches that wait in one stream's queue."""
@@ -51,7 +51,7 @@ def read_stream(session: Session, stream: str, client: Any) -> Iterator[pa.Recor
             client = own.enter_context(place.reader())
 
 
-def _messages(client: Any, wanted: Any, seconds: float) -> Iterator[Any]:
+def _messages(client: Any, wanted: Any, seconds: float) -> Generator[Any]:
     """The answers to one call, which is given up where one takes longer than `seconds`.
 
     The client's own timeout is for the whole call: it would end long streams, and those whose rows are used slowly.
@@ -87,6 +87,28 @@ def _messages(client: Any, wanted: Any, seconds: float) -> Iterator[Any]:
             yield message
     finally:
         call.cancel()
+
+
+def is_alive(session: Session) -> bool:
+    """Whether its streams can still be read: the first one is asked for its first rows."""
+    from google.api_core import exceptions
+    from google.cloud.bigquery_storage_v1 import types
+
+    gone = exceptions.NotFound, exceptions.InvalidArgument, exceptions.FailedPrecondition
+
+    def ask() -> bool:
+        wanted = types.ReadRowsRequest(read_stream=session.streams[0])
+        with contextlib.closing(_messages(client, wanted, session.place.timeout)) as messages:
+            try:
+                next(messages, None)
+            except gone:
+                return False
+        return True
+
+    if not session.streams:
+        return True
+    with session.place.reader() as client:
+        return session.place.call(ask, table=session.table)
 
 
 class _Converter:

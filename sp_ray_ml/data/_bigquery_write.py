@@ -1,7 +1,7 @@
 """Writing a table: rows go into a staging table by load jobs, and one statement makes them visible.
 
-1. Parquet parts of bounded size are uploaded and loaded into `_sp_ray_ml_…`, a table that no reader is shown and
-   that expires by itself. A writer that dies leaves nothing else.
+1. Parquet parts of bounded size are loaded (`_bigquery_load.py`) into `_sp_ray_ml_…`, a table that no reader is shown
+   and that expires by itself. A writer that dies leaves nothing else, but for objects in a staging bucket.
 2. One query job, which BigQuery does wholly or not at all, moves the rows: `CREATE OR REPLACE TABLE … AS SELECT`,
    `INSERT`, or for partitions a transaction of `DELETE` and `INSERT`.
 
@@ -13,75 +13,28 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import hashlib
-import tempfile
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sp_ray_ml.data._bigquery_jobs import find_job, finished, run_job
-from sp_ray_ml.data._bigquery_note import Note, commit_mark
-from sp_ray_ml.data._bigquery_place import Place
+from sp_ray_ml.data._bigquery_load import load_rows
+from sp_ray_ml.data._bigquery_note import commit_mark
 from sp_ray_ml.data._bigquery_sql import literal, quoted
-from sp_ray_ml.data._bigquery_types import check_lists, column_of, kind_of, stored
-from sp_ray_ml.data._schema import cast_batch, partition_values, rows_per_group
+from sp_ray_ml.data._bigquery_target import Target
+from sp_ray_ml.data._bigquery_types import column_of, kind_of
 from sp_ray_ml.data.source import Source
 from sp_ray_ml.errors import WarehouseError
-from sp_ray_ml.storage import storage_errors
 
-__all__ = ["HIDDEN", "Target", "committed", "move", "staged"]
+__all__ = ["HIDDEN", "committed", "move", "staged"]
 
 HIDDEN = "_sp_ray_ml_"
 """What names of tables that are no tables of the user's begin with."""
 
 _LIFETIME = dt.timedelta(days=7)
-_PART_BYTES = 192 << 20
-_UPLOADS = 2
 _FROM_TEXT = {"JSON": "PARSE_JSON({})", "GEOGRAPHY": "ST_GEOGFROMTEXT({})"}
-
-
-@dataclass(frozen=True)
-class Target:
-    """The table that is written.
-
-    Attributes:
-        place: The dataset.
-        table: The table's name.
-        schema: Its columns as they are stored, in the table's own order.
-        made: When it was made; None if it is not there.
-        before: What it said of itself before, None if it had no note.
-        note: What it says when it is made anew.
-        layout: How it is laid out: the day's column or None, `DAY` or another unit, columns that lie together.
-    """
-
-    place: Place
-    table: str
-    schema: pa.Schema
-    made: str | None
-    before: Note | None
-    note: Note
-    layout: tuple[str | None, str, tuple[str, ...]] = (None, "DAY", ())
-
-    @property
-    def where(self) -> str:
-        """For messages."""
-        return f"{self.place.url}/{self.table}"
-
-    @property
-    def path(self) -> str:
-        """For SQL."""
-        return quoted(self.place.project, self.place.dataset, self.table)
-
-    def job(self, commit: str, attempt: int) -> str:
-        """The id of the job that adds a commit's rows to the table as it was made."""
-        state = self.before.write if self.before else self.made
-        mark = hashlib.sha256("\0".join([self.path, str(state), commit]).encode()).hexdigest()[:40]
-        return f"sp_ray_ml_{mark}_{attempt}"
 
 
 def committed(target: Target, client: Any, commit: str) -> bool:
@@ -103,7 +56,7 @@ def committed(target: Target, client: Any, commit: str) -> bool:
 
 @contextlib.contextmanager
 def staged(
-    target: Target, client: Any, source: Source, partition_by: str | None
+    target: Target, client: Any, source: Source, partition_by: str | None, commit: str | None
 ) -> Iterator[tuple[str, int]]:
     """The name of a table with the rows, and how many they are; it is gone afterwards.
 
@@ -127,7 +80,7 @@ def staged(
             lambda: client.create_table(table, exists_ok=True, retry=None, timeout=place.timeout),
             table=target.table,
         )
-        rows = _load(target, client, name, fields, source, partition_by)
+        rows = load_rows(target, client, name, fields, source, partition_by, commit)
         arrived = place.call(
             lambda: client.get_table(table.reference, retry=None, timeout=place.timeout), table=target.table
         )
@@ -152,98 +105,6 @@ def _plain_column(index: int, field: pa.Field) -> dict[str, Any]:
     # Parquet cannot bring these; the statement makes them of text.
     kind = "STRING" if column["type"] in _FROM_TEXT else column["type"]
     return {**column, "name": f"c{index}", "type": kind}
-
-
-def _load(
-    target: Target,
-    client: Any,
-    name: str,
-    fields: list[dict[str, Any]],
-    source: Source,
-    partition_by: str | None,
-) -> int:
-    """Send the rows in parts, a few at once; how many they were."""
-    rows = 0
-    waiting: list[Future[None]] = []
-    with ThreadPoolExecutor(_UPLOADS) as pool:
-        try:
-            for part, count in _parts(target, source, partition_by):
-                rows += count
-                waiting.append(pool.submit(_upload, target, client, name, fields, part))
-                while len(waiting) >= _UPLOADS:  # no more on this disk at once
-                    waiting.pop(0).result()
-            for future in waiting:
-                future.result()
-        except BaseException:
-            for future in waiting:
-                future.cancel()
-            raise
-    return rows
-
-
-def _parts(target: Target, source: Source, partition_by: str | None) -> Iterator[tuple[IO[bytes], int]]:
-    """Parquet files of bounded size, each on no path."""
-    own = stored(source.schema, target.where)
-    plain = pa.schema([pa.field(f"c{index}", field.type) for index, field in enumerate(target.schema)])
-    writer, file, rows = None, None, 0
-    try:
-        for block in source.blocks(rows_per_group(own)):
-            batch = _storage(block).select(target.schema.names)
-            if partition_by is not None:
-                partition_values(batch, partition_by, target.where)
-            batch = cast_batch(batch, target.schema, target.where)
-            check_lists(batch, target.where)
-            with storage_errors(tempfile.gettempdir()):
-                if writer is None:
-                    file = tempfile.TemporaryFile(prefix="sp_ray_ml-")  # noqa: SIM115 - closed when it is loaded
-                    writer = pq.ParquetWriter(file, plain, compression="zstd")
-                writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=plain))
-                rows += batch.num_rows
-                if file is not None and file.tell() >= _PART_BYTES:
-                    writer.close()
-                    done, writer, file = file, None, None
-                    yield done, rows
-                    rows = 0
-        if writer is not None and file is not None:
-            with storage_errors(tempfile.gettempdir()):
-                writer.close()
-            done, writer, file = file, None, None
-            yield done, rows
-    finally:
-        if writer is not None:
-            with contextlib.suppress(OSError, pa.ArrowException):  # the first error is the one to tell
-                writer.close()
-        if file is not None:
-            file.close()
-
-
-def _storage(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with extension types undone."""
-    columns = [c.storage if isinstance(c, pa.ExtensionArray) else c for c in batch.columns]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-
-def _upload(target: Target, client: Any, name: str, fields: list[dict[str, Any]], part: IO[bytes]) -> None:
-    from google.cloud import bigquery
-
-    place = target.place
-    config = bigquery.LoadJobConfig(
-        source_format="PARQUET", write_disposition="WRITE_APPEND", create_disposition="CREATE_NEVER"
-    )
-    config.schema = [bigquery.SchemaField.from_api_repr(field) for field in fields]
-    config.decimal_target_types = ["NUMERIC", "BIGNUMERIC"]
-    config.parquet_options = bigquery.ParquetOptions()
-    config.parquet_options.enable_list_inference = True
-    base = f"{HIDDEN[1:]}{uuid.uuid4().hex}"
-
-    def submit(job_id: str) -> Any:
-        return client.load_table_from_file(
-            part, f"{place.project}.{place.dataset}.{name}", rewind=True, num_retries=0, job_id=job_id, job_config=config,
-            location=place.location, timeout=place.timeout,
-        )  # fmt: skip
-
-    with part:
-        run_job(place, client, submit, lambda attempt: f"{base}_{attempt}", table=target.table)
 
 
 # --- moving -----------------------------------------------------------------------------------------------------
@@ -272,7 +133,7 @@ def move(
     make = target.made is None or mode == "replace"
     if make:
         create = "CREATE OR REPLACE TABLE" if mode == "replace" else "CREATE TABLE"
-        sql = f"{create} {target.path}{_layout(target, partition_by)} OPTIONS(description={literal(target.note.text())}) AS {select}"
+        sql = f"{create} {target.path}{target.clauses(partition_by)} OPTIONS(description={literal(target.note.text())}) AS {select}"
     elif mode == "append":
         sql = insert
     else:
@@ -298,24 +159,3 @@ def move(
         table=target.table,
     )
     return rows if staging in (job.query or "") else 0
-
-
-def _layout(target: Target, partition_by: str | None) -> str:
-    """How the table is laid out: as it was, since BigQuery does not replace a table by one of another layout.
-
-    A new one's days are partitions, other values lie together (there are no partitions of text).
-    """
-    moment, unit, together = target.layout
-    if partition_by is not None:
-        kind = target.schema.field(partition_by).type
-        days = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
-        moment, together = (partition_by, together) if days else (moment, (partition_by,))
-    text = ""
-    if moment is not None and moment in target.schema.names:
-        kind, column = target.schema.field(moment).type, quoted(moment)
-        if pa.types.is_date(kind):
-            text = f" PARTITION BY {column if unit == 'DAY' else f'DATE_TRUNC({column}, {unit})'}"
-        elif pa.types.is_timestamp(kind):
-            text = f" PARTITION BY {'TIMESTAMP_TRUNC' if kind.tz else 'DATETIME_TRUNC'}({column}, {unit})"
-    known = [quoted(name) for name in together if name in target.schema.names]
-    return text + (f" CLUSTER BY {', '.join(known)}" if known else "")

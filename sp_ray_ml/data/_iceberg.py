@@ -16,17 +16,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import parse_qs
 
 import pyarrow as pa
 
-from sp_ray_ml._remote import filesystem, is_remote
+from sp_ray_ml._remote import filesystem, is_remote, remote_errors
 from sp_ray_ml._secrets import redact
 from sp_ray_ml.data._iceberg_types import stored_batch, stored_schema
 from sp_ray_ml.data._schema import cast_batch, check_append, partition_values, plain, rows_per_group
 from sp_ray_ml.data.source import Source, as_source
-from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, no_table
+from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, is_sql, no_table
 from sp_ray_ml.errors import ConfigError, LockedError, StorageError, WarehouseError
 from sp_ray_ml.optional import require
 from sp_ray_ml.storage import Lock, storage_errors
@@ -37,6 +37,8 @@ _CATALOG = "sp_ray_ml"
 _COMMIT = "sp_ray_ml.commit."
 _SCHEMA = "sp_ray_ml.schema"
 _STAGED = "_staged-"
+_WRITTEN, _FOLDER = "sp_ray_ml.folder", "sp_ray_ml-"
+_DATA_PATH = "write.data.path"
 _DAY = 24 * 3600
 _OPTIONS = ("catalog", "warehouse", "namespace")
 
@@ -50,7 +52,6 @@ class IcebergWarehouse(Warehouse):
     """
 
     scheme = "iceberg"
-    has_sql: ClassVar[bool] = False
 
     def __init__(self, url: str) -> None:
         require("pyiceberg.catalog.sql", "iceberg://")
@@ -148,11 +149,32 @@ class IcebergWarehouse(Warehouse):
     def source(self, query: str, *, columns: Sequence[str] | None = None, where: Where = ()) -> Source:
         from sp_ray_ml.data._iceberg_source import IcebergSource
 
-        found = self._found(query)
-        return IcebergSource(query, found, _arrow_schema(found), columns=columns, where=where)
+        if not self._is_sql(query):
+            found = self._found(query)
+            return IcebergSource(query, found, _arrow_schema(found), columns=columns, where=where)
+        from sp_ray_ml.data._iceberg_sql import iceberg_connection, view_of
+        from sp_ray_ml.data._sql import SqlSource, named_tables
+
+        tables, views = self.tables(), {}
+        for name in named_tables(query, tables):
+            found = self._found(name)
+            views[name] = view_of(IcebergSource(name, found, _arrow_schema(found)))
+        connect, place = lambda: iceberg_connection(views), self._place()
+        return SqlSource(query, connect, url=place, tables=tables, columns=columns, where=where)
+
+    def _is_sql(self, query: str) -> bool:
+        return is_sql(query) and query not in self.tables()
 
     def fingerprint(self, table: str) -> str:
-        return hashlib.sha256(str(self._found(table).metadata_location).encode()).hexdigest()[:32]
+        names = [table]
+        if self._is_sql(table):
+            from sp_ray_ml.data._sql import named_tables
+
+            names = named_tables(table, self.tables())
+        digest = hashlib.sha256(table.encode())
+        for name in names:
+            digest.update(str(self._found(name).metadata_location).encode())
+        return digest.hexdigest()[:32]
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -170,6 +192,8 @@ class IcebergWarehouse(Warehouse):
         with self._catalog(make=True) as catalog, self._lock(table):
             self._clear(catalog, table)
             before = self._load(catalog, table)
+            if before is not None:
+                self._clear_rows(before)
             commits = [] if before is None else [key for key in before.properties if key.startswith(_COMMIT)]
             if commit is not None and f"{_COMMIT}{commit}" in commits:
                 return 0
@@ -206,6 +230,23 @@ class IcebergWarehouse(Warehouse):
                 self._uri is None or time.time() - target.metadata.last_updated_ms / 1000 > _DAY
             ):
                 self._drop(catalog, identifier[-1], target)
+
+    def _clear_rows(self, table: Any) -> None:
+        """Remove files that killed writers left beside a table's own: their folders, which no snapshot knows of."""
+        fs, data = filesystem(_data_path(table))
+        try:
+            with remote_errors(_data_path(table), "read"):
+                folders = {path.rstrip("/").rpartition("/")[2] for path in fs.ls(data, detail=False)}
+        except (OSError, StorageError):  # nothing yet, or nothing that we may look at: then it stays
+            return
+        folders = {name for name in folders if name.startswith(_FOLDER)}
+        if self._uri is not None:  # others may be at work
+            folders = {name for name in folders if time.time() - int(name.split("-")[1]) > _DAY}
+        folders -= {s.summary.additional_properties.get(_WRITTEN) for s in table.snapshots() if s.summary}
+        if folders:  # of a snapshot that somebody has expired, rows may be alive all the same
+            files = table.inspect.all_data_files()["file_path"].to_pylist()
+            for name in folders - {part for file in files for part in file.split("/")}:
+                _remove(f"{_data_path(table)}/{name}")
 
     def _lock(self, table: str) -> Any:
         """On one machine the second writer learns at once who is first; others learn it when they commit."""
@@ -250,10 +291,14 @@ class IcebergWarehouse(Warehouse):
         from pyiceberg.expressions import AlwaysTrue
 
         rows, replaced = 0, set[Any]()
+        # What is lost of this write, if it is killed, is known by its folder.
+        name, path = f"{_FOLDER}{int(time.time())}-{secrets.token_hex(6)}", target.properties.get(_DATA_PATH)
+        known = {_WRITTEN: name}
         with warnings.catch_warnings(), target.transaction() as transaction:
             warnings.filterwarnings("ignore", message="Delete operation did not match")
+            transaction.set_properties({_DATA_PATH: f"{_data_path(target)}/{name}"})
             if mode == "replace" and target.current_snapshot() is not None:
-                transaction.delete(AlwaysTrue())
+                transaction.delete(AlwaysTrue(), snapshot_properties=known)
             for block in source.blocks(rows_per_group(schema)):
                 cast = cast_batch(block, schema, place)
                 batch = stored_batch(cast, place)
@@ -262,9 +307,13 @@ class IcebergWarehouse(Warehouse):
                     fresh = [value for value in values.to_pylist() if value not in replaced]
                     if mode == "partition" and fresh:
                         replaced.update(fresh)
-                        transaction.delete(_any_of(partition_by, fresh))
-                transaction.append(pa.Table.from_batches([batch]))
+                        transaction.delete(_any_of(partition_by, fresh), snapshot_properties=known)
+                transaction.append(pa.Table.from_batches([batch]), snapshot_properties=known)
                 rows += batch.num_rows
+            if path is None:
+                transaction.remove_properties(_DATA_PATH)
+            else:
+                transaction.set_properties({_DATA_PATH: path})
             if mode == "replace":  # what was committed to a table goes with its rows
                 transaction.remove_properties(*(key for key in target.properties if key.startswith(_COMMIT)))
             if commit is not None:
@@ -305,6 +354,11 @@ class IcebergWarehouse(Warehouse):
         except NoSuchTableError:
             return
         _remove(target.location())
+
+
+def _data_path(table: Any) -> str:
+    """Where a table keeps its rows."""
+    return str(table.properties.get(_DATA_PATH) or f"{table.location().rstrip('/')}/data").rstrip("/")
 
 
 def _slug(table: str) -> str:

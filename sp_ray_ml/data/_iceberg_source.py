@@ -10,14 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sp_ray_ml.data._parquet_files import went_away
+from sp_ray_ml.data._parquet_files import SCAN_ROWS, went_away
 from sp_ray_ml.data._schema import cast_batch
 from sp_ray_ml.data._where import as_arrow, conditions
 from sp_ray_ml.data.source import Source, require_columns
 
 __all__ = ["IcebergSource"]
 
-_SCAN_ROWS = 65_536
 _EXACT = (int, str, dt.date)
 
 
@@ -68,18 +67,12 @@ class IcebergSource(Source):
         stored = pa.schema([self._full.field(column) for column in needed])
         condition = as_arrow(self._conditions)
         reader = ArrowScan(self._table.metadata, self._table.io, scan.projection(), AlwaysTrue())
-        shapes = [_shape(field) for field in scan.projection().as_arrow()]
         try:
             for task in self._in_order(scan):
                 with self._opened(task) as file:
-                    own = file.schema_arrow
-                    # PyIceberg's reader is for files whose columns changed since, or that have deletes: it holds a
-                    # file as a whole.
-                    if not task.delete_files and all(
-                        name in own.names and _shape(own.field(name)) == shape
-                        for name, shape in zip(needed, shapes, strict=True)
-                    ):
-                        batches = file.iter_batches(_SCAN_ROWS, columns=needed)
+                    # PyIceberg's reader is for the others: it holds a file as a whole.
+                    if _as_it_is(task, file, scan):
+                        batches = file.iter_batches(SCAN_ROWS, columns=needed)
                     else:
                         batches = reader.to_record_batches([task])
                     for batch in batches:
@@ -88,6 +81,23 @@ class IcebergSource(Source):
                         yield rows.select(self._columns)
         except FileNotFoundError as error:
             raise went_away(self.name) from error
+
+    def files(self) -> list[str] | None:
+        """The files with the table's rows, where they have nothing but these and all columns as they are now.
+
+        None if columns changed since, or rows of a file were deleted.
+        """
+        scan = self._table.scan()
+        found = []
+        try:
+            for task in self._in_order(scan):
+                with self._opened(task) as file:
+                    if not _as_it_is(task, file, scan):
+                        return None
+                found.append(str(task.file.file_path))
+        except FileNotFoundError as error:
+            raise went_away(self.name) from error
+        return found
 
     @contextmanager
     def _opened(self, task: Any) -> Iterator[pq.ParquetFile]:
@@ -119,6 +129,15 @@ class IcebergSource(Source):
             if one.operator in make and fits:
                 found = ice.And(found, make[one.operator](one.column, one.value))
         return found
+
+
+def _as_it_is(task: Any, file: pq.ParquetFile, scan: Any) -> bool:
+    """Whether a file has the columns of a scan as they are now, and no row of it is deleted."""
+    own = file.schema_arrow
+    return not task.delete_files and all(
+        field.name in own.names and _shape(own.field(field.name)) == _shape(field)
+        for field in scan.projection().as_arrow()
+    )
 
 
 def _shape(field: pa.Field) -> Any:

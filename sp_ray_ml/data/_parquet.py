@@ -28,7 +28,7 @@ from sp_ray_ml.data._parquet_files import (
 )
 from sp_ray_ml.data._parquet_parts import Parts
 from sp_ray_ml.data._schema import cast_batch, check_append, plain, rows_per_group
-from sp_ray_ml.data._sql import SqlSource, parquet_connection
+from sp_ray_ml.data._sql import SqlSource, named_tables, parquet_connection
 from sp_ray_ml.data._store import LocalStore, store_at
 from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, is_sql, no_table
@@ -83,8 +83,7 @@ class ParquetWarehouse(Warehouse):
         tables = self.tables()
         if not is_sql(query):
             raise no_table(query, tables, self.url)
-        # Only what the query can name becomes a view: each costs a look into a file.
-        used = {name: self._files(name) for name in _named(query, tables)}
+        used = {name: self._files(name) for name in named_tables(query, tables)}
         return SqlSource(
             query, lambda: parquet_connection(used), url=self.url, tables=tables, columns=columns, where=where
         )
@@ -95,13 +94,11 @@ class ParquetWarehouse(Warehouse):
             tables = self.tables()
             if not is_sql(table):
                 raise no_table(table, tables, self.url)
-            names = _named(table, tables)
+            names = named_tables(table, tables)
         digest = hashlib.sha256(table.encode())
         for name in names:
             files = found or self._files(name)
-            marks = {} if files.folder is None else self.store.find(name)
-            for file in files.files:
-                mark = marks.get(file.removeprefix(f"{name}/")) or self.store.mark(file)
+            for file, mark in files.marks.items():
                 digest.update(f"{file}\0{mark}\n".encode())
         return digest.hexdigest()[:32]
 
@@ -204,12 +201,6 @@ class ParquetWarehouse(Warehouse):
         have = plain(ParquetSource(table, found).schema)
         check_append(have, wanted, where)
         return have
-
-
-def _named(query: str, tables: Sequence[str]) -> list[str]:
-    """The tables that a query may read: those whose name is somewhere in it."""
-    text = query.lower().replace('""', '"')
-    return [name for name in tables if name.lower() in text]
 
 
 def _single(children: Mapping[str, bool]) -> list[str]:

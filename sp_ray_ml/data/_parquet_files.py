@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,7 @@ from sp_ray_ml.errors import DataError, StorageError
 from sp_ray_ml.storage import storage_errors
 
 __all__ = [
+    "SCAN_ROWS",
     "FinishedFiles",
     "Layout",
     "ParquetSource",
@@ -33,7 +35,8 @@ __all__ = [
     "went_away",
 ]
 
-_SCAN_ROWS = 65_536
+SCAN_ROWS = 65_536
+"""Rows that are read from a file at a time."""
 _MANY_FILES = 256
 _BUFFER_BYTES = 1 << 16
 
@@ -102,6 +105,13 @@ class TableFiles:
     def paths(self) -> list[str]:
         """The files in the store's file system."""
         return [self.store.full(file) for file in self.files]
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Of each file, text that changes when it is written anew; empty of one that went away."""
+        there = {} if self.folder is None else self.store.find(self.folder)
+        top = f"{self.folder}/" if self.folder else ""
+        return {file: there.get(file.removeprefix(top)) or self.store.mark(file) for file in self.files}
 
     @property
     def is_partitioned(self) -> bool:
@@ -211,7 +221,7 @@ class ParquetSource(Source):
                     name in own.names and own.field(name).equals(self._full.field(name))
                     for name in self._columns
                 ):
-                    for batch in opened.iter_batches(_SCAN_ROWS, columns=self._columns):
+                    for batch in opened.iter_batches(SCAN_ROWS, columns=self._columns):
                         yield batch.select(self._columns)
                     continue
             # It lacks a column, or has one in another type.
@@ -225,7 +235,7 @@ class ParquetSource(Source):
         scanner = dataset.scanner(
             columns=self._columns,
             filter=as_arrow(self._conditions),
-            batch_size=_SCAN_ROWS,
+            batch_size=SCAN_ROWS,
             batch_readahead=4,
             fragment_readahead=1 if near else 4,
             fragment_scan_options=options,
@@ -237,6 +247,19 @@ class ParquetSource(Source):
     def select(self, columns: Sequence[str]) -> Source:
         require_columns(self.schema, columns, self.name)
         return ParquetSource(self._name, self._table, columns=columns, where=self._where)
+
+    def pieces(self, rows: int) -> Sequence[Source] | None:
+        from sp_ray_ml.data._parquet_pieces import parquet_pieces
+
+        if self._conditions:
+            return None
+        return parquet_pieces(self._name, self.schema, self._dataset(), rows)
+
+    def mark(self) -> str:
+        digest = hashlib.sha256()
+        for file, mark in self._table.marks.items():
+            digest.update(f"{file}\0{mark}\n".encode())
+        return digest.hexdigest()[:32]
 
     def to_ray(self) -> Any:
         """Read by Ray's own workers, each its files and row groups, with the same push-down."""

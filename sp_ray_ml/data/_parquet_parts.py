@@ -160,7 +160,9 @@ class PartFile:
         with self._errors():
             self._file = self._stack.enter_context(store.sink(path))
             try:
-                self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
+                self._writer = pq.ParquetWriter(
+                    self._file, schema, compression="zstd", use_dictionary=_repeated(schema) or False
+                )
             except BaseException:
                 self._stack.__exit__(*sys.exc_info())
                 raise
@@ -190,3 +192,14 @@ class PartFile:
 
 class _GivenUpError(Exception):
     """Ends the writing of a file that will not be."""
+
+
+def _repeated(schema: pa.Schema) -> list[str]:
+    """The columns that may have few values: all but numbers with fractions, whose dictionaries take most of the time
+    of a write and make the file larger.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    leaves = (columns.column(place) for place in range(len(columns)))
+    return [leaf.path for leaf in leaves if leaf.physical_type not in {"FLOAT", "DOUBLE"}]

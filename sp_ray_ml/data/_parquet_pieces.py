@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sp_ray_ml.data._parquet_files import went_away
+from sp_ray_ml.data._parquet_files import SCAN_ROWS, went_away
 from sp_ray_ml.data.source import Source
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.storage import storage_errors
 
-__all__ = ["ParquetPiece", "files_mark", "parquet_pieces"]
-
-_SCAN_ROWS = 65_536
+__all__ = ["ParquetPiece", "parquet_pieces"]
 
 
 class _Groups(NamedTuple):
@@ -53,12 +50,12 @@ class ParquetPiece(Source):
                         if all(
                             n in own.names and own.field(n).type == self._full.field(n).type for n in names
                         ):
-                            for batch in opened.iter_batches(_SCAN_ROWS, row_groups=ids, columns=names):
+                            for batch in opened.iter_batches(SCAN_ROWS, row_groups=ids, columns=names):
                                 yield batch.select(names)
                             continue
                     # It lacks a column, or has one in another type, or in its folder's name.
                     yield from fragment.subset(row_group_ids=ids).to_batches(
-                        schema=self._full, columns=names, batch_size=_SCAN_ROWS, batch_readahead=2, fragment_readahead=1
+                        schema=self._full, columns=names, batch_size=SCAN_ROWS, batch_readahead=2, fragment_readahead=1
                     )  # fmt: skip
             except FileNotFoundError as error:
                 raise went_away(self.name) from error
@@ -98,12 +95,3 @@ def parquet_pieces(name: str, schema: pa.Schema, dataset: Any, rows: int) -> lis
             waiting.append(_Groups(fragment, ids))
     flush()
     return pieces
-
-
-def files_mark(dataset: Any) -> str:
-    """Text that changes when a file was written again: names, sizes and times of all of them."""
-    digest = hashlib.sha256()
-    with storage_errors("the table's files", "read"):
-        for info in dataset.filesystem.get_file_info(list(dataset.files)):
-            digest.update(f"{info.path}\0{info.size}\0{info.mtime_ns}\n".encode())
-    return digest.hexdigest()[:32]

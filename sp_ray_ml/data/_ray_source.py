@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ import pyarrow as pa
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import DataError
 
-__all__ = ["ray_source"]
+__all__ = ["block_refs", "cast_block", "quiet_ray_data", "ray_source"]
 
 
 class _RaySource(Source):
@@ -28,7 +30,7 @@ class _RaySource(Source):
 
     def _stream(self) -> Iterator[pa.RecordBatch]:
         for table in _tables(self._dataset):
-            yield from _cast(table, self.schema, self.name).to_batches()
+            yield from cast_block(table, self.schema, self.name).to_batches()
 
 
 def ray_source(dataset: Any, name: str) -> Source:
@@ -47,18 +49,53 @@ def ray_source(dataset: Any, name: str) -> Source:
     return _RaySource(dataset, name, schema.remove_metadata())
 
 
+def block_refs(dataset: Any) -> tuple[list[Any], int]:
+    """The blocks as Arrow tables in Ray's object store, in their order, and how many rows they have."""
+    with _in_order(dataset), quiet_ray_data():
+        whole = dataset.materialize()
+    return whole.to_arrow_refs(), whole.count()
+
+
 def _tables(dataset: Any) -> Iterator[pa.Table]:
+    with _in_order(dataset):
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+@contextmanager
+def _in_order(dataset: Any) -> Iterator[None]:
     # Ray gives blocks out as they are done unless asked to keep their order, and the order of rows decides ties.
     # The setting is the dataset's own: put back, since the dataset is the caller's.
     options = dataset.context.execution_options
     before, options.preserve_order = options.preserve_order, True
     try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        yield
     finally:
         options.preserve_order = before
 
 
-def _cast(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
+@contextmanager
+def quiet_ray_data() -> Iterator[None]:
+    """Nothing but errors of Ray Data on the terminal, as of Ray itself where this package starts it.
+
+    All of it is in `ray-data.log` of Ray's session.
+    """
+    logger = logging.getLogger("ray.data")
+    shown = [(each, each.level) for each in logger.handlers if isinstance(each, logging.StreamHandler)]
+    for handler, level in shown:
+        handler.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        for handler, level in shown:
+            handler.setLevel(level)
+
+
+def cast_block(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
+    """A block with the columns and types of its dataset.
+
+    Raises:
+        DataError: It has others.
+    """
     table = table.replace_schema_metadata(None)
     if table.schema.equals(schema):
         return table

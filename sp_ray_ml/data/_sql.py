@@ -20,7 +20,17 @@ from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.data.warehouse import no_table
 from sp_ray_ml.errors import ColumnNotFoundError, LockedError, StorageError, WarehouseError
 
-__all__ = ["SqlSource", "parquet_connection", "prepare", "query_text", "reader", "sql_errors"]
+__all__ = [
+    "SqlSource",
+    "file_list",
+    "memory_connection",
+    "named_tables",
+    "parquet_connection",
+    "prepare",
+    "query_text",
+    "reader",
+    "sql_errors",
+]
 
 _BATCH_ROWS = 65_536
 
@@ -33,12 +43,27 @@ def prepare(connection: Any) -> Any:
     return connection
 
 
+def memory_connection() -> Any:
+    """A database in memory, which goes on on the disk where there is more."""
+    return prepare(duckdb.connect(":memory:", config={"temp_directory": tempfile.gettempdir()}))
+
+
+def file_list(files: Sequence[str]) -> str:
+    """Files as `read_parquet` takes them."""
+    return f"[{', '.join(_text(_unglobbed(file)) for file in files)}]"
+
+
+def named_tables(query: str, tables: Sequence[str]) -> list[str]:
+    """The tables that a query may read: those whose name is somewhere in it. Each view costs a look into a file."""
+    text = query.lower().replace('""', '"')
+    return [name for name in tables if name.lower() in text]
+
+
 def parquet_connection(tables: Mapping[str, TableFiles]) -> Any:
     """A database in memory with a view of each table's Parquet files, into which columns and filters are pushed."""
-    connection = duckdb.connect(":memory:", config={"temp_directory": tempfile.gettempdir()})
-    prepare(connection)
+    connection = memory_connection()
     for name, table in tables.items():
-        listed = ", ".join(_text(_unglobbed(file)) for file in _registered(connection, table))
+        listed = file_list(_registered(connection, table))
         hive, columns = f"hive_partitioning = {str(table.is_partitioned).lower()}", "*"
         with sql_errors(name, ()):
             if table.layout is not None:
@@ -47,7 +72,7 @@ def parquet_connection(tables: Mapping[str, TableFiles]) -> Any:
                 hive += f", hive_types = {{{_text(table.layout.column)}: {_type(connection, table.layout)}}}"
             connection.execute(
                 f"CREATE VIEW {quoted(name)} AS SELECT {columns} FROM "  # noqa: S608
-                f"read_parquet([{listed}], {hive})"
+                f"read_parquet({listed}, {hive})"
             )
     return connection
 

@@ -8,8 +8,22 @@ import pydantic
 
 from sp_ray_ml.config import Settings
 from sp_ray_ml.data.preprocessors import PreprocessorField
+from sp_ray_ml.data.warehouse import check_url
+from sp_ray_ml.errors import ConfigError
 
-__all__ = ["Events", "Node", "Nodes", "Table", "TableField"]
+__all__ = ["Events", "Node", "Nodes", "Table", "TableField", "WarehouseUrl"]
+
+
+def _checked(url: str) -> str:
+    try:
+        check_url(url)
+    except ConfigError as error:
+        raise ValueError(error.advice) from None
+    return url
+
+
+WarehouseUrl = Annotated[str, pydantic.Field(min_length=1), pydantic.AfterValidator(_checked)]
+"""URL or path of a warehouse, as `open_warehouse` takes it."""
 
 
 class Events(Settings):

@@ -141,6 +141,29 @@ class Source:
             refs.append(ray.put(pa.Table.from_batches(waiting, schema=self.schema)))
         return ray.data.from_arrow_refs(refs)
 
+    def pieces(self, rows: int) -> Sequence[Source] | None:  # noqa: ARG002  of those that have pieces
+        """The rows in parts of about `rows`, in their order, each read without the others and by any process.
+
+        None where they can only be read from their start.
+        """
+        return None
+
+    def streams(self, note: str | None) -> tuple[str, Sequence[Source]] | None:  # noqa: ARG002  as above
+        """The rows in parts as their store cuts them, each read without the others and by any process.
+
+        Args:
+            note: What an earlier call gave, in whatever process: the parts are the same ones, if the store has them
+                yet.
+
+        Returns:
+            Text that stands for these parts and no others, and the parts; None where the store does not cut.
+        """
+        return None
+
+    def mark(self) -> str | None:
+        """Text that changes when the rows may have; None where only reading them would tell."""
+        return None
+
     def select(self, columns: Sequence[str]) -> Source:
         """The same rows with these columns only, in this order; pushed down where the source can.
 

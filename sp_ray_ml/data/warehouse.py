@@ -246,28 +246,52 @@ def open_warehouse(url: str | os.PathLike[str]) -> Warehouse:
         ConfigError: The scheme is unknown.
     """
     text = os.fspath(url)
-    if not text.strip():
-        raise ConfigError(
-            "a warehouse's URL is empty", hint="Give a folder of Parquet files or a DuckDB file"
-        )
-    scheme, mark, _ = text.partition("://")
-    if not mark:
+    scheme = check_url(text)
+    if not scheme:
         path = Path(text).expanduser()
         return _duckdb(str(path)) if _is_duckdb(path) else _parquet(str(path))
     if scheme in _BUILT_IN:
         return _BUILT_IN[scheme](text)
-    points = {point.name: point for point in importlib.metadata.entry_points(group="sp_ray_ml.warehouse")}
-    if scheme in points:
-        warehouse: Warehouse = points[scheme].load()(text)
+    if point := _points().get(scheme):
+        warehouse: Warehouse = point.load()(text)
         return warehouse
+    return _parquet(text)
+
+
+def _points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group="sp_ray_ml.warehouse")}
+
+
+def check_url(url: str) -> str:
+    """Check what can be known of a warehouse by its URL alone, importing nothing heavy.
+
+    Returns:
+        Its scheme, empty for a path.
+
+    Raises:
+        ConfigError: The scheme is unknown, or the URL is none of its scheme.
+    """
+    if not url.strip():
+        raise ConfigError(
+            "a warehouse's URL is empty", hint="Give a folder of Parquet files or a DuckDB file"
+        )
+    scheme, mark, _ = url.partition("://")
+    if not mark:
+        return ""
+    if scheme == "bigquery":
+        from sp_ray_ml.data._bigquery_place import parse_url
+
+        parse_url(url)
+    if scheme in _BUILT_IN or scheme in (points := _points()):
+        return scheme
     import fsspec
 
     if scheme in fsspec.available_protocols():
-        return _parquet(text)
+        return scheme
     known = sorted({*_BUILT_IN, *points})
     raise ConfigError(
         f"unknown kind of warehouse {scheme!r}{near_match(scheme, known)}",
-        where=text,
+        where=str(redact(url)),
         hint=f"Known: {', '.join(f'{name}://' for name in known)}, or a path",
     )
 

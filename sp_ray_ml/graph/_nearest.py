@@ -29,8 +29,9 @@ __all__ = [
 Metric = Literal["cosine", "dot", "l2"]
 METRICS = ("cosine", "dot", "l2")
 
-# A product always has one shape, the rest of it zeros: so each of its entries is summed in the same order, whatever is
-# asked for beside it. BLAS adds otherwise at a shape's edges; this many rows, and multiples of as many columns, have none.
+# A product is of float64 and always of one shape, the rest of it zeros: so each of its entries is summed in the same
+# order, whatever is asked for beside it. BLAS adds otherwise at a shape's edges; this many rows, and multiples of as many
+# columns, have none. In float32, OpenBLAS adds in two ways even within them, on processors without AVX-512.
 _ROWS = 128
 _COLUMNS = 2_048  # with as many scores as one thread looks through as fast as two
 _BLOCK_BYTES = 16 << 20
@@ -53,7 +54,7 @@ def nearest(
 
     Args:
         queries: Numbers [queries, width].
-        vectors: Numbers [vectors, width]. All are taken as float32.
+        vectors: Numbers [vectors, width]. All are taken as float32, and multiplied in float64.
         k: How many to find.
         metric: `cosine` of the angle (0 where a vector is zero), `dot` product, or `l2`, the Euclidean distance.
         method: `exact`, or `approximate` by an index that is built for this call; see `NearestIndex`.
@@ -126,28 +127,27 @@ def _exact(
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     asked, count, width = len(queries), len(vectors), vectors.shape[1]
     columns = min(
-        _COLUMNS, max(_ROWS, (_BLOCK_BYTES // (4 * width)) // _ROWS * _ROWS), -(-count // _ROWS) * _ROWS
+        _COLUMNS, max(_ROWS, (_BLOCK_BYTES // (8 * width)) // _ROWS * _ROWS), -(-count // _ROWS) * _ROWS
     )
-    # Of l2, the squares differ by less than float32 tells apart.
-    kind = np.float64 if metric == "l2" else np.float32
     best = np.full((asked, k), -1, node_type(count))
     scores = np.full((asked, k), -np.inf, np.float32)
-    block = np.zeros((columns, width), kind)
+    block = np.zeros((columns, width))
+    product = np.empty((_ROWS, columns))
     scored = np.empty((_ROWS, k + columns), np.float32)
     for first in range(0, asked, _ROWS * _WINDOW):
         window = read_vectors(queries, first, first + _ROWS * _WINDOW, metric, "query")
         groups = [slice(row, row + _ROWS) for row in range(0, len(window), _ROWS)]
-        padded = np.zeros((len(groups) * _ROWS, width), kind)
+        padded = np.zeros((len(groups) * _ROWS, width))
         padded[: len(window)] = window
         outs = [None if left_out is None else left_out.of(first + g.start, first + g.stop) for g in groups]
         for begin in range(0, count, columns):
             part = read_vectors(vectors, begin, begin + columns, metric, "vector")
             block[: len(part)], block[len(part) :] = part, 0
             for group, out in zip(groups, outs, strict=True):
+                np.matmul(padded[group], block.T, out=product)
                 if metric == "l2":
-                    scored[:, k:] = _negative_squares(padded[group], block)
-                else:
-                    np.matmul(padded[group], block.T, out=scored[:, k:])
+                    _to_negative_squares(product, padded[group], block)
+                scored[:, k:] = product
                 scored[:, k + len(part) :] = -np.inf
                 if out is not None:
                     out.apply(scored[:, k:], begin)
@@ -174,14 +174,12 @@ def read_vectors(
     return _unit(some) if metric == "cosine" else some
 
 
-def _negative_squares(queries: NDArray[Any], vectors: NDArray[Any]) -> NDArray[Any]:
-    """-|q - v|² of each query and vector."""
-    product: NDArray[Any] = queries @ vectors.T
+def _to_negative_squares(product: NDArray[Any], queries: NDArray[Any], vectors: NDArray[Any]) -> None:
+    """-|q - v|² of each query and vector, from their products. The squares differ by less than float32 tells apart."""
     product *= 2
     product -= np.einsum("ij,ij->i", queries, queries)[:, None]
     product -= np.einsum("ij,ij->i", vectors, vectors)
     np.minimum(product, 0, out=product)
-    return product
 
 
 class _Excluded:

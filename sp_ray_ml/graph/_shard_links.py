@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from sp_ray_ml._places import homes
 from sp_ray_ml.errors import ClusterError, ClusterTimeoutError, SpRayError
 from sp_ray_ml.graph._shard_part import Request, ShardActor
 
@@ -31,7 +32,7 @@ class RayShard:
     """A shard in a Ray actor, which Ray starts again elsewhere if its process or its node dies.
 
     Args:
-        folder: The sharded graph's folder, to be found at this path on every node.
+        folder: The sharded graph's folder, to be found at this path on every node, or shared with them.
         shard: Its number.
         shards: How many there are.
         seconds: How long to wait for an answer, a restart included.
@@ -39,7 +40,7 @@ class RayShard:
 
     def __init__(self, folder: Path, shard: int, shards: int, seconds: float) -> None:
         self._name, self._seconds = f"shard {shard} of {shards}", seconds
-        self._arguments = str(folder), shard
+        self._arguments = str(folder), shard, homes()
         self.node = _node(shard)
         """Ray's id of the node that it should start on."""
         self.actor: Any

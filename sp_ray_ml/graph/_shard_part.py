@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sp_ray_ml._places import Home, adopt, here
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph import _relabel_kernel as relabel
 from sp_ray_ml.graph import _shard_kernels as kernel
@@ -225,13 +227,14 @@ class Part:
 class ShardActor:
     """A part in an actor; with each answer comes where it is, since a restarted one may be elsewhere."""
 
-    def __init__(self, folder: str, shard: int) -> None:
+    def __init__(self, folder: str, shard: int, homes: Sequence[Home] = ()) -> None:
         import ray
 
         keep_memory()
+        adopt(homes)
         context = ray.get_runtime_context()
         self._place = (ray.util.get_node_ip_address(), context.get_node_id(), os.getpid())
-        self._part = Part(folder, shard)
+        self._part = Part(str(here(Path(folder))), shard)
 
     def answer(self, requests: list[Request]) -> tuple[tuple[str, str, int], list[tuple[NDArray[Any], ...]]]:
         """As `Part.answer`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sp_ray_ml._places import adopt, here, homes, share
 from sp_ray_ml.errors import ConfigError, ResourceError
 from sp_ray_ml.graph._files import open_array, read_manifest
 from sp_ray_ml.graph._partition import LAYOUT, write_parts
@@ -71,6 +72,7 @@ class ShardedGraph:
         if not require("ray", "a sharded graph").is_initialized():
             raise ResourceError("a sharded graph is in Ray actors, and Ray is not running", hint="Call ray.init() first")  # fmt: skip
         self.folder = _parts(graph, shards, partition, folder)
+        share(self.folder)
         self._shards = [RayShard(self.folder.absolute(), i, shards, timeout) for i in range(shards)]
         try:
             settle(self._shards)
@@ -102,13 +104,15 @@ class ShardedGraph:
     def __getstate__(self) -> dict[str, Any]:
         # What a worker gets calls the same actors, which are not its own to end, and has a cache of its own.
         return {
-            "folder": self.folder,
+            "folder": self.folder.absolute(),
+            "homes": homes(),
             "transports": [link.transport for link in self.parts.links],
             "cache": self._cache,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.folder, self._shards = state["folder"], []
+        adopt(state["homes"])
+        self.folder, self._shards = here(state["folder"]), []
         self._open(state["transports"], state["cache"])
 
     @property

@@ -28,6 +28,7 @@ from sp_ray_ml.inference._batch_pipe import piped
 from sp_ray_ml.inference._batch_stage import Done, PartWriter, Stage
 
 if TYPE_CHECKING:
+    from sp_ray_ml.data._channel import Channel
     from sp_ray_ml.data._store import Store
     from sp_ray_ml.inference._batch_parts import Part
     from sp_ray_ml.train.predictor import Predictor
@@ -99,15 +100,19 @@ class Engine:
         self._rejected = 0
         self._open: dict[str, PartWriter] = {}
 
-    def run(self, parts: Iterable[Part]) -> Iterator[Done]:
+    def run(self, parts: Iterable[Part], feed: Channel | None = None) -> Iterator[Done]:
         """Predict partitions, and give the record of each when it is kept.
+
+        Args:
+            parts: The partitions. The next one is read while the last batches of the one before are predicted.
+            feed: What they come out of, where they have to be waited for; closed when this ends.
 
         Raises:
             DataError: More rows fail than may.
             StorageError: Something cannot be read or written.
         """
         try:
-            for done in piped(self._read(parts), self._prepare, self._infer, self._write):
+            for done in piped(self._read(parts), self._prepare, self._infer, self._write, feed=feed):
                 if done is not None:
                     yield done
         finally:
@@ -119,7 +124,7 @@ class Engine:
 
     def _read(self, parts: Iterable[Part]) -> Iterator[_Batch]:
         for part in parts:
-            at, before = part.start, None
+            at, before = part.start or 0, None
             for block in part.source.blocks(self._job.batch_rows):
                 if before is not None:
                     yield before
@@ -169,7 +174,7 @@ class Engine:
         self._open = {}
         done = Done(
             number=batch.part.number,
-            rows=batch.start + len(batch.rows) - batch.part.start,
+            rows=batch.start + len(batch.rows) - (batch.part.start or 0),
             written=written.rows,
             rejected=rejected.rows,
             files={**written.close(), **rejected.close()},
@@ -179,6 +184,7 @@ class Engine:
             ended=time.time(),
             batch_rows=self._job.batch_rows,
             device_seconds=self._device.taken(),
+            start=batch.part.start,
         )
         self._stage.write(done)
         return done

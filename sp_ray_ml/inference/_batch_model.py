@@ -8,7 +8,7 @@ import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sp_ray_ml._import_path import IMPORT_PATH
 from sp_ray_ml.config import Custom, fingerprint
@@ -20,7 +20,7 @@ from sp_ray_ml.train.predictor import Predictor
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Model", "find_model", "output_schema"]
+__all__ = ["FoundModel", "Model", "find_model", "is_own", "output_schema", "own_name", "sent"]
 
 _WHERE = "predictor"
 
@@ -53,26 +53,45 @@ class Model:
         return _own(self.own) if self.own is not None else Predictor.load(self.source)
 
 
-def find_model(predictor: Any) -> tuple[Model, Predictor]:
-    """What is given as `predictor`, opened, and how other processes get it.
+class FoundModel(NamedTuple):
+    """A predictor that is open, and how other processes get it."""
+
+    model: Model
+    predictor: Predictor
+
+
+def find_model(predictor: Any) -> FoundModel:
+    """What is given as `predictor`, opened; what was found before stays as it is.
 
     Raises:
         CheckpointError: It is no sealed predictor, or damaged.
         ConfigError: It is an import path that leads to none.
     """
+    if isinstance(predictor, FoundModel):
+        return predictor
     if isinstance(predictor, Predictor):
-        return Model(_mark_of(predictor), given=predictor), predictor
-    if inspect.isclass(predictor) or (
-        isinstance(predictor, str) and IMPORT_PATH.match(predictor) and not Path(predictor).exists()
-    ):
-        predictor = Custom(target=predictor)
-    if isinstance(predictor, Custom):
-        opened = _own(predictor)
-        return Model(fingerprint(predictor), own=predictor), opened
+        return FoundModel(Model(_mark_of(predictor), given=predictor), predictor)
+    if is_own(predictor):
+        own = predictor if isinstance(predictor, Custom) else Custom(target=predictor)
+        opened = _own(own)
+        return FoundModel(Model(fingerprint(own), own=own), opened)
     opened = Predictor.load(predictor)
     if isinstance(predictor, str | os.PathLike) and Path(predictor).exists():
-        return Model(_mark_of(opened), source=str(Path(predictor).resolve())), opened
-    return Model(_mark_of(opened), given=opened), opened
+        return FoundModel(Model(_mark_of(opened), source=str(Path(predictor).resolve())), opened)
+    return FoundModel(Model(_mark_of(opened), given=opened), opened)
+
+
+def is_own(predictor: Any) -> bool:
+    """Whether it names a class of the user's own: the class, its import path, or either with arguments."""
+    if isinstance(predictor, str):
+        return bool(IMPORT_PATH.match(predictor)) and not Path(predictor).exists()
+    return isinstance(predictor, Custom) or inspect.isclass(predictor)
+
+
+def own_name(predictor: Any) -> str:
+    """What messages call a class of the user's own."""
+    target = predictor.target if isinstance(predictor, Custom) else predictor
+    return target if isinstance(target, str) else getattr(target, "__qualname__", "it")
 
 
 def sent(model: Model, predictor: Predictor, store: Store) -> Model:
@@ -90,8 +109,11 @@ def sent(model: Model, predictor: Predictor, store: Store) -> Model:
 
 
 def _own(custom: Custom) -> Predictor:
-    name = custom.target if isinstance(custom.target, str) else getattr(custom.target, "__qualname__", "it")
-    make = custom.load()
+    name = own_name(custom)
+    try:
+        make = custom.load()
+    except ConfigError as error:
+        raise ConfigError(error.message, where=f"{_WHERE} {name}") from error.__cause__
     try:
         predictor = make(**custom.arguments)
     except SpRayError:

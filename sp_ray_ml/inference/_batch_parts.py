@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sp_ray_ml.data._parquet_pieces import files_mark, parquet_pieces
 from sp_ray_ml.data.source import BLOCK_ROWS, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sp_ray_ml.data._store import Store
+    from sp_ray_ml.inference._batch_stage import Done
 
 
-__all__ = ["Part", "copied_parts", "mark_of", "pieces_of", "stream_parts"]
+__all__ = ["Part", "copied_parts", "pieces_of", "store_parts", "stream_parts"]
+
+_NOTE = "streams.json"
 
 
 @dataclass(frozen=True)
@@ -28,24 +31,22 @@ class Part:
 
     Attributes:
         number: Its place, from 0.
-        start: Number of its first row.
+        start: Number of its first row; None where that is known only when all before it are done.
         source: Its rows.
-        checksum: Of its rows, where these may be others when they are read again.
+        checksum: Of its rows, or of what stands for them, where these may be others when they are read again.
     """
 
     number: int
-    start: int
+    start: int | None
     source: Source
     checksum: int | None = None
 
 
 def pieces_of(source: Source, rows: int) -> list[Part] | None:
     """The source in partitions that are read one without the other; None where it can only be read from its start."""
-    from sp_ray_ml.data._parquet_files import ParquetSource
-
-    if not isinstance(source, ParquetSource) or source._conditions:
+    sources = source.pieces(rows)
+    if sources is None:
         return None
-    sources = parquet_pieces(source.name, source.schema, source._dataset(), rows)
     parts, start = [], 0
     for number, piece in enumerate(sources):
         parts.append(Part(number, start, piece))
@@ -53,11 +54,33 @@ def pieces_of(source: Source, rows: int) -> list[Part] | None:
     return parts
 
 
-def mark_of(source: Source) -> str | None:
-    """Text that changes when the source's rows may have; None where only reading them would tell."""
-    from sp_ray_ml.data._parquet_files import ParquetSource
+def store_parts(source: Source, store: Store, records: Mapping[int, Done]) -> list[Part] | None:
+    """Partitions as the source's own store cuts the rows; None where it does not.
 
-    return files_mark(source._dataset()) if isinstance(source, ParquetSource) else None
+    Args:
+        source: The rows.
+        store: Keeps a note, by which they are the same ones when a job goes on; where these are gone, there are others.
+        records: Of partitions that are done: where all are, none has to be there any more.
+    """
+    kept: dict[str, Any] = {"note": None, "parts": 0}
+    if store.mark(_NOTE):
+        kept = json.loads(store.read(_NOTE))
+    marks = [_mark_of(number, kept["note"]) for number in range(kept["parts"])]
+    if marks and marks == [records[n].checksum if n in records else None for n in range(len(marks))]:
+        gone = Source(source.name, source.schema, lambda: iter(()))  # of rows that nobody reads any more
+        return [Part(number, None, gone, mark) for number, mark in enumerate(marks)]
+    found = source.streams(kept["note"])
+    if found is None:
+        return None
+    note, streams = found
+    if note != kept["note"]:
+        store.remove("", [_NOTE])
+        store.create(_NOTE, json.dumps({"note": note, "parts": len(streams)}).encode())
+    return [Part(number, None, stream, _mark_of(number, note)) for number, stream in enumerate(streams)]
+
+
+def _mark_of(number: int, note: str) -> int:
+    return zlib.crc32(f"{number} {note}".encode())
 
 
 # --- what is only read from its start ---------------------------------------------------------------------------

@@ -18,10 +18,15 @@ class _Failed:
         self.error = error
 
 
-def piped(stream: Iterable[Any], *stages: Callable[[Any], Any]) -> Iterator[Any]:
+def piped(stream: Iterable[Any], *stages: Callable[[Any], Any], feed: Channel | None = None) -> Iterator[Any]:
     """The items of a stream, each through all stages, in their order; an error comes where its item would have.
 
     The stream is read in a thread, too, and closed there. Threads end with the iterator, also when it is closed early.
+
+    Args:
+        stream: The items.
+        stages: What is done to each, in a thread of its own.
+        feed: What the stream waits for; closed before the stream's end is waited for.
     """
     channels = [Channel(_AHEAD) for _ in range(len(stages) + 1)]
 
@@ -64,7 +69,7 @@ def piped(stream: Iterable[Any], *stages: Callable[[Any], Any]) -> Iterator[Any]
                 raise item.error
             yield item
     finally:
-        for channel in channels:
+        for channel in (*channels, *([] if feed is None else [feed])):
             channel.close()
         for thread in threads:
             thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -16,8 +17,10 @@ import ray
 import ray.data
 
 from sp_ray_ml import errors
+from sp_ray_ml.data._ray_source import quiet_ray_data
 from sp_ray_ml.errors import ClusterError, SpRayError
 from sp_ray_ml.inference._batch_engine import Engine, Job
+from sp_ray_ml.inference._batch_flow import Flow
 from sp_ray_ml.inference._batch_stage import Done, Stage
 from sp_ray_ml.inference.batch_settings import Pool
 from sp_ray_ml.logger import LOGGER
@@ -29,7 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["run_on_ray"]
 
-_AHEAD = 2  # partitions that wait at an actor beside the one that it is at
+_TOGETHER = (
+    2  # partitions that an actor is at: the next is read while the last rows of the one before are predicted
+)
+_AHEAD = 2  # partitions that wait at an actor beside these
 
 
 class _Again(Exception):  # noqa: N818  Ray gives the partition out again when it sees this one
@@ -46,11 +52,11 @@ class Worker:
         sys.path += [path for path in sys_path if path not in sys.path]
         self._parts: list[Part] = ray.get(parts[0])
         self._stage, self._max_failures = Stage(job.store), max_failures
-        self._engine: Engine | None = None
+        self._flow: Flow | None = None
         self._refused: SpRayError | None = None
         try:
             self._stage.check_seen()
-            self._engine = Engine(job, model.open(), began)
+            self._flow = Flow(Engine(job, model.open(), began), lambda part: self._stage.begun(part.number))
         except SpRayError as error:  # raised here, Ray would start the actor again and again
             self._refused = error
 
@@ -58,20 +64,10 @@ class Worker:
         """Predict the partition that the only row names; what comes back is its record, or an error."""
         if self._refused is not None:
             return _answer(self._refused)
-        assert self._engine is not None
+        assert self._flow is not None
         part = self._parts[batch["index"][0].as_py()]
         try:
-            # Ray starts actors again and gives out what they were at without end; a partition that always ends its
-            # process has to end the work.
-            tried = self._stage.try_again(part.number)
-            if tried > self._max_failures:
-                raise ClusterError(
-                    f"the partition from row {part.start:,} on has ended its worker {tried} times",
-                    where=part.source.name,
-                    hint="See why: ray logs. Too little memory: fewer workers a machine, or memory_per_worker. What "
-                    "is done is kept: run it again to go on",
-                )
-            [done] = self._engine.run([part])
+            done = self._flow(part, alone=self._is_suspect(part))
         except SpRayError as error:
             return _answer(error)
         except Exception as error:
@@ -80,6 +76,26 @@ class Worker:
                 os._exit(1)  # nothing in this process can use the GPU any more
             raise _Again(f"{type(error).__name__}: {error}") from error
         return _answer(done)
+
+    def _is_suspect(self, part: Part) -> bool:
+        """Whether a partition may be why its process ended: it, or one that was under way beside it.
+
+        Ray starts actors again and gives out what they were at without end, and a partition that always ends its
+        process has to end the work. So that no other is blamed, suspects have the process to themselves.
+
+        Raises:
+            ClusterError: It has been tried too often.
+        """
+        tried = self._stage.tries(part.number)
+        if tried > self._max_failures:
+            begin = "" if part.start is None else f" from row {part.start:,} on"
+            raise ClusterError(
+                f"the partition{begin} has ended its worker {tried} times",
+                where=part.source.name,
+                hint="See why: ray logs. Too little memory: fewer workers a machine, or memory_per_worker. What "
+                "is done is kept: run it again to go on",
+            )
+        return tried > 0 or not self._max_failures
 
 
 def _answer(value: Done | SpRayError) -> pa.Table:
@@ -115,11 +131,14 @@ def run_on_ray(
     tickets = ray.data.from_items([{"index": i} for i in range(len(parts))], override_num_blocks=len(parts))
     tickets.context.actor_task_retry_on_errors = [_Again]
     tickets.context.enable_progress_bars = False  # `progress` tells how far it is
-    workers = scaling.workers
-    sizes = (
-        {"min_size": workers.min, "max_size": workers.max} if isinstance(workers, Pool) else {"size": workers}
-    )
+    # More actors than partitions would have nothing to do.
+    least, most = min(scaling.least, len(parts)), min(scaling.most, len(parts))
+    sizes = {"min_size": least, "max_size": most} if isinstance(scaling.workers, Pool) else {"size": most}
     options: dict[str, Any] = {}
+    if "max_concurrent_calls_per_actor" in inspect.signature(ray.data.ActorPoolStrategy).parameters:
+        sizes["max_concurrent_calls_per_actor"] = _TOGETHER
+    else:  # of earlier Ray, where this is no option of the pool
+        options["max_concurrency"] = _TOGETHER
     if scaling.gpu_type is not None:
         options["accelerator_type"] = scaling.gpu_type
     if scaling.memory_per_worker is not None:
@@ -129,15 +148,20 @@ def run_on_ray(
         fn_constructor_args=(job, model, [ray.put(list(parts))], scaling.max_failures, sys_path),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=1 + _AHEAD),
+        compute=ray.data.ActorPoolStrategy(
+            **sizes, max_tasks_in_flight_per_actor=_TOGETHER + _AHEAD, enable_true_multi_threading=True
+        ),
         num_cpus=scaling.cpus_per_worker,
         num_gpus=scaling.gpus_per_worker or None,
         **options,
     )
     try:
-        with closing(
-            iter(answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-        ) as tables:
+        with (
+            quiet_ray_data(),
+            closing(
+                iter(answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+            ) as tables,
+        ):
             for table in tables:
                 for value in table["answer"]:
                     yield _read(value.as_py())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sp_ray_ml.data._store import store_at
 from sp_ray_ml.inference._batch_engine import REASON, ROW, Engine, Job, too_many
 from sp_ray_ml.inference._batch_model import Model, output_schema, sent
-from sp_ray_ml.inference._batch_parts import copied_parts, mark_of, pieces_of, stream_parts
+from sp_ray_ml.inference._batch_parts import copied_parts, pieces_of, store_parts, stream_parts
 from sp_ray_ml.inference._batch_size import batch_rows_for, memory_of, partition_rows_for, row_bytes
 from sp_ray_ml.inference._batch_stage import TRIES, Stage
 from sp_ray_ml.inference.batch_settings import BatchScaling
@@ -121,10 +121,15 @@ class Work:
     ) -> Iterator[Part]:
         """The partitions that are to do; those that are done go to `kept`."""
         pieces = pieces_of(self.source, size)
+        if (
+            pieces is None and self.scaling.most
+        ):  # in this process all streams at once are faster than one by one
+            pieces = store_parts(self.source, stage.store, records)
         if pieces is not None:
             for part in pieces:
                 found = records.get(part.number)
-                if found is not None and found.rows == part.source.num_rows:
+                same = found is not None and found.checksum == part.checksum
+                if found is not None and same and part.source.num_rows in (found.rows, None):
                     kept[part.number] = found
                 else:
                     yield part
@@ -192,7 +197,7 @@ def keep_predictions(
     stage = Stage(store_at(folder.resolve()))
     schema = output_schema(predictor, source.schema)
     work = Work(predictor, Model("", given=predictor), source, schema, BatchScaling(), progress=progress)
-    mark = {"data": [source.name, str(source.schema), source.num_rows, mark_of(source)]}
+    mark = {"data": [source.name, str(source.schema), source.num_rows, source.mark()]}
     _, done, _ = work.run(stage, mark, None, None)
     stage.finish(schema, done)
     return sum(record.written for record in done)

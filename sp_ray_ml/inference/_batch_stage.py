@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sp_ray_ml.data._parquet_files import FinishedFiles, TableFiles
@@ -49,6 +50,7 @@ class Done:
         ended: When the partition was done.
         batch_rows: The most rows of a batch.
         device_seconds: How long the GPU was busy; None without one.
+        start: Number of its first row, as of `Part`: where it is None, rows are numbered from 0 in its files.
     """
 
     number: int
@@ -62,6 +64,7 @@ class Done:
     ended: float
     batch_rows: int
     device_seconds: float | None
+    start: int | None = 0
 
 
 class Stage:
@@ -135,11 +138,13 @@ class Stage:
         self.store.remove("", [_JOB])
         self.store.remove("", [name for name in self.store.find("") if name != _LOCK])
 
-    def try_again(self, number: int) -> int:
-        """Note that a process begins a partition, and return how often one has before."""
-        before = sum(name.startswith(f"{number:06}-") for name in self.store.find(TRIES))
+    def tries(self, number: int) -> int:
+        """How often a process has begun a partition."""
+        return sum(name.startswith(f"{number:06}-") for name in self.store.find(TRIES))
+
+    def begun(self, number: int) -> None:
+        """Note that a process begins a partition."""
         self.store.create(f"{TRIES}/{number:06}-{secrets.token_hex(6)}", b"")
-        return before
 
     def drop(self, *folders: str) -> None:
         """Remove what was there for the workers."""
@@ -151,8 +156,20 @@ class Stage:
         name = f"{_RECORDS}/{done.number:06}-{secrets.token_hex(6)}.json"
         self.store.create(name, json.dumps(asdict(done)).encode())
 
-    def source(self, name: str, kind: str, schema: pa.Schema, records: Sequence[Done]) -> Source:
-        """What was kept of all partitions in their order: `part` the predictions, `rejected` the other rows."""
+    def source(
+        self, name: str, kind: str, schema: pa.Schema, records: Sequence[Done], numbers: str | None = None
+    ) -> Source:
+        """What was kept of all partitions in their order: `part` the predictions, `rejected` the other rows.
+
+        Args:
+            name: What messages call it.
+            kind: Of the files.
+            schema: Of the rows.
+            records: Of all partitions.
+            numbers: The column with the rows' numbers, if there is one.
+        """
+        if numbers is not None and any(done.start is None for done in records):
+            return self._numbered(name, kind, schema, records, numbers)
         rows = {n: count for done in records for n, count in done.files.items() if n.startswith(f"{kind}-")}
         if not rows:
             return Source(name, schema, lambda: iter(()), num_rows=0)
@@ -165,6 +182,23 @@ class Stage:
                 yield from pa.Table.from_batches([batch]).cast(schema).to_batches()
 
         return Source(name, schema, stream, num_rows=files.num_rows)
+
+    def _numbered(
+        self, name: str, kind: str, schema: pa.Schema, records: Sequence[Done], column: str
+    ) -> Source:
+        """With numbers over all partitions, where each has its own."""
+        index = schema.get_field_index(column)
+
+        def stream() -> Iterator[pa.RecordBatch]:
+            start = 0
+            for done in records:
+                for batch in self.source(name, kind, schema, [done]).batches():
+                    number = pc.add(batch.column(index), 0 if done.start is not None else start)
+                    columns = [*batch.columns[:index], number, *batch.columns[index + 1 :]]
+                    yield pa.RecordBatch.from_arrays(columns, schema=schema)
+                start += done.rows
+
+        return Source(name, schema, stream, num_rows=self.source(name, kind, schema, records).num_rows)
 
     def finish(self, schema: pa.Schema, records: Sequence[Done]) -> None:
         """Leave nothing but the predictions, which a folder of Parquet files then is; of no rows, their columns."""

@@ -77,14 +77,20 @@ class Target:
             )
 
     def write(
-        self, stage: Stage, output: pa.Schema, rows_schema: pa.Schema, done: list[Done], commit: str
+        self,
+        stage: Stage,
+        output: pa.Schema,
+        rows_schema: pa.Schema,
+        done: list[Done],
+        commit: str,
+        order_column: str | None,
     ) -> None:
         """Write both tables, the predictions last: they say that it is over."""
         if self.rejected is not None:
-            rows = stage.source(self.rejected, "rejected", rejected_schema(rows_schema), done)
+            rows = stage.source(self.rejected, "rejected", rejected_schema(rows_schema), done, ROW)
             mode: Mode = "replace" if self.mode == "replace" else "append"
             self.warehouse.write(self.rejected, rows, mode=mode, commit=commit)
-        rows = stage.source(self.table, "part", output, done)
+        rows = stage.source(self.table, "part", output, done, order_column)
         self.warehouse.write(self.table, rows, mode=self.mode, partition_by=self.partition_by, commit=commit)
 
 

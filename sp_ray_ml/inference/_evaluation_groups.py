@@ -17,6 +17,7 @@ from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.inference._evaluation_curves import Curves
 from sp_ray_ml.inference._evaluation_ids import unit_numbers
 from sp_ray_ml.inference.evaluators import RowEvaluator
+from sp_ray_ml.metrics._room import Room
 from sp_ray_ml.metrics.means import LEAST_UNITS, Means, interval
 
 __all__ = ["MOST_SEGMENTS", "Found", "RowGroups", "Segments", "functions_of_means"]
@@ -116,6 +117,7 @@ class RowGroups:
         ids: Columns that tell a row from others, for the draws of the bootstrap; the row's number without.
         replicates: Of the bootstrap.
         seed: Likewise.
+        beside: How many such are at work in this process at once.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class RowGroups:
         ids: Sequence[str] = (),
         replicates: int = 0,
         seed: int = 0,
+        beside: int = 1,
     ) -> None:
         self._evaluators, self._segments, self._ids = list(evaluators), segments, list(ids)
         self._replicates, self._seed = replicates, seed
@@ -134,10 +137,14 @@ class RowGroups:
         self._curves: list[list[Curves | None]] = [
             [each.curves() for each in evaluators] for _ in segments.labels()
         ]
+        every = [each for of_group in self._curves for each in of_group if each is not None]
+        room = Room(max(1, beside * len(every)))
+        for curves in every:
+            curves.draw(replicates, seed).within(room)
 
-    def empty(self) -> RowGroups:
-        """One like it, without rows."""
-        return RowGroups(self._evaluators, self._segments, self._ids, self._replicates, self._seed)
+    def empty(self, beside: int = 1) -> RowGroups:
+        """One like it, without rows; so many are at work at once."""
+        return RowGroups(self._evaluators, self._segments, self._ids, self._replicates, self._seed, beside)
 
     def update(self, rows: pa.RecordBatch, first: int = 0) -> None:
         """Take some rows, the first of which has that number."""
@@ -170,7 +177,10 @@ class RowGroups:
                 else:
                     means.update([column[mine] for column in columns], units[mine])
                 if (curves := self._curves[group][place]) is not None:
-                    curves.update(rows if mine is None else rows.take(pa.array(mine)))
+                    if mine is None:
+                        curves.update(rows, units)
+                    else:
+                        curves.update(rows.take(pa.array(mine)), units[mine])
 
     def merge(self, other: RowGroups) -> None:
         """Take the rows of another one."""

@@ -46,7 +46,7 @@ class Ids:
 
     Args:
         small: Whether the ids are hoped to be small whole numbers, which costs nothing.
-        counted: Whether `known` will be asked for.
+        counted: Whether `known` or `known_codes` will be asked for.
     """
 
     def __init__(self, small: bool, *, counted: bool = False) -> None:
@@ -60,6 +60,10 @@ class Ids:
     def known(self) -> int:
         """How many ids there were."""
         return int(self._seen.sum()) if self.small else len(self._table)
+
+    def known_codes(self) -> NDArray[np.int64]:
+        """The codes of all ids that there were."""
+        return np.flatnonzero(self._seen) if self.small else np.arange(len(self._table))
 
     def codes(self, pool: Executor, column: pa.Array, where: str) -> NDArray[np.int32]:
         """The codes of some ids, int32 `[rows]`; unknown ones get the next.

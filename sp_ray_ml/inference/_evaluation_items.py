@@ -77,7 +77,7 @@ def catalogue_of(settings: Ranking, items: Source | None, ids: Ids, pool: Execut
         if len(counts) and counts.min() < 0:
             raise DataError("a popularity is negative", where=f"{items.name}.{settings.popularity}")
         popularity = _by_code(counts, codes, ids.end)
-        information = -np.log2(np.maximum(popularity, 1) / max(popularity.sum(), 1))
+        information = -np.log2(np.maximum(popularity, 1) / max(counts.sum(), 1))
         facts = np.stack([popularity, information, _tail(settings.tail, codes, counts, ids)], axis=1)
     if settings.features:
         rows = _vectors(_whole(table[settings.features]), f"{items.name}.{settings.features}")

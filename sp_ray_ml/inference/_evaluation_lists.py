@@ -5,6 +5,7 @@ Both tables pass through once, as codes. A few million rows stay in memory; more
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from sp_ray_ml.inference._evaluation_ids import Ids, NotSmallError
 if TYPE_CHECKING:
     from sp_ray_ml.inference.evaluators import Ranking
 
-__all__ = ["Lists", "Part", "read_lists"]
+__all__ = ["ListInputs", "Lists", "Part", "columns_of", "read_lists"]
 
 TRUTH = np.nan
 """The key of a test item among rows: in files both kinds lie together."""
@@ -37,6 +38,21 @@ _CHUNK = 1 << 18
 _TYPES: list[np.dtype[Any]] = [np.dtype(np.int32), np.dtype(np.int32), np.dtype(np.float64)]
 
 _Rows = tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True)
+class ListInputs:
+    """What `evaluate_predictions` was given for a `Ranking`, under the names that it has there."""
+
+    settings: Ranking
+    predictions: Source
+    truth: Source | None
+    items: Source | None
+    users: Source | None
+    by: list[str]
+    bootstrap: int
+    seed: int
+    units: str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
@@ -83,9 +99,8 @@ class Lists:
             ColumnNotFoundError: A column is not there.
             DataError: An id, a rank or a score is missing.
         """
-        key = None if truth else (settings.rank if settings.score is None else settings.score)
-        columns = [settings.user, settings.item, *([] if key is None else [key])]
-        require_columns(source.schema, columns, source.name)
+        columns = require_columns(source.schema, columns_of(settings, truth=truth), source.name)
+        key = None if truth else columns[-1]
         for block in ahead(source.select(columns).blocks(_CHUNK)):
             codes = partial(self.users.codes, pool, block.column(0), f"{source.name}.{settings.user}")
             # A table of ids works in the pool's threads itself.
@@ -137,6 +152,12 @@ class Lists:
             both = [tuple(column[mask] for column in rows) for mask in (~of_truth, of_truth)]
             yield _part(pool, first, last, *both)
         partitions.remove()
+
+
+def columns_of(settings: Ranking, *, truth: bool) -> list[str]:
+    """The columns that are read of the test items, or of the predictions: the last is then the rank or score."""
+    key = settings.rank if settings.score is None else settings.score
+    return [settings.user, settings.item, *([] if truth else [key])]
 
 
 def _is_truth(rows: _Rows) -> bool:

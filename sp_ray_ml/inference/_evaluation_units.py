@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
 
 from sp_ray_ml.config import Document, Settings, check, document_of
 from sp_ray_ml.errors import StorageError
 from sp_ray_ml.inference.evaluators import Evaluator, EvaluatorField, Ranking, RowEvaluator
 from sp_ray_ml.storage import storage_errors
 
-__all__ = ["TEST_ITEMS", "UNITS", "UnitWriter", "lists_header", "rows_header", "units_of"]
+__all__ = [
+    "RECOMMENDED",
+    "TEST_DIGEST",
+    "TEST_ITEMS",
+    "UNITS",
+    "UnitWriter",
+    "Units",
+    "digests",
+    "lists_column",
+    "lists_header",
+    "rows_header",
+    "units_of",
+]
 
 UNITS = "units.parquet"
 TEST_ITEMS = "test_items"
 """Column of users: how many test items they have."""
+TEST_DIGEST = "test_digest"
+"""Column of users: a number that tells other test items, be they as many."""
+RECOMMENDED = "recommended"
+"""Column of users: the items of their list, the best first."""
 _KEY = b"sp_ray_ml.units"
 
 
@@ -30,6 +49,8 @@ class _Header(Settings):
     evaluators: list[EvaluatorField]
     ids: list[str]
     metrics: list[str]
+    k: list[int] = Field(default=[])
+    num_items: int = 0
 
 
 def rows_header(evaluators: Sequence[RowEvaluator], ids: Sequence[str]) -> dict[str, Any]:
@@ -38,10 +59,41 @@ def rows_header(evaluators: Sequence[RowEvaluator], ids: Sequence[str]) -> dict[
     return dict(document_of(header).data)
 
 
-def lists_header(settings: Ranking | None, ids: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
-    """Of users: the values whose means are the metrics."""
-    header = _Header(evaluators=[] if settings is None else [settings], ids=list(ids), metrics=list(metrics))
+def lists_header(
+    settings: Ranking | None, ids: Sequence[str], metrics: Sequence[str], k: Sequence[int], num_items: int
+) -> dict[str, Any]:
+    """Of users: the values whose means are the metrics, and lists of so many items of a catalogue of that size."""
+    header = _Header(
+        evaluators=[] if settings is None else [settings], ids=list(ids), metrics=list(metrics), k=sorted(set(k)),
+        num_items=num_items,
+    )  # fmt: skip
     return dict(document_of(header).data)
+
+
+def lists_column(lists: NDArray[np.integer], ids: Callable[[NDArray[np.int64]], pa.Array]) -> pa.Array:
+    """Lists `[users, depth]` of codes, -1 where one ends, as a column of lists of ids."""
+    there = lists >= 0
+    offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), ids(lists[there].astype(np.int64)))
+
+
+def digests(indptr: NDArray[np.integer], items: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A number of each user's test items, whatever their order, and if one is there twice.
+
+    Args:
+        indptr: [users + 1], where each user's begin.
+        items: uint64 [test items], what tells each from all others.
+    """
+    mixed = items * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)
+    of = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    order = np.lexsort((mixed, of))
+    mixed, of = mixed[order], of[order]
+    first = np.ones(len(of), np.bool_)
+    first[1:] = (mixed[1:] != mixed[:-1]) | (of[1:] != of[:-1])
+    found = np.zeros(len(indptr) - 1, np.uint64)
+    np.add.at(found, of[first], mixed[first])  # whole numbers, modulo 2^64: the order does not matter
+    return found
 
 
 class UnitWriter:
@@ -88,8 +140,28 @@ class UnitWriter:
         self._partial.unlink(missing_ok=True)
 
 
-def units_of(path: Path) -> tuple[list[Evaluator], list[str], list[str], pa.Table]:
-    """What `UnitWriter` wrote: evaluators, columns of ids, metrics (of users), and the rows.
+class Units(NamedTuple):
+    """What `UnitWriter` wrote.
+
+    Attributes:
+        evaluators: What measured them.
+        ids: Columns of the ids.
+        metrics: Of users: columns whose means are metrics.
+        k: Of users: lengths of the list.
+        num_items: Of users: size of the catalogue; 0 where the lists were not kept.
+        table: The rows.
+    """
+
+    evaluators: list[Evaluator]
+    ids: list[str]
+    metrics: list[str]
+    k: list[int]
+    num_items: int
+    table: pa.Table
+
+
+def units_of(path: Path) -> Units:
+    """Read the file.
 
     Raises:
         StorageError: There is no such file, or it is another's.
@@ -103,4 +175,4 @@ def units_of(path: Path) -> tuple[list[Evaluator], list[str], list[str], pa.Tabl
     if written is None:
         raise StorageError("is no file of measured units", where=str(path))
     header = check(_Header, Document(data=json.loads(written)))
-    return list(header.evaluators), header.ids, header.metrics, table
+    return Units(list(header.evaluators), header.ids, header.metrics, header.k, header.num_items, table)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["better", "report"]
 
 _BETTER, _WORSE, _SAME, _INK = "#0072B2", "#D55E00", "#8a94a0", "#333333"
+_NEITHER = ("popularity", "entropy")
+"""Metrics that tell what lists are like, where neither more nor less is better."""
 _MOST_ROWS, _MOST_SPREADS = 40, 4
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -48,7 +50,8 @@ def report(comparison: Comparison, a: str, b: str, about: Mapping[str, str]) -> 
     parts = [
         f"<h1>{_text(b)} against {_text(a)}</h1>",
         f'<p class="about">{comparison.units:,} {comparison.of} that both were measured on. Differences are {_text(b)} − '
-        f"{_text(a)}, with the interval of 95 % of a paired bootstrap; coloured where it leaves 0 out.</p>",
+        f"{_text(a)}, with the interval of 95 % of a paired bootstrap. Where it leaves 0 out, blue is better and orange "
+        "worse; what is neither, such as popularity, stays grey.</p>",
         *([_list(comparison.notes)] if comparison.notes else []),
         _svg(_differences(of_all), "Relative differences and their intervals"),
         "<h2>Metrics</h2>",
@@ -84,12 +87,15 @@ def _list(notes: Sequence[str]) -> str:
 
 
 def better(each: Difference) -> bool | None:
-    """Whether the second is better; None where the interval holds 0, or there is none."""
+    """Whether the second is better; None where the interval holds 0, there is none, or neither way is better."""
     from sp_ray_ml.metrics.supervised import larger_is_better
 
-    if not each.significant:
+    metric = each.metric.partition("/")[0]
+    if not each.significant or metric.partition("@")[0] in _NEITHER:
         return None
-    return (each.difference > 0) == larger_is_better(each.metric.partition("/")[0])
+    if metric == "bias":
+        return abs(each.b) < abs(each.a)
+    return (each.difference > 0) == larger_is_better(metric)
 
 
 def _table(rows: Sequence[Difference], a: str, b: str) -> str:
@@ -157,6 +163,8 @@ def _spreads(spread: Mapping[str, Any], of: str) -> Figure:
         share = 1 - len(moved) / max(1, len(values))
         axes.set_title(f"{name} ({share:.0%} of {of} without a difference)", fontsize=9)
         axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.locator_params(axis="x", nbins=6)
+        axes.set_ylabel(of)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -21,7 +21,6 @@ from sp_ray_ml.data._store import LocalStore, store_at
 from sp_ray_ml.data.source import BLOCK_ROWS, as_source
 from sp_ray_ml.errors import ConfigError, ResourceError
 from sp_ray_ml.inference._batch_model import find_model, output_schema
-from sp_ray_ml.inference._batch_parts import mark_of
 from sp_ray_ml.inference._batch_run import Work
 from sp_ray_ml.inference._batch_stage import Done, Stage
 from sp_ray_ml.inference._batch_target import Target
@@ -111,14 +110,16 @@ def batch_predict(
             or the import path `module:Class` of a subclass of your own, with arguments as `Custom(target=…,
             arguments={…})`.
         data: A `Source` (`warehouse.source(query)`), or whatever `as_source` takes: a path of Parquet, a table, a Ray
-            Dataset. Parquet is read in partitions by the workers themselves. What can only be read from its start is
-            read once by this process, for workers into `folder`; when it is called again, too, and compared by
-            checksums with what is done.
+            Dataset. Parquet is read in partitions by the workers themselves, and so are BigQuery's tables and queries:
+            a partition is a stream of one session, which a call that goes on finds again (six hours; later it begins
+            anew). What can only be read from its start is read once by this process, for workers into `folder`; when
+            it is called again, too, and compared by checksums with what is done.
         output: Where predictions go: the same settings as in a config, or warehouse (or its URL) and table.
         scaling: In this process (the default), or on how many actors.
         rejected: Where rows go that cannot be predicted, and how many there may be; without, the first is an error.
         batch_rows: Rows a batch; by default as many as memory has room for, at most 65,536.
-        partition_rows: About how many rows are kept as one partition; a crash costs the partitions under way.
+        partition_rows: About how many rows are kept as one partition; a crash costs the partitions under way. How many
+            a stream of BigQuery has BigQuery says.
         order_column: Name of a further column, int64, with each row's number from 0: for warehouses whose tables
             have no order of their own.
         folder: Where partitions are kept until the end, a path or URL that all workers see; `runs/batch/…` without. It
@@ -149,7 +150,7 @@ def batch_predict(
     with _resources(scaling), stage.store.lock("", "this batch prediction"):
         mark = {
             "predictor": model.mark,
-            "data": [source.name, str(source.schema), source.num_rows, mark_of(source)],
+            "data": [source.name, str(source.schema), source.num_rows, source.mark()],
             "output": target.mark,
             "columns": [str(schema), order_column],
             "sizes": [batch_rows, partition_rows],
@@ -157,7 +158,7 @@ def batch_predict(
         }
         work = Work(opened, model, source, schema, scaling, rejected, order_column, progress)
         commit_id, done, resumed = work.run(stage, mark, batch_rows, partition_rows)
-        target.write(stage, schema, source.schema, done, commit or commit_id)
+        target.write(stage, schema, source.schema, done, commit or commit_id, order_column)
         took = time.perf_counter() - began
         result = _result(target, done, resumed, took, in_process=not scaling.most)
         stage.clear()
@@ -200,12 +201,14 @@ def _resources(scaling: BatchScaling) -> Any:
     try:
         check_resources(scaling.as_training())
     except ResourceError as error:
+        where = (error.where or "scaling").removeprefix("train.")
+        fewer = "Lower workers, or workers=0 to predict in this process"
         raise ResourceError(
-            error.message, where="scaling", hint="Lower workers, or workers=0 to predict in this process"
+            error.message, where=where, hint=fewer if where == "scaling" and scaling.most else error.hint
         ) from None
     if not scaling.most:
         return nullcontext()
-    from sp_ray_ml.train.context import ray_running
+    from sp_ray_ml.train._ray_start import ray_running
 
     return ray_running()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,47 +12,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sp_ray_ml.config import near_match
 from sp_ray_ml.data._columns import plain
 from sp_ray_ml.errors import ColumnNotFoundError, DataError
+from sp_ray_ml.inference._compare_parts import Difference, ListsOfBoth, RowsOfBoth
 from sp_ray_ml.inference._evaluation_groups import Segments
 from sp_ray_ml.inference._evaluation_ids import unit_numbers
-from sp_ray_ml.inference._evaluation_rows import classes_and_scores
-from sp_ray_ml.inference._evaluation_units import TEST_ITEMS, units_of
-from sp_ray_ml.inference.evaluators import Classification, Evaluator, Regression, RowEvaluator
-from sp_ray_ml.metrics._calibration import quantile_calibration_error
-from sp_ray_ml.metrics.means import LEAST_UNITS, NORMAL, Means, interval
-from sp_ray_ml.metrics.scores import ScoreCounts, auc_difference, drawn_precisions
+from sp_ray_ml.inference._evaluation_units import RECOMMENDED, TEST_DIGEST, TEST_ITEMS, units_of
+from sp_ray_ml.inference.evaluators import Evaluator, RowEvaluator
 
 __all__ = ["Comparison", "Difference", "compare_units"]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One metric of both.
-
-    Attributes:
-        metric: Its name, with the suffix of a segment.
-        a: Of the first.
-        b: Of the second.
-        low: Lower end of the interval of 95 % of b - a; None where there is none.
-        high: Its upper end.
-    """
-
-    metric: str
-    a: float
-    b: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def difference(self) -> float:
-        """b - a."""
-        return self.b - self.a
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
@@ -99,37 +68,57 @@ def compare_units(
         DataError: They measured something else, share nobody, or hold different truths.
         ColumnNotFoundError: A column of `by` is not there.
     """
+    kept_a, kept_b = units_of(Path(a)), units_of(Path(b))
     (of_a, ids_a, metrics_a, table_a), (of_b, ids_b, metrics_b, table_b) = (
-        units_of(Path(a)),
-        units_of(Path(b)),
+        (each.evaluators, each.ids, each.metrics, each.table) for each in (kept_a, kept_b)
     )
     lists, pairs = bool(metrics_a), _pairs(of_a, of_b)
     if bool(metrics_b) != lists or not (lists or pairs):
         raise DataError(
             f"the runs measured different things: {_kind(of_a, metrics_a)}, and {_kind(of_b, metrics_b)}",
-            hint="Compare runs of one kind",
+            hint="Compare runs of one kind: sp-ray get runs",
         )
+    of = "users" if lists else "rows"
     if ids_a != ids_b:
-        raise DataError(f"the runs tell their units apart by {ids_a}, and by {ids_b}")
+        both = ", and by ".join(", ".join(ids) or "their place" for ids in (ids_a, ids_b))
+        raise DataError(
+            f"the runs tell {of} apart by {both}, so that nobody knows which are the same",
+            hint="Evaluate both with the same ids",
+        )
+    if lists and not set(metrics_a) & set(metrics_b):
+        lengths = ", and k = ".join(", ".join(map(str, each.k)) for each in (kept_a, kept_b))
+        raise DataError(
+            f"the runs have no metric in common: k = {lengths}",
+            hint="Evaluate both with one k that is the same (evaluate.k); the other steps are kept",
+        )
     for column in by:
         if column not in table_a.column_names:
-            there = [name for name in table_a.column_names if name not in {*ids_a, *metrics_a, TEST_ITEMS}]
+            there = [
+                name
+                for name in table_a.column_names
+                if name not in {*ids_a, *metrics_a, TEST_ITEMS, TEST_DIGEST, RECOMMENDED}
+            ]
             raise ColumnNotFoundError(
-                f"the run's evaluation kept no column {column!r}",
+                f"the run's evaluation kept no column {column!r}{near_match(column, there)}",
                 where="by",
                 hint=f"It kept: {', '.join(there) or 'none'}. Name it in evaluate.by, and run again",
             )
-    table_a, table_b, notes = _shared(table_a, table_b, ids_a, "users" if lists else "rows")
+    table_a, table_b, notes = _shared(table_a, table_b, ids_a, of)
     if lists:
-        if not table_a[TEST_ITEMS].equals(table_b[TEST_ITEMS]):
+        # Files of earlier versions have no digest.
+        alike = [TEST_ITEMS, *({TEST_DIGEST} & {*table_a.column_names} & {*table_b.column_names})]
+        other = np.any([table_a[name].to_numpy() != table_b[name].to_numpy() for name in alike], axis=0)
+        if other.any():
             raise DataError(
-                "the runs have different test items for the same users, so that nothing can be compared",
-                hint="Evaluate both on the same split",
+                f"the runs have different test items for the same users, {int(other.sum()):,} of {len(other):,}, so that "
+                "nothing can be compared",
+                hint="Evaluate both on the same split of the same events: a split by time moves when there are new ones",
             )
-        names = [name for name in metrics_a if name in metrics_b]
-        parts: list[Any] = [_Lists(names, table_a, table_b)]
+        alone = [name for name in (*metrics_a, *metrics_b) if (name in metrics_a) != (name in metrics_b)]
+        notes += [f"only one of the runs has {', '.join(alone)}"] if alone else []
+        parts: list[Any] = [ListsOfBoth(kept_a._replace(table=table_a), kept_b._replace(table=table_b))]
     else:
-        parts = [_Rows(x, y, table_a, table_b) for x, y in pairs]
+        parts = [RowsOfBoth(x, y, table_a, table_b) for x, y in pairs]
     units = _numbers(table_a, ids_a)
     segments = Segments.of_table(table_a, by)
     differences: list[Difference] = []
@@ -141,7 +130,7 @@ def compare_units(
                 differences += part.differences(mine, units[mine], label, bootstrap, seed)
     for part in parts:
         spread |= part.spread()
-    return Comparison(differences, len(units), "users" if lists else "rows", notes, spread)
+    return Comparison(differences, len(units), of, notes, spread)
 
 
 def _pairs(a: Sequence[Evaluator], b: Sequence[Evaluator]) -> list[tuple[RowEvaluator, RowEvaluator]]:
@@ -197,133 +186,3 @@ def _shared(a: pa.Table, b: pa.Table, ids: Sequence[str], of: str) -> tuple[pa.T
     left = a.num_rows + b.num_rows - 2 * both.num_rows
     notes = [f"{left:,} {of} that only one of the runs was measured on are left out"] if left else []
     return a.take(both["a"]), b.take(both["b"]), notes
-
-
-class _Lists:
-    """Values of users, whose means are the metrics."""
-
-    def __init__(self, names: Sequence[str], a: pa.Table, b: pa.Table) -> None:
-        self._names = list(names)
-        self._values = [np.stack([table[name].to_numpy() for name in names]) for table in (a, b)]
-
-    def differences(
-        self, members: NDArray[np.int64], units: NDArray[np.uint64], label: str, replicates: int, seed: int
-    ) -> list[Difference]:
-        """Of some users."""
-        values = [each[:, members] for each in self._values]
-        return _of_means(self._names, values, (_same, _same), units, label, replicates, seed)
-
-    def spread(self) -> dict[str, NDArray[np.float64]]:
-        """The differences of single users."""
-        return {name: b - a for name, a, b in zip(self._names, *self._values, strict=True)}
-
-
-def _same(means: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    return means
-
-
-class _Rows:
-    """Truth and predictions of rows."""
-
-    def __init__(self, a: RowEvaluator, b: RowEvaluator, first: pa.Table, second: pa.Table) -> None:
-        if isinstance(a, Classification) and isinstance(b, Classification):
-            b = b.model_copy(
-                update={"bins": a.bins, "strategy": a.strategy}
-            )  # calibration over the same bins
-        self._evaluators = (a, b)
-        self._rows = [
-            table.select(each.columns()).combine_chunks().to_batches()[0]
-            for each, table in zip((a, b), (first, second), strict=True)
-        ]
-        if isinstance(a, Classification | Regression) and isinstance(b, Classification | Regression):
-            truths = [rows.column(each.truth) for each, rows in zip((a, b), self._rows, strict=True)]
-            if not truths[0].equals(truths[1].cast(truths[0].type)):
-                raise DataError(
-                    "the runs have different truths for the same rows, so that nothing can be compared",
-                    hint="Evaluate both on the same rows",
-                )
-        found = [each.values(rows) for each, rows in zip((a, b), self._rows, strict=True)]
-        self._names = [name for name in found[0] if name in found[1]]
-        self._values = [np.stack([np.asarray(each[n], np.float64) for n in self._names]) for each in found]
-
-    def differences(
-        self, members: NDArray[np.int64], units: NDArray[np.uint64], label: str, replicates: int, seed: int
-    ) -> list[Difference]:
-        """Of some rows."""
-        values = [each[:, members] for each in self._values]
-        functions = (self._evaluators[0].metrics, self._evaluators[1].metrics)
-        found = _of_means(self._names, values, functions, units, label, replicates, seed)
-        a, b = self._evaluators
-        if isinstance(a, Classification) and isinstance(b, Classification):
-            found += self._curves(a, b, members, units, label, replicates, seed)
-        return found
-
-    def _curves(
-        self, a: Classification, b: Classification, members: NDArray[np.int64], units: NDArray[np.uint64], label: str,
-        replicates: int, seed: int,
-    ) -> list[Difference]:  # fmt: skip
-        (truth, first), (_, second) = (
-            classes_and_scores(each, rows.take(pa.array(members)))
-            for each, rows in zip((a, b), self._rows, strict=True)
-        )
-        if first.shape[1] != 2:
-            return []
-        scores, met = [np.ascontiguousarray(each[:, 1]) for each in (first, second)], truth == 1
-        counts = [ScoreCounts(), ScoreCounts()]
-        for each, values in zip(counts, scores, strict=True):
-            each.update(values, met)
-        suffix, found = f"/{label}" if label else "", []
-        aucs = [each.auc() for each in counts]
-        if aucs[0] is not None and aucs[1] is not None:
-            enough = len(units) >= LEAST_UNITS
-            paired = auc_difference(scores[0], scores[1], met) if enough else None
-            low, high = (
-                (None, None)
-                if paired is None
-                else (paired[0] - NORMAL * paired[1], paired[0] + NORMAL * paired[1])
-            )
-            found.append(Difference(f"auc{suffix}", aucs[0], aucs[1], low, high))
-        areas = [each.average_precision() for each in counts]
-        if areas[0] is not None and areas[1] is not None:
-            drawn = [drawn_precisions(values, met, units, replicates, seed) for values in scores]
-            ends = interval(drawn[1] - drawn[0]) if len(units) >= LEAST_UNITS else None
-            found.append(Difference(f"pr_auc{suffix}", areas[0], areas[1], *(ends or (None, None))))
-        if a.strategy == "quantile":
-            errors = [quantile_calibration_error(each, a.bins) for each in counts]
-            found.append(Difference(f"ece{suffix}", errors[0], errors[1]))
-        return found
-
-    def spread(self) -> dict[str, NDArray[np.float64]]:
-        """The differences of single rows in what is a loss of a row."""
-        told = {"log_loss": "log_loss", "brier": "brier", "absolute": "absolute error"}
-        return {
-            told[name]: b - a for name, a, b in zip(self._names, *self._values, strict=True) if name in told
-        }
-
-
-def _of_means(
-    names: Sequence[str], values: Sequence[NDArray[np.float64]], functions: Any, units: NDArray[np.uint64], label: str,
-    replicates: int, seed: int,
-) -> list[Difference]:  # fmt: skip
-    """Metrics that are functions of means, both drawn together."""
-    replicates = replicates if len(units) >= LEAST_UNITS else 0
-    means = Means([*(f"a {name}" for name in names), *(f"b {name}" for name in names)], replicates, seed)
-    means.update(np.concatenate(values), units)
-    of_all = {name: np.array([value]) for name, value in means.means().items()}
-    drawn = means.drawn()
-
-    def split(found: Mapping[str, NDArray[Any]], of: str) -> dict[str, NDArray[Any]]:
-        return {name: found[f"{of} {name}"] for name in names}
-
-    metrics = [function(split(of_all, of)) for function, of in zip(functions, "ab", strict=True)]
-    samples: list[Mapping[str, NDArray[Any]]] = []
-    if replicates:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            samples = [function(split(drawn, of)) for function, of in zip(functions, "ab", strict=True)]
-    suffix, result = f"/{label}" if label else "", []
-    for name, value in metrics[0].items():
-        first, second = float(np.asarray(value)[0]), float(np.asarray(metrics[1][name])[0])
-        if np.isfinite(first) and np.isfinite(second):
-            ends = interval(np.asarray(samples[1][name]) - np.asarray(samples[0][name])) if samples else None
-            result.append(Difference(f"{name}{suffix}", first, second, *(ends or (None, None))))
-    return result

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["OnUsers", "evaluate", "evaluate_all"]
 
-OnUsers = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]], None]
+OnUsers = Callable[
+    [
+        npt.NDArray[np.int64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+        "csr_array[Any]",
+    ],
+    None,
+]
 
 
 def evaluate(
@@ -54,7 +63,8 @@ def evaluate(
         average_precision: Whether `map@k` is measured too.
         progress: Called with the number of users done since its last call.
         on_users: Called with what was measured of some users: their indices, their values `[names, users]` in the
-            order of `RankingMetrics.names`, and how many test items they have. Strangers are left out.
+            order of `RankingMetrics.names`, how many test items they have, their lists `[users, max(k)]`, and the test
+            items `[users, items]`. Strangers are left out.
 
     Returns:
         What `RankingMetrics.finish` returns: `recall@20`, `ndcg@20/cold_items`, `users`, …
@@ -78,11 +88,12 @@ def evaluate(
     if unknown is not None:
         asked |= unknown > 0
     for users, items, _ in rank(scorer, np.flatnonzero(asked), max(k), seen):
+        wanted = truth[users]
         values, sizes = metrics.update(
-            items, truth[users], warm_users[users], None if unknown is None else unknown[users]
+            items, wanted, warm_users[users], None if unknown is None else unknown[users]
         )
         if on_users:
-            on_users(users, values.reshape(-1, len(users)), sizes)
+            on_users(users, values.reshape(-1, len(users)), sizes, items, wanted)
         if progress:
             progress(len(users))
     if strangers is not None and len(strangers):

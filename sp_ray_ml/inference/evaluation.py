@@ -50,7 +50,7 @@ def evaluate_predictions(
     """Measure predictions against the truth, in memory that does not grow with the rows.
 
     However the rows come, whole or cut, from a table, files or a Ray Dataset, the result is the same to the last bit.
-    Rows of a Ray Dataset are measured in Ray's tasks where they have their truth with them.
+    Lists of a Ray Dataset are measured in Ray's tasks, and so are its rows where they have their truth with them.
 
     Args:
         predictions: Rows: whatever `as_source` takes. For a `Ranking`: user, item and rank or score. Otherwise the
@@ -80,18 +80,19 @@ def evaluate_predictions(
     if rankings:
         if len(chosen) > 1:
             raise ConfigError("a ranking is measured alone: its tables are others", where="evaluators")
-        from sp_ray_ml.inference._evaluation_ranking import evaluate_lists
+        from sp_ray_ml.inference._evaluation_lists import ListInputs
 
+        if _is_ray(predictions):
+            from sp_ray_ml.inference._evaluation_ray_lists import evaluate_lists_on_ray as evaluate_lists
+        else:
+            from sp_ray_ml.inference._evaluation_ranking import evaluate_lists
+        source = as_source(predictions, "predictions")
+        other = {"truth": truth, "items": items, "users": users}
+        sources = {name: None if each is None else as_source(each, name) for name, each in other.items()}
         found = evaluate_lists(
-            rankings[0],
-            as_source(predictions, "predictions"),
-            None if truth is None else as_source(truth, "truth"),
-            None if items is None else as_source(items, "items"),
-            None if users is None else as_source(users, "users"),
-            list(by),
-            bootstrap,
-            seed,
-            units,
+            ListInputs(
+                rankings[0], source, **sources, by=list(by), bootstrap=bootstrap, seed=seed, units=units
+            )
         )
         return Evaluation(found.metrics, found.intervals)
     if items is not None or users is not None:
@@ -127,7 +128,7 @@ def _measured_rows(
     groups = RowGroups(evaluators, segments, ids, replicates, seed)
     # Tasks do not know the numbers of their rows, which the bootstrap draws by where there are no ids.
     numbered = units is not None or (replicates and not ids)
-    if type(given).__module__.partition(".")[0] == "ray" and not numbered:
+    if _is_ray(given) and not numbered:
         from sp_ray_ml.inference._evaluation_ray import measure_blocks
 
         measure_blocks(given.select_columns(columns), groups)
@@ -138,6 +139,10 @@ def _measured_rows(
     return groups.finish()
 
 
+def _is_ray(given: Any) -> bool:
+    return type(given).__module__.partition(".")[0] == "ray"
+
+
 def _measure(
     source: Source, groups: RowGroups, units: Path | None, evaluators: list[RowEvaluator], ids: list[str]
 ) -> None:
@@ -145,7 +150,7 @@ def _measure(
     from sp_ray_ml.inference._evaluation_units import UnitWriter, rows_header
 
     threads = len(os.sched_getaffinity(0))
-    idle = [groups.empty() for _ in range(threads)]
+    idle = [groups.empty(threads) for _ in range(threads)]
 
     def run(block: tuple[int, pa.RecordBatch]) -> pa.RecordBatch:
         mine = idle.pop()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from sp_ray_ml.config import Custom, Settings
+from sp_ray_ml.data.settings import WarehouseUrl
 from sp_ray_ml.inference.baselines import BaselineField, Ease, Popularity
 from sp_ray_ml.inference.evaluators import Evaluator, EvaluatorField, RowEvaluator
 
@@ -66,7 +67,7 @@ class EmbeddingTables(Settings):
 class Output(Settings):
     """Where recommendations, or predictions, are written."""
 
-    warehouse: str
+    warehouse: WarehouseUrl
     """URL of the warehouse; the one that is read stays untouched."""
     table: str = "recommendations"
     """Table with the columns user, rank (from 1), item and score, the ids under their original names. For a `table`

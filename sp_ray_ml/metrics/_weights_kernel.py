@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import boolean, float64, uint64, void
+from numba import boolean, float64, int64, uint64, void
 
 from sp_ray_ml._compiled import compiled
 
-__all__ = ["poisson_weights", "weighted_precision"]
+__all__ = ["add_areas", "poisson_weights"]
 
 # 65,536 times the probability that a Poisson(1) number is at most 0, 1, …, 6: four weights from 64 random bits.
 _T0, _T1, _T2, _T3, _T4, _T5, _T6 = 24109, 48219, 60274, 64292, 65296, 65497, 65531
@@ -45,18 +45,37 @@ def poisson_weights(units: Any, seed: Any, out: Any) -> None:
                 )
 
 
-@compiled(float64(float64[::1], boolean[::1], boolean[::1]))
-def weighted_precision(weights: Any, truth: Any, ends: Any) -> float:
-    """Average precision of weighted rows, the highest score first; `ends` marks the last row of each distinct score."""
-    right, wrong, gained, total = 0.0, 0.0, 0.0, 0.0
-    for i in range(weights.shape[0]):
-        if truth[i]:
-            right += weights[i]
-            gained += weights[i]
-        else:
-            wrong += weights[i]
-        if ends[i]:
-            if gained > 0:
-                total += gained * right / (right + wrong)
-            gained = 0.0
-    return total / right if right > 0 else np.nan
+@compiled(void(float64[:, ::1], boolean[::1], boolean[::1], int64[:, ::1], float64[::1]))
+def add_areas(weights: Any, truth: Any, starts: Any, counts: Any, precision: Any) -> None:
+    """Go on with areas under curves of each replicate, of rows from the highest score on.
+
+    Args:
+        weights: [replicates, rows].
+        truth: [rows].
+        starts: [rows], whether a row has another score than the one before it.
+        counts: [replicates, 5], added to. Positives and negatives of the scores that are over; positives times
+            negatives below them, doubled, ties once; positives and negatives of the score that is not over.
+        precision: [replicates], added to: positives times the precision at their score.
+    """
+    for replicate in range(weights.shape[0]):
+        right, wrong, twice, up, down = counts[replicate]
+        gained = precision[replicate]
+        for i in range(weights.shape[1]):
+            if starts[i]:
+                twice += down * (2 * right + up)
+                right += up
+                wrong += down
+                if up > 0:
+                    gained += up * (right / (right + wrong))
+                up, down = 0, 0
+            weight = int64(weights[replicate, i])
+            if truth[i]:
+                up += weight
+            else:
+                down += weight
+        counts[replicate, 0] = right
+        counts[replicate, 1] = wrong
+        counts[replicate, 2] = twice
+        counts[replicate, 3] = up
+        counts[replicate, 4] = down
+        precision[replicate] = gained

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sp_ray_ml.metrics._fixed import weighted_mean
+from sp_ray_ml.metrics._room import Kept, Room
 
-__all__ = ["ScoreCounts", "auc_difference", "drawn_precisions"]
+__all__ = ["ScoreCounts", "auc_difference"]
 
+# The most of each; less where many of these share the memory.
 _PENDING = 1 << 22  # rows that are kept as they came until they are sorted
 _IN_MEMORY = 1 << 20  # distinct scores above which a sorted run goes to disk
 _BLOCK = 1 << 21  # distinct scores that are merged at a time
@@ -23,13 +24,16 @@ _Run = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]
 
 
 class _Multiset:
-    """How often each number was there: sorted runs of distinct numbers, the long ones in temporary files."""
+    """How often each number was there: sorted runs of distinct numbers, the long ones in a temporary file."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room) -> None:
         self.rows = 0
+        self._room = room
         self._pending: list[npt.NDArray[Any]] = []
         self._waiting = 0
-        self.runs: list[_Run] = []
+        self._kept: list[tuple[Kept, Kept]] = []
+        self._came: list[_Run] = []  # from another process, on the way into `merge`
+        self._last: _Run | None = None  # the only one in memory otherwise
 
     def add(self, values: npt.NDArray[Any]) -> None:
         self.rows += len(values)
@@ -37,7 +41,7 @@ class _Multiset:
             values.astype(np.float32 if values.dtype == np.float32 else np.float64, copy=False)
         )
         self._waiting += len(values)
-        if self._waiting >= _PENDING:
+        if self._waiting >= self._room.rows(_PENDING):
             self.settle()
 
     def settle(self) -> None:
@@ -50,15 +54,28 @@ class _Multiset:
         self._keep((values[first], counts))
 
     def _keep(self, run: _Run) -> None:
-        # One run at most is in memory, the last.
-        if self.runs and len(self.runs[-1][0]) <= _IN_MEMORY:
-            run = _merged([self.runs.pop(), run])
-        self.runs.append(run if len(run[0]) <= _IN_MEMORY else (_on_disk(run[0]), _on_disk(run[1])))
+        if self._last is not None:
+            run = _merged([self._last, run])
+        if len(run[0]) > self._room.rows(_IN_MEMORY):
+            self._kept.append((self._room.keep(run[0]), self._room.keep(run[1])))
+            self._last = None
+        else:
+            self._last = run
+
+    @property
+    def runs(self) -> list[_Run]:
+        """All of them; those in the file memory-mapped."""
+        kept = [(values.array(), counts.array()) for values, counts in self._kept]
+        return [*kept, *self._in_memory()]
+
+    def _in_memory(self) -> list[_Run]:
+        return self._came if self._last is None else [*self._came, self._last]
 
     def merge(self, other: _Multiset) -> None:
         other.settle()
         self.rows += other.rows
-        for run in other.runs:
+        self._kept += other._kept
+        for run in other._in_memory():
             self._keep(run)
 
     def between(self, low: float, high: float) -> _Run:
@@ -72,15 +89,15 @@ class _Multiset:
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
-        runs = [(np.array(values), np.array(counts)) for values, counts in self.runs]
-        return {"rows": self.rows, "_pending": [], "_waiting": 0, "runs": runs}
+        return {
+            "rows": self.rows,
+            "room": self._room,
+            "runs": [(np.array(v), np.array(n)) for v, n in self.runs],
+        }
 
-
-def _on_disk(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same, in a file without a name that goes when the array goes."""
-    with tempfile.TemporaryFile(prefix="sp-ray-scores-") as file:
-        array.tofile(file)
-        return np.memmap(file, array.dtype, mode="r", shape=array.shape)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["room"])  # type: ignore[misc]
+        self.rows, self._came = state["rows"], state["runs"]
 
 
 def _merged(runs: list[_Run]) -> _Run:
@@ -118,11 +135,15 @@ class ScoreCounts:
     """How often each distinct score was that of a positive and of a negative row.
 
     All counts and sums are whole numbers, so cuts into batches, their order and that of merges do not change a bit.
-    Above some millions of distinct scores sorted runs lie in temporary files: memory does not grow with the rows.
+    Above some millions of distinct scores sorted runs lie in a temporary file: memory does not grow with the rows.
+
+    Args:
+        room: How much may be held in memory.
     """
 
-    def __init__(self) -> None:
-        self._of = (_Multiset(), _Multiset())  # negative, positive
+    def __init__(self, room: Room | None = None) -> None:
+        room = room or Room()
+        self._of = (_Multiset(room), _Multiset(room))  # negative, positive
         self._sums: _Sums | None = None
 
     @property
@@ -247,25 +268,3 @@ def _placements(scores: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArr
     twice = np.searchsorted(in_order, scores) + np.searchsorted(in_order, scores, side="right")
     share: npt.NDArray[np.float64] = twice / (2 * len(others))
     return share
-
-
-def drawn_precisions(
-    scores: npt.NDArray[Any],
-    truth: npt.NDArray[np.bool_],
-    units: npt.NDArray[np.uint64],
-    replicates: int,
-    seed: int,
-) -> npt.NDArray[np.float64]:
-    """The average precision of each replicate of the bootstrap of `Means`, `[replicates]`; NaN without a positive."""
-    from sp_ray_ml.metrics._weights_kernel import poisson_weights, weighted_precision
-
-    order = np.argsort(-scores.astype(np.float64), kind="stable")
-    scores, truth, units = scores[order], truth[order], np.ascontiguousarray(units[order])
-    ends = np.r_[scores[1:] != scores[:-1], True]
-    found = np.empty(replicates)
-    weights = np.empty((4, len(units)))
-    for first in range(0, replicates, 4):
-        poisson_weights(units, np.uint64(seed + first), weights)
-        for lane in range(min(4, replicates - first)):
-            found[first + lane] = weighted_precision(weights[lane], truth, ends)
-    return found

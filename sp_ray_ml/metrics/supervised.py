@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Self
 
@@ -27,6 +28,9 @@ _LOWER = (
     "deviance",
     "quantile",
     "expectile",
+    "brier",
+    "ece",
+    "gini",
 )
 
 
@@ -92,7 +96,7 @@ class RegressionMetrics(SupervisedMetrics):
         if not self._rows:
             raise DataError("there is no row to measure on", where="evaluate")
         absolute, square, mean, mean_square = (fixed_mean(total, self._rows) for total in self._sums)
-        metrics = {"rmse": square**0.5, "mae": absolute}
+        metrics = {"rmse": math.sqrt(square), "mae": absolute}
         if (variance := mean_square - mean * mean) > 0:
             metrics["r2"] = 1 - square / variance
         return metrics
@@ -105,12 +109,13 @@ class ClassificationMetrics(SupervisedMetrics):
 
     Args:
         classes: How many classes there are.
+        auc: Whether `auc` is measured, which takes longer than all else.
     """
 
     main = "log_loss"
 
-    def __init__(self, classes: int) -> None:
-        self._classes = classes
+    def __init__(self, classes: int, *, auc: bool = True) -> None:
+        self.classes, self._auc = classes, auc and classes == 2
         self._rows = 0
         self._loss = 0
         self._confusion = np.zeros((classes, classes), np.int64)
@@ -124,9 +129,9 @@ class ClassificationMetrics(SupervisedMetrics):
         self._rows += len(truth)
         # As scikit-learn: no probability is less than the smallest step of a 32-bit number.
         self._loss += fixed_sum(-np.log(np.clip(own, np.finfo(np.float32).eps, 1.0)))
-        pairs = truth * self._classes + scores.argmax(axis=1)
-        self._confusion += np.bincount(pairs, minlength=self._classes**2).reshape(self._confusion.shape)
-        if self._classes == 2:
+        pairs = truth * self.classes + scores.argmax(axis=1)
+        self._confusion += np.bincount(pairs, minlength=self.classes**2).reshape(self._confusion.shape)
+        if self._auc:
             self._counts.update(given[:, 1], truth == 1)
 
     def merge(self, following: Self) -> None:
@@ -148,6 +153,6 @@ class ClassificationMetrics(SupervisedMetrics):
             "accuracy": float(right.sum() / self._rows),
             "f1": float(f1.mean()),
         }
-        if self._classes == 2 and (auc := self._counts.auc()) is not None:
+        if self._auc and (auc := self._counts.auc()) is not None:
             metrics["auc"] = auc
         return metrics

@@ -10,15 +10,18 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from sp_ray_ml._remote import is_remote
 from sp_ray_ml.errors import TrackingError
 from sp_ray_ml.storage import Lock, storage_errors
+from sp_ray_ml.tracking._replay import bring_journal, folder_of, is_running
 from sp_ray_ml.tracking._state import JOURNAL, LOCK, LOG, SendState
-from sp_ray_ml.tracking._store import artifact_root, redact_uri, secrets_of
-from sp_ray_ml.tracking.journal import count_entries, last_opening
+from sp_ray_ml.tracking._store import artifact_root, redact_uri, secrets_of, tracking_uri
+from sp_ray_ml.tracking.journal import count_entries, finish_of, last_opening
+from sp_ray_ml.tracking.settings import Tracking
 
 __all__ = ["Outcome", "outcome_of", "pending_of", "sender_order", "start_sender", "sync", "wait_for_sender"]
 
@@ -38,6 +41,7 @@ class Outcome:
         notes: What a user should know, such as records that MLflow refused.
         hint: The next command, where something is left.
         waited_s: Seconds spent waiting.
+        running: Whether the run goes on, so that there will be more to send.
     """
 
     sent: bool
@@ -47,6 +51,7 @@ class Outcome:
     notes: tuple[str, ...]
     hint: str | None
     waited_s: float
+    running: bool = False
 
     def __str__(self) -> str:
         if self.sent:
@@ -54,26 +59,69 @@ class Outcome:
         return f"tracking: {self.pending} records are not in MLflow yet ({self.reason}). {self.hint or ''}".rstrip()
 
 
-def sync(folder: str | os.PathLike[str], *, uri: str | None = None, wait_s: float = 30.0) -> Outcome:
-    """Send what is left of a run that has ended.
+def sync(
+    folder: str | os.PathLike[str],
+    *,
+    uri: str | None = None,
+    wait_s: float = 30.0,
+    runs_folder: str | os.PathLike[str] = "runs",
+) -> Outcome:
+    """Send what is left of a run that has ended, or, of one at a URL, what there is so far.
+
+    What was sent before is not sent twice, wherever it was sent from.
 
     Args:
-        folder: The run's folder.
-        uri: Tracking URI, where it needs a password (which no file keeps); the environment's `MLFLOW_TRACKING_URI`
-            will do.
+        folder: The run's folder, or its URL.
+        uri: Tracking URI, where it needs a password (which no file keeps; the environment's `MLFLOW_TRACKING_URI`
+            will do), or another one than the run's. A run at a URL that was only journalled goes to the environment's,
+            and without one to `mlflow.db` in `runs_folder`.
         wait_s: Seconds without an answer of the server until it is given up.
+        runs_folder: Folder of this machine's own runs.
 
     Raises:
         TrackingError: There is no journal in the folder, or the password is missing.
-        LockedError: The run, or its sender, is still at work.
+        LockedError: The run, or its sender, is still at work here; or another `sync` of it is.
+        StorageError: The store at the URL cannot be read.
     """
-    home = Path(folder).absolute()
+    url = os.fspath(folder).rstrip("/") if is_remote(folder) else None
+    if url is None:
+        home = Path(folder).absolute()
+        with _free(home):
+            pass
+        return _sync(home, uri, wait_s, running=False)
+    home = folder_of(url)
+    with _free(home):
+        running = is_running(url)
+        bring_journal(url, home, running=running)
+        ended = finish_of(home / JOURNAL) is not None
+    outcome = _sync(home, uri, wait_s, running=running and not ended, url=url, runs_folder=runs_folder)
+    again = f"Run: sp-ray sync {url}"
+    return replace(outcome, running=running and not ended, hint=None if outcome.sent else again)
+
+
+def _free(home: Path) -> contextlib.AbstractContextManager[object]:
+    return Lock(home / LOCK, "the run's journal") if home.is_dir() else contextlib.nullcontext()
+
+
+def _sync(
+    home: Path,
+    uri: str | None,
+    wait_s: float,
+    *,
+    running: bool,
+    url: str | None = None,
+    runs_folder: str | os.PathLike[str] = "runs",
+) -> Outcome:
     opening = last_opening(home / JOURNAL) if (home / JOURNAL).exists() else {}
     if not opening:
-        raise TrackingError("no run was tracked here", where=str(home), hint="List the runs: sp-ray get runs")
-    with Lock(home / LOCK, "the run's journal"):
-        pass
+        raise TrackingError(
+            "no run was tracked here",
+            where=url or str(home),
+            hint="List the runs: sp-ray get runs" + (f" --runs {url.rpartition('/')[0]}" if url else ""),
+        )
     address = uri or opening["uri"]
+    if uri is None and url is not None and (not address or address.startswith(("sqlite", "file:"))):
+        address = tracking_uri(Tracking(), runs_folder)  # a file of the machine that it ran on is not here
     if uri is None and "***" in address:
         address = os.environ.get("MLFLOW_TRACKING_URI", "")
         if redact_uri(address) != opening["uri"]:
@@ -83,7 +131,8 @@ def sync(folder: str | os.PathLike[str], *, uri: str | None = None, wait_s: floa
                 hint="Run: export MLFLOW_TRACKING_URI=… with the password, then again",
             )
     session = f"{opening['session']}-{uuid.uuid4().hex}"
-    process = start_sender(home, sender_order(address, session, once=True, code=home))
+    order = sender_order(address, session, once=True, code=home) | {"running": running}
+    process = start_sender(home, order)
     try:
         waited = wait_for_sender(process, home, session, float("inf"), wait_s, wait_s)
     finally:

@@ -98,7 +98,7 @@ class _Sender:
         self._patiently(self._send_deferred)
         if last_opening(self.journal).get("session") != self.order["session"] and not self.order["once"]:
             return 0  # reopened meanwhile: the next sender goes on
-        if finish_of(self.journal) is None:
+        if finish_of(self.journal) is None and not self.order.get("running"):
             self._patiently(lambda: self.sink.set_ended("KILLED", time.time_ns() // 1_000_000))
             self._patiently(self._end_children)
         self.state.state = "closed"

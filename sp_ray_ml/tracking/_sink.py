@@ -27,7 +27,6 @@ __all__ = ["RefusedError", "RunGoneError", "Sink"]
 
 _KEY_LENGTH, _PARAM_LENGTH, _TAG_LENGTH = 250, 6000, 8000
 _PANDAS = {
-    "datetime": "datetime64[ns]",
     "float": "float32",
     "double": "float64",
     "integer": "int32",
@@ -343,7 +342,10 @@ def _example(record: Mapping[str, Any]) -> Any:
     table = pd.DataFrame(given["data"], columns=given["columns"]) if split else pd.DataFrame(given)
     # MLflow compares the example with the signature, and JSON knows fewer types.
     for column in json.loads((record["signature"] or {}).get("inputs", "[]")):
-        if kind := _PANDAS.get(column["type"]):
+        if column["type"] == "datetime":  # MLflow's has no zone: of a time with one, that of UTC
+            times = pd.to_datetime(table[column["name"]], utc=True)
+            table[column["name"]] = times.dt.tz_localize(None).astype("datetime64[ns]")
+        elif kind := _PANDAS.get(column["type"]):
             table[column["name"]] = table[column["name"]].astype(kind)
     return table
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from sp_ray_ml.errors import StorageError
-from sp_ray_ml.storage import read_json, write_json
+from sp_ray_ml.storage import write_json
 
 __all__ = ["JOURNAL", "LOCK", "LOG", "STATE", "SendState"]
 
@@ -56,17 +56,23 @@ class SendState:
 
         With `session`, what an earlier sender met no longer counts: this one is `starting`.
         """
-        if not (folder / STATE).exists():
-            return cls()
         try:
-            values = read_json(folder / STATE)
-        except StorageError:
+            state = cls.of((folder / STATE).read_bytes())
+        except OSError:
             return cls()
-        known = {item.name for item in fields(cls)}
-        state = cls(**{key: value for key, value in values.items() if key in known})
         if session is not None and state.session != session:
             state.state, state.error, state.failed_at = "starting", None, None
         return state
+
+    @classmethod
+    def of(cls, content: bytes | None) -> SendState:
+        """The state that a file says; a fresh one if there is none or it is damaged."""
+        try:
+            values = json.loads(content or b"{}")
+            known = {item.name for item in fields(cls)}
+            return cls(**{key: value for key, value in values.items() if key in known})
+        except (ValueError, AttributeError):
+            return cls()
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Save it.

@@ -10,6 +10,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from sp_ray_ml._remote import is_remote
 from sp_ray_ml.errors import TrackingError
 from sp_ray_ml.tracking.settings import Tracking
 
@@ -25,8 +26,14 @@ def tracking_uri(settings: Tracking, runs_folder: str | os.PathLike[str]) -> str
     Args:
         settings: Their `uri`, else the environment's `MLFLOW_TRACKING_URI`, else an SQLite file in `runs_folder`.
         runs_folder: Folder that holds the runs' folders.
+
+    Returns:
+        The URI. Empty where nothing names one and the runs are at a URL, where no SQLite file can be: their journals
+        are all that is kept, until `sync` sends them.
     """
     uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri and is_remote(runs_folder):
+        return ""
     if not uri:
         return f"sqlite:///{Path(runs_folder).absolute() / 'mlflow.db'}"
     if match := re.fullmatch(r"(sqlite(?:\+\w+)?:///)(?!/)(?!:memory:)(.+)", uri):

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from sp_ray_ml._remote import is_remote
 from sp_ray_ml.errors import ConfigError, TrackingError
 from sp_ray_ml.tracking._store import tracking_uri, ui_command, ui_environment
 from sp_ray_ml.tracking.settings import Tracking
@@ -36,7 +37,8 @@ def serve_ui(
 
     Args:
         settings: Where the runs are tracked.
-        runs_folder: Folder of the runs' folders, where the default store lies.
+        runs_folder: Folder of the runs' folders, where the default store lies. Of runs at a URL, what `sync` has sent to
+            the default store is shown, or to that of the settings.
         port: Of the page.
         ready: Called with the page's URL once it answers.
 
@@ -44,13 +46,18 @@ def serve_ui(
         TrackingError: No run was tracked there, a server of its own shows them, or MLflow ended by itself.
         ConfigError: Something else uses the port.
     """
+    asked = os.fspath(runs_folder)
+    if is_remote(runs_folder):  # what was sent of them is in the user's own store
+        runs_folder = "runs"
     command = ui_command(settings, runs_folder, port)
     store = re.fullmatch(r"sqlite(?:\+\w+)?:///(/.+)", tracking_uri(settings, runs_folder))
     if store and not Path(store.group(1)).exists():
         raise TrackingError(
             "no run was tracked here",
-            where=os.fspath(runs_folder),
-            hint="List the runs: sp-ray get runs --runs DIR",
+            where=asked,
+            hint=f"Send one: sp-ray sync {asked}/NAME"
+            if is_remote(asked)
+            else "List the runs: sp-ray get runs --runs DIR",
         )
     if _answers(port):
         raise ConfigError(f"port {port} is in use", where="--port", hint=f"Run: sp-ray ui --port {port + 1}")

@@ -17,7 +17,16 @@ from typing import Any
 from sp_ray_ml.errors import StorageError
 from sp_ray_ml.storage import storage_errors
 
-__all__ = ["Entry", "Journal", "count_entries", "finish_of", "first_entry", "last_opening", "read_entries"]
+__all__ = [
+    "Entry",
+    "Journal",
+    "count_entries",
+    "finish_of",
+    "first_entry",
+    "last_opening",
+    "parse_entry",
+    "read_entries",
+]
 
 _TAIL = 1 << 16
 
@@ -88,7 +97,7 @@ def read_entries(path: str | os.PathLike[str], start: int = 0) -> Iterator[Entry
             if not line.endswith(b"\n"):
                 return
             end = position + len(line)
-            yield Entry(_parse(line), position, end)
+            yield Entry(parse_entry(line), position, end)
             position = end
 
 
@@ -126,14 +135,15 @@ def _last(path: str | os.PathLike[str], kinds: tuple[str, ...]) -> dict[str, Any
             lines = (file.read(end - begin) + rest).split(b"\n")
             rest, whole = (lines[0], lines[1:]) if begin else (b"", lines)
             for line in reversed(whole):
-                record = _parse(line)
+                record = parse_entry(line)
                 if record and record["kind"] in kinds:
                     return record
             end = begin
     return None
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_entry(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None for a torn or foreign one."""
     try:
         record = json.loads(line)
     except ValueError:

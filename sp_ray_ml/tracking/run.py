@@ -20,7 +20,7 @@ from sp_ray_ml.config import redact
 from sp_ray_ml.errors import TrackingError
 from sp_ray_ml.storage import storage_errors
 from sp_ray_ml.tracking._child import ChildRun
-from sp_ray_ml.tracking._environment import package_versions, user_name
+from sp_ray_ml.tracking._environment import environment_tags, package_versions, user_name
 from sp_ray_ml.tracking._process import (
     Outcome,
     outcome_of,
@@ -78,6 +78,7 @@ class Run:
         tags: Mapping[str, Any] | None = None,
         runs_folder: str | os.PathLike[str] | None = None,
         code: str | os.PathLike[str] | None = None,
+        place: str | None = None,
     ) -> Run:
         """Open the run of this folder: a new one, or the one whose journal lies there.
 
@@ -86,8 +87,10 @@ class Run:
             name: The run's name in MLflow, and its experiment's if the settings name none.
             settings: Where to track.
             tags: Tags, beside those of `environment_tags`.
-            runs_folder: Where the default store lies; the parent of `folder` without one.
+            runs_folder: Where the default store lies; the parent of `folder` without one. At a URL there is none: the
+                run is only journalled then, unless the settings or the environment name a store.
             code: Folder whose git commit is noted; the working directory without one.
+            place: Where the run's folder is kept, if that is a URL.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -102,7 +105,7 @@ class Run:
         facts = {
             "mlflow.source.name": Path(sys.argv[0]).name or "python",
             "mlflow.user": user_name(),
-            "run_folder": str(home),
+            "run_folder": os.fspath(place or home),
         }
         journal.append(
             "open",
@@ -112,7 +115,11 @@ class Run:
             uri=redact_uri(uri),
             tags={**facts, **flatten(redact(tags or {}))},
         )
-        order = sender_order(uri, session, once=False, code=code or Path.cwd()) if settings.enabled else None
+        order = None
+        if settings.enabled and uri:
+            order = sender_order(uri, session, once=False, code=code or Path.cwd())
+        elif settings.enabled:  # whoever sends it later runs elsewhere
+            journal.append("tags", values=environment_tags(code))
         run = cls(home, journal, order)
         run._start()
         return run

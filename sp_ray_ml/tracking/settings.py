@@ -36,7 +36,8 @@ with warnings.catch_warnings():
         """Whether the run is sent to MLflow. Without, the run's folder still has the journal."""
         uri: str | None = None
         """MLflow tracking URI: `http(s)://`, `sqlite:///`, `postgresql://`, `file:`, `databricks`. Without one, that of
-        the environment variable `MLFLOW_TRACKING_URI`, and without that `mlflow.db` in the folder of the runs."""
+        the environment variable `MLFLOW_TRACKING_URI`, and without that `mlflow.db` in the folder of the runs; of runs at
+        a URL only the journal is kept then, which `sp-ray sync` sends."""
         experiment: str | None = pydantic.Field(default=None, min_length=1, max_length=500)
         """MLflow experiment; without one, the run's name."""
         model: bool = True

@@ -8,7 +8,8 @@ from sp_ray_ml.optional import lazy_attributes
 
 if TYPE_CHECKING:
     from sp_ray_ml.train._loop_trainer import LoopTraining
-    from sp_ray_ml.train.context import TrainContext, run_loop
+    from sp_ray_ml.train._run_loop import run_loop
+    from sp_ray_ml.train.context import TrainContext
     from sp_ray_ml.train.losses import BPR, Loss, SampledSoftmax
     from sp_ray_ml.train.predictor import Predictor
     from sp_ray_ml.train.pyg import GNNTraining, PyGTrainer, RecommenderTraining, Supervision
@@ -89,7 +90,8 @@ def __getattr__(name: str) -> Any:
         name,
         {
             "_loop_trainer": ["LoopTraining"],
-            "context": ["TrainContext", "run_loop"],
+            "_run_loop": ["run_loop"],
+            "context": ["TrainContext"],
             "losses": ["BPR", "Loss", "SampledSoftmax"],
             "predictor": ["Predictor"],
             "pyg": ["GNNTraining", "PyGTrainer", "RecommenderTraining", "Supervision"],

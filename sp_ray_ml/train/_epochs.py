@@ -13,8 +13,9 @@ import numpy as np
 from sp_ray_ml.config import near_match
 from sp_ray_ml.errors import CheckpointError, ConfigError, TrainingError
 from sp_ray_ml.metrics.supervised import larger_is_better
-from sp_ray_ml.train._table_data import Arrays, Target
-from sp_ray_ml.train.context import read_state
+from sp_ray_ml.train._checkpoints import read_state
+from sp_ray_ml.train._table_arrays import Arrays
+from sp_ray_ml.train._table_spec import Target
 from sp_ray_ml.train.table_predictor import metrics_of
 
 if TYPE_CHECKING:

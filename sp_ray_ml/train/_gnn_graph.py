@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sp_ray_ml._places import here
 from sp_ray_ml.errors import ConfigError, DataError
 from sp_ray_ml.graph._batches import Batches
 from sp_ray_ml.graph._layers import edge_store, node_store
@@ -37,7 +39,7 @@ class TrainingGraph:
     def __init__(
         self, graph: Any, neighbors: tuple[int, ...] | None, seed: int, device: torch.device
     ) -> None:
-        self.graph = Graph.load(graph) if isinstance(graph, str) else graph
+        self.graph = Graph.load(here(Path(graph))) if isinstance(graph, str) else graph
         if neighbors is None and isinstance(self.graph, ShardedGraph):
             raise ConfigError(
                 "a ShardedGraph is never in one place, so it cannot be propagated over as a whole",

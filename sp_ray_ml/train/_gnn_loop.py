@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from sp_ray_ml._places import here, share
 from sp_ray_ml.config import Custom
 from sp_ray_ml.errors import CheckpointError, ConfigError
 from sp_ray_ml.graph._layers import LayeredGNN
@@ -22,13 +23,16 @@ from sp_ray_ml.graph.models import LightGCN
 from sp_ray_ml.graph.sharded import ShardedGraph
 from sp_ray_ml.metrics.ranking import RankingMetrics
 from sp_ray_ml.metrics.topk import top_k
+from sp_ray_ml.train._checkpoints import read_state
 from sp_ray_ml.train._gnn_data import TrainingEdges
 from sp_ray_ml.train._gnn_epochs import Epochs, load_weights, threads_for
 from sp_ray_ml.train._gnn_graph import TrainingGraph
 from sp_ray_ml.train._gnn_model import build_model
 from sp_ray_ml.train._gnn_sampled import layered_vectors, sampled_batches
 from sp_ray_ml.train._losses import Scores, loss_of
-from sp_ray_ml.train.context import TrainContext, ray_running, read_state, run_loop
+from sp_ray_ml.train._ray_start import ray_running
+from sp_ray_ml.train._run_loop import run_loop
+from sp_ray_ml.train.context import TrainContext
 from sp_ray_ml.train.pyg import PyGTrainer, RecommenderTraining
 
 if TYPE_CHECKING:
@@ -52,7 +56,7 @@ class _Job:
 
     def graph(self, phase: int) -> Graph:
         graph = self.graphs[phase]
-        return graph if isinstance(graph, Graph) else Graph.load(graph)
+        return graph if isinstance(graph, Graph) else Graph.load(here(Path(graph)))
 
     def source(self, phase: int) -> Any:
         """What neighbors are sampled of."""
@@ -407,6 +411,7 @@ def fit(
         paths = (folder / "graph-select", folder / "graph-refit")
         for graph, path in zip((train, full), paths, strict=True):
             graph.save(path)
+            share(path)
         graphs = (os.fspath(paths[0].resolve()), os.fspath(paths[1].resolve()))
     new_share = trainer.new_items or share_of_new(validation, train)
     job = _Job(trainer, graphs, validation, seed, new_share)

@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sp_ray_ml._places import share
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.graph.models import GCN, LayeredSettings
 from sp_ray_ml.metrics.supervised import SupervisedMetrics
+from sp_ray_ml.train._checkpoints import read_state
 from sp_ray_ml.train._gnn_epochs import Epochs, load_weights, measured, threads_for
 from sp_ray_ml.train._gnn_graph import TrainingGraph
 from sp_ray_ml.train._gnn_model import build_model
-from sp_ray_ml.train.context import TrainContext, read_state, run_loop
+from sp_ray_ml.train._run_loop import run_loop
+from sp_ray_ml.train.context import TrainContext
 from sp_ray_ml.train.pyg import GNNTraining, PyGTrainer
 
 if TYPE_CHECKING:
@@ -168,6 +171,7 @@ def fit_task(
     if trainer.scaling.workers and isinstance(graph, Graph):
         place = (folder / "graph").resolve()
         graph.save(place)
+        share(place)
         travels = os.fspath(place)
     with torch.random.fork_rng():
         # What is wrong with the network is said before any worker is started.

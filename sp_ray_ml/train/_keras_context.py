@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import pickle
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.train._keras import tf
-from sp_ray_ml.train.context import _RayContext
+from sp_ray_ml.train._ray_context import RayContext
 
 if TYPE_CHECKING:
     import torch
 
+    from sp_ray_ml.train._ray_place import Told
+
 __all__ = ["KerasContext"]
 
 
-class KerasContext(_RayContext):
+class KerasContext(RayContext):
     """A worker of Ray Train; `strategy` is a `MultiWorkerMirroredStrategy` where it is not the only one."""
 
-    def __init__(self, progress: Path) -> None:
-        super().__init__(progress)
+    def __init__(self, told: Told) -> None:
+        super().__init__(told)
         # Once TensorFlow has computed anything, it is too late to connect.
         self._strategy = (
             tf.distribute.MultiWorkerMirroredStrategy()

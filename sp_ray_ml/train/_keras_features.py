@@ -17,7 +17,7 @@ from sp_ray_ml.train._keras import tf
 from sp_ray_ml.train._keras_columns import Column
 
 if TYPE_CHECKING:
-    from sp_ray_ml.train._table_data import TableSpec
+    from sp_ray_ml.train._table_spec import TableSpec
 
 __all__ = ["Features"]
 

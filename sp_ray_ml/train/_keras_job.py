@@ -14,7 +14,8 @@ from sp_ray_ml.train._keras import tf
 from sp_ray_ml.train._keras_losses import Objective
 from sp_ray_ml.train._keras_model import KerasModel
 from sp_ray_ml.train._keras_network import build, check_outputs
-from sp_ray_ml.train._table_data import Arrays, Target, rows_of
+from sp_ray_ml.train._table_arrays import Arrays, rows_of
+from sp_ray_ml.train._table_spec import Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

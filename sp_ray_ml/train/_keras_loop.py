@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sp_ray_ml.errors import ConfigError, TrainingError
+from sp_ray_ml.train._checkpoints import read_state
 from sp_ray_ml.train._epochs import Progress, batch_size_of, broken, label_scale
 from sp_ray_ml.train._keras import tf
 from sp_ray_ml.train._keras_job import Job, Weights, fill_variables, pack, read_tensors, values_of
@@ -21,9 +22,11 @@ from sp_ray_ml.train._keras_model import KerasModel
 from sp_ray_ml.train._keras_network import own_random
 from sp_ray_ml.train._keras_optimizer import LossScale, make_optimizer
 from sp_ray_ml.train._keras_step import Stepper
+from sp_ray_ml.train._run_loop import run_loop
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import TableData, parts_of, write_parts
-from sp_ray_ml.train.context import TrainContext, read_state, run_loop
+from sp_ray_ml.train._table_arrays import write_parts
+from sp_ray_ml.train._table_data import TableData, parts_of
+from sp_ray_ml.train.context import TrainContext
 from sp_ray_ml.train.table import Learned, OnEpoch
 from sp_ray_ml.train.table_predictor import metrics_of, padded_scores
 from sp_ray_ml.train.torch import ModelInputs

@@ -10,7 +10,7 @@ from sp_ray_ml.train._keras import tf
 from sp_ray_ml.train.torch import MAE, MSE, CrossEntropy, Huber, TableLoss
 
 if TYPE_CHECKING:
-    from sp_ray_ml.train._table_data import Target
+    from sp_ray_ml.train._table_spec import Target
     from sp_ray_ml.train.tensorflow import TensorFlowTrainer
 
 __all__ = ["Objective"]

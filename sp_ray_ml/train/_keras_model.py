@@ -22,7 +22,7 @@ from sp_ray_ml.train.table_predictor import BATCH_ROWS, TableModel
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sp_ray_ml.train._table_data import TableSpec
+    from sp_ray_ml.train._table_spec import TableSpec
 
 __all__ = ["KerasModel"]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sp_ray_ml.train._keras_losses import Objective
     from sp_ray_ml.train._keras_optimizer import LossScale
-    from sp_ray_ml.train._table_data import Arrays
+    from sp_ray_ml.train._table_arrays import Arrays
     from sp_ray_ml.train.context import TrainContext
     from sp_ray_ml.train.tensorflow import TensorFlowTrainer
 

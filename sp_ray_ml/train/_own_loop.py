@@ -13,9 +13,13 @@ from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.errors import ConfigError, SpRayError, TrainingError
 from sp_ray_ml.optional import check_installed
 from sp_ray_ml.train._loop_trainer import LoopTrainer, LoopTraining
+from sp_ray_ml.train._resources import check_resources
+from sp_ray_ml.train._run_loop import run_loop
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Arrays, TableData, parts_of, prepare, rows_of, write_parts
-from sp_ray_ml.train.context import Backend, TrainContext, check_resources, run_loop
+from sp_ray_ml.train._table_arrays import Arrays, rows_of, write_parts
+from sp_ray_ml.train._table_data import TableData, parts_of
+from sp_ray_ml.train._table_prepare import prepare
+from sp_ray_ml.train.context import Backend, TrainContext
 from sp_ray_ml.train.table import OnEpoch, new_training_folder
 
 if TYPE_CHECKING:

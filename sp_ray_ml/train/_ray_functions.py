@@ -23,11 +23,14 @@ from ray.train.v2._internal.execution import train_fn_utils
 from sp_ray_ml.data.source import Source
 from sp_ray_ml.errors import TrainingError
 from sp_ray_ml.storage import new_folder, read_json, remove, storage_errors, write_json
-from sp_ray_ml.train import context as backends
+from sp_ray_ml.train._ray_place import Told, fetched, ray_storage, told_in
+from sp_ray_ml.train._ray_start import ray_running
+from sp_ray_ml.train._ray_workers import Follow, cause_of, fit, ray_trainer, scaling_config
 from sp_ray_ml.train._seeds import hash_seed
 from sp_ray_ml.train.table import OnEpoch
 
 if TYPE_CHECKING:
+    from sp_ray_ml.train.context import Backend
     from sp_ray_ml.train.settings import Scaling
 
 __all__ = ["run_function"]
@@ -43,7 +46,7 @@ def run_function(
     seed: int,
     folder: Path,
     on_report: OnEpoch,
-    backend: backends.Backend,
+    backend: Backend,
 ) -> Path | None:
     """Run a function written for Ray Train.
 
@@ -88,7 +91,7 @@ def _here(
     seed: int,
     folder: Path,
     on_report: OnEpoch,
-    backend: backends.Backend,
+    backend: Backend,
 ) -> Path | None:
     from sp_ray_ml.train._own_loop import called, seeded
 
@@ -262,16 +265,15 @@ def _shuffled(stream: Iterator[pa.Table], size: int, seed: int | None) -> Iterat
 class _Heard(ray.train.UserCallback):  # type: ignore[misc]
     """Writes down what the workers report, for the process that waits for them."""
 
-    def __init__(self, progress: Path) -> None:
-        self._progress, self._restarts = progress, 0
+    def __init__(self, told: Told) -> None:
+        self._told, self._restarts = told, 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         """A line for what rank 0 reports."""
         values = numbers_of(metrics[0])
         if self._restarts:
             values["restarts"] = self._restarts
-        with self._progress.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        self._told.add(json.dumps(values))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """What is reported from now on comes from workers that were started again."""
@@ -285,32 +287,30 @@ def _on_workers(
     scaling: Scaling,
     folder: Path,
     on_report: OnEpoch,
-    backend: backends.Backend,
+    backend: Backend,
 ) -> Path | None:
-    progress = folder / "progress.jsonl"
-    progress.unlink(missing_ok=True)
-    with backends.ray_running():
-        trainer = backends._ray_trainer(backend)(
+    with ray_running():
+        told = told_in(folder)
+        trainer = ray_trainer(backend)(
             function,
             train_loop_config=None if config is None else dict(config),
             datasets={name: source.to_ray() for name, source in sources.items()},
-            scaling_config=backends.scaling_config(scaling),
+            scaling_config=scaling_config(scaling),
             run_config=ray.train.RunConfig(
-                name="ray",
-                storage_path=str(folder),
+                **ray_storage(folder),
                 failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-                callbacks=[_Heard(progress)],
+                callbacks=[_Heard(told)],
             ),
         )
         try:
-            with backends._Follow(progress, on_report):
-                result = trainer.fit()
+            with Follow(told, on_report):
+                result = fit(trainer)
         except ray.train.TrainingFailedError as error:
             raise _told(error) from error
-    return None if result.checkpoint is None else Path(result.checkpoint.path)
+    return None if result.checkpoint is None else fetched(result.checkpoint, folder, "last")
 
 
 def _told(error: BaseException) -> TrainingError:
-    cause = backends._cause(error)
+    cause = cause_of(error)
     return TrainingError(cause.message, where=cause.where or "train.train_loop", hint=cause.hint)

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sp_ray_ml.data._columns import nanoseconds, plain
+from sp_ray_ml.data._columns import nanoseconds
 from sp_ray_ml.data.preprocessors import FittedFeatures
-from sp_ray_ml.data.source import as_source, require_columns
+from sp_ray_ml.data.source import as_source
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.train._gnn_tables import EventColumns, codes_of, read_events
+from sp_ray_ml.train._node_tables import id_column, places_of, read_nodes
 from sp_ray_ml.train._renew_nodes import Arrived
 from sp_ray_ml.train._renewal import History
 
@@ -73,15 +74,8 @@ def arrived(
 
 def _rows(table: Any, column: str, more: list[str], kind: str) -> pa.Table:
     """The rows of a table, by their ids."""
-    source = as_source(table, kind)
-    wanted = list(dict.fromkeys([column, *more]))
-    rows = source.select(require_columns(source.schema, wanted, kind)).to_arrow()
-    ids = plain(rows[column].combine_chunks())
-    if ids.null_count:
-        raise DataError(f"{ids.null_count} of {len(ids)} rows have no {column}", where=kind)
-    if doubled := len(ids) - len(pc.unique(ids)):
-        raise DataError(f"{doubled} rows are of an id that is there already", where=f"{kind}.{column}")
-    return rows.take(pc.array_sort_indices(ids))
+    rows = read_nodes(as_source(table, kind), column, more, kind)
+    return rows.take(pc.array_sort_indices(id_column(rows, column)))
 
 
 def _codes(
@@ -93,20 +87,8 @@ def _codes(
             return sealed[:0], np.zeros(0, np.int64)
         ids, [codes] = codes_of([events[column]], column, None)
         return ids, codes
-    ids = plain(table[column].combine_chunks())
+    ids = id_column(table, column)
     if events is None:
         return ids, np.zeros(0, np.int64)
     found, [codes] = codes_of([events[column]], column, None)
-    try:
-        place = pc.index_in(found, ids.cast(found.type))
-    except pa.ArrowInvalid as error:
-        raise DataError(f"the ids are not all {found.type}: {error}", where=column) from None
-    if place.null_count:
-        unknown = found.filter(pc.is_null(place))
-        shown = ", ".join(str(value) for value in unknown[:3].to_pylist())
-        raise DataError(
-            f"the events name {len(unknown)} {name}s without a row, such as {shown}",
-            where=f"{name}s.{column}",
-            hint="Add their rows, or leave their events out",
-        )
-    return ids, place.to_numpy(zero_copy_only=False).astype(np.int64)[codes]
+    return ids, places_of(found, ids, column, f"{name}s")[codes]

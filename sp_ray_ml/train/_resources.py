@@ -52,9 +52,9 @@ def available(scaling: Scaling | None = None) -> Available:
     if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
         return _of_cluster()
     if os.environ.get("RAY_ADDRESS"):
-        from sp_ray_ml.train.context import _start_ray
+        from sp_ray_ml.train._ray_start import start_ray
 
-        _start_ray()
+        start_ray()
         return _of_cluster()
     gpus, kinds = _visible_gpus(scaling)
     here: dict[str, float] = {"CPU": len(os.sched_getaffinity(0)), "GPU": gpus, "memory": _machine_memory()}

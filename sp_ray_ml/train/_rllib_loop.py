@@ -16,8 +16,8 @@ from sp_ray_ml.config import fingerprint
 from sp_ray_ml.errors import ConfigError, TrainingError
 from sp_ray_ml.storage import new_folder, read_json, storage_errors, write_json
 from sp_ray_ml.tracking import environment_tags
+from sp_ray_ml.train._ray_start import ray_running
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train.context import ray_running
 from sp_ray_ml.train.policy import PolicyPredictor, algorithm_of, network, space_to_json
 from sp_ray_ml.train.table import TrainResult
 
@@ -105,6 +105,10 @@ def _config(trainer: RLlibTrainer, seed: int) -> Any:
         # returns in the hundreds nothing is then learned. Its λ of 1 is the noisiest.
         own |= {"minibatch_size": min(256, batch), "num_epochs": 20, "lambda_": 0.95, "use_kl_loss": False}
         own |= {"vf_clip_param": 1e6, "vf_loss_coeff": 0.005}
+    elif trainer.algorithm == "dqn":
+        # How often a step that was played is learned from. RLlib would take it from the batch and the environments, and
+        # with as many as here learn from each a quarter as often.
+        own["training_intensity"] = 8.0
     try:
         return (
             config.environment(name)
@@ -142,6 +146,9 @@ def _learn(
         if (folder / "state.json").exists():
             state = read_json(folder / "state.json")
             algorithm.restore_from_path(str(folder / state["checkpoint"]))
+        if buffer := getattr(algorithm, "local_replay_buffer", None):
+            # RLlib draws from it without the seed of the rest; after a restart, not the same numbers again.
+            buffer.rng = np.random.default_rng(hash_seed(seed, 2, len(state["history"])))
         weights = _load(folder / state["weights"]) if state.get("weights") else {}
         written = time.monotonic()
         while len(state["history"]) < trainer.iterations and not _enough(trainer, state):
@@ -149,10 +156,14 @@ def _learn(
             found = algorithm.train()
             row = _row(found, len(state["history"]) + 1, time.perf_counter() - began)
             state["history"].append(row)
-            if "return" in row and (state["best"] is None or row["return"] >= state["best"]):
-                state["best"] = row["return"]
+            last = len(state["history"]) == trainer.iterations
+            recent, episodes = _recent(state["history"])
+            # Too few episodes are only good enough at the end, where there is nothing else.
+            best = -math.inf if state["best"] is None else state["best"]
+            if recent >= best and (episodes >= _EPISODES or (last and episodes and not weights)):
+                state["best"] = recent
                 weights = dict(algorithm.get_module().get_state(inference_only=True))
-            last = len(state["history"]) == trainer.iterations or _enough(trainer, state)
+            last = last or _enough(trainer, state)
             if last or time.monotonic() - written > _EVERY_S:
                 _save(algorithm, folder, state, weights)
                 written = time.monotonic()
@@ -164,6 +175,20 @@ def _learn(
             "no episode ended in any iteration", where="train.iterations", hint="Allow for more iterations"
         )
     return state["history"], weights
+
+
+def _recent(history: list[dict[str, Any]]) -> tuple[float, int]:
+    """The mean return of the last rounds that have enough episodes together, and how many these are.
+
+    The few episodes that end in one round say little: those that go on, the good ones, are not among them.
+    """
+    total, episodes = 0.0, 0
+    for row in reversed(history):
+        if "return" in row:
+            total, episodes = total + row["return"] * row["episodes"], episodes + row["episodes"]
+        if episodes >= _EPISODES:
+            break
+    return total / max(episodes, 1), episodes
 
 
 def _enough(trainer: RLlibTrainer, state: Mapping[str, Any]) -> bool:
@@ -179,7 +204,8 @@ def _row(found: Mapping[str, Any], number: int, seconds: float) -> dict[str, Any
     }
     values = {name: played.get(theirs) for name, theirs in names.items()}
     known = {name: float(v) for name, v in values.items() if v is not None and math.isfinite(float(v))}
-    return {"epoch": number, **known, "seconds": seconds}
+    # RLlib's mean of a round without an episode is that of an earlier one, or none.
+    return {"epoch": number, "episodes": int(played.get("num_episodes") or 0), **known, "seconds": seconds}
 
 
 def _save(algorithm: Any, folder: Path, state: dict[str, Any], weights: Mapping[str, Any]) -> None:

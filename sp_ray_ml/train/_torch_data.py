@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sp_ray_ml.train._table_data import Arrays
+from sp_ray_ml.train._table_arrays import Arrays
 
 __all__ = ["Batch", "Rows"]
 

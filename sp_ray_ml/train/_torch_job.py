@@ -14,7 +14,8 @@ from safetensors.torch import load
 
 from sp_ray_ml.errors import CheckpointError, ConfigError
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Arrays, Target, rows_of
+from sp_ray_ml.train._table_arrays import Arrays, rows_of
+from sp_ray_ml.train._table_spec import Target
 from sp_ray_ml.train._torch_losses import Objective
 from sp_ray_ml.train._torch_model import TorchModel, build
 

@@ -18,16 +18,19 @@ import torch
 from safetensors.torch import save
 
 from sp_ray_ml.errors import CheckpointError, ConfigError, TrainingError
+from sp_ray_ml.train._checkpoints import read_state
 from sp_ray_ml.train._epochs import Progress, batch_size_of, broken, label_scale
+from sp_ray_ml.train._run_loop import run_loop
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import TableData, parts_of, write_parts
+from sp_ray_ml.train._table_arrays import write_parts
+from sp_ray_ml.train._table_data import TableData, parts_of
 from sp_ray_ml.train._torch_data import Rows
 from sp_ray_ml.train._torch_job import Job, fill, first_network, make_optimizer, read_weights
 from sp_ray_ml.train._torch_losses import Objective
 from sp_ray_ml.train._torch_model import TorchModel, build, inputs_of, named, weights_of
 from sp_ray_ml.train._torch_random import random_state, restore_random
 from sp_ray_ml.train._torch_step import Stepper
-from sp_ray_ml.train.context import TrainContext, read_state, run_loop
+from sp_ray_ml.train.context import TrainContext
 from sp_ray_ml.train.table import Learned, OnEpoch
 from sp_ray_ml.train.table_predictor import BATCH_ROWS, metrics_of, padded_scores
 

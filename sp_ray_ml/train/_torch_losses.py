@@ -14,7 +14,7 @@ from sp_ray_ml.errors import ConfigError
 from sp_ray_ml.train.torch import MAE, MSE, CrossEntropy, Huber, TableLoss
 
 if TYPE_CHECKING:
-    from sp_ray_ml.train._table_data import Target
+    from sp_ray_ml.train._table_spec import Target
     from sp_ray_ml.train.torch import TorchTrainer
 
 __all__ = ["Objective"]

@@ -21,7 +21,7 @@ from sp_ray_ml.train.torch import NETWORKS, ModelInputs, Network
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sp_ray_ml.train._table_data import TableSpec
+    from sp_ray_ml.train._table_spec import TableSpec
 
 __all__ = ["TorchModel", "build", "check_weights", "inputs_of", "named", "scoring_device", "weights_of"]
 

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sp_ray_ml._places import share
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph.construct import USER_ITEM
 from sp_ray_ml.graph.graph import Graph
 from sp_ray_ml.storage import new_folder, read_json, write_json
+from sp_ray_ml.train._checkpoints import read_state
 from sp_ray_ml.train._gnn_loop import share_of_new
+from sp_ray_ml.train._run_loop import run_loop
 from sp_ray_ml.train._tower_loop import TowerJob, loop, vectors_of
 from sp_ray_ml.train._towers import Towers, unit
-from sp_ray_ml.train.context import read_state, run_loop
 from sp_ray_ml.train.two_tower import TwoTowerTraining
 
 if TYPE_CHECKING:
@@ -120,6 +122,8 @@ class _Training:
         if self.trainer.scaling.workers:
             path = self.folder / f"graph-{name}"
             phase.graph.save(path)
+            share(path)
+            share(place)
             graph = os.fspath(path.resolve())
         job = TowerJob(
             self.trainer,

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sp_ray_ml._places import here
 from sp_ray_ml.graph.construct import USER_ITEM
 from sp_ray_ml.graph.graph import Graph
+from sp_ray_ml.train._checkpoints import read_state
 from sp_ray_ml.train._gnn_data import TrainingEdges
 from sp_ray_ml.train._gnn_epochs import Epochs, threads_for
 from sp_ray_ml.train._gnn_loop import calibrated, validation_metrics
@@ -20,7 +22,7 @@ from sp_ray_ml.train._losses import Batch, Scores, loss_of
 from sp_ray_ml.train._seeds import hash_seed
 from sp_ray_ml.train._tower_model import ItemInputs, TowersModule, UserInputs, pooled
 from sp_ray_ml.train._towers import Towers, item_vectors, last_items
-from sp_ray_ml.train.context import TrainContext, read_state
+from sp_ray_ml.train.context import TrainContext
 from sp_ray_ml.train.pyg import PyGTrainer, Supervision
 
 if TYPE_CHECKING:
@@ -61,12 +63,12 @@ class TowerJob:
 
     def opened(self) -> Graph:
         """The graph."""
-        return self.graph if isinstance(self.graph, Graph) else Graph.load(self.graph)
+        return self.graph if isinstance(self.graph, Graph) else Graph.load(here(Path(self.graph)))
 
     def vectors(self) -> NDArray[np.float32]:
         """The GNN's vectors of the items; memory-mapped."""
         vectors: NDArray[np.float32] = np.load(
-            self.item_graph / "vectors.npy", mmap_mode="r", allow_pickle=False
+            here(self.item_graph) / "vectors.npy", mmap_mode="r", allow_pickle=False
         )
         return vectors
 

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from sp_ray_ml.data._columns import plain
 from sp_ray_ml.data.preprocessors import FittedFeatures, Preprocessor, fit_features
 from sp_ray_ml.data.source import as_source, require_columns
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph.construct import USER_ITEM
 from sp_ray_ml.train._gnn_tables import EventColumns, EventGraphs, event_graphs
+from sp_ray_ml.train._node_tables import id_column, places_of, read_nodes
 from sp_ray_ml.train._renewal import renewal_of
-from sp_ray_ml.train._table_data import default_features
+from sp_ray_ml.train._table_prepare import default_features
 from sp_ray_ml.train._tower_fit import check_features
 from sp_ray_ml.train.table import TrainResult
 from sp_ray_ml.train.two_tower_recommender import recommender_of
@@ -132,30 +131,16 @@ def _read(name: str, column: str, given: NodeRows) -> _Rows:
         raise DataError(
             "no column becomes a feature", where=f"{name}_features", hint="Leave it out, or name some"
         )
-    wanted = list(dict.fromkeys([column, *(each for feature in features for each in feature.columns)]))
-    rows = source.select(require_columns(source.schema, wanted, kind)).to_arrow()
+    rows = read_nodes(source, column, [each for feature in features for each in feature.columns], kind)
     if not rows.num_rows:
         raise DataError("there are no rows", where=kind)
-    if missing := rows[column].null_count:
-        raise DataError(f"{missing} of {rows.num_rows} rows have no {column}", where=kind)
-    if doubled := rows.num_rows - len(pc.unique(rows[column])):
-        raise DataError(f"{doubled} rows are of an id that is there already", where=f"{kind}.{column}")
     return _Rows(kind, column, rows, features)
 
 
 def _encode(given: _Rows, data: EventGraphs, name: str) -> tuple[FittedFeatures, NDArray[np.float32]]:
     """Preprocessors fitted on those with events to learn from, and the features of all."""
-    ids = data.ids[name]
-    place = pc.index_in(ids, plain(given.rows[given.id].combine_chunks()).cast(ids.type))
-    if place.null_count:
-        unknown = ids.filter(pc.is_null(place))
-        shown = ", ".join(str(value) for value in unknown[:3].to_pylist())
-        raise DataError(
-            f"the events name {len(unknown)} {given.kind} without a row, such as {shown}",
-            where=f"{given.kind}.{given.id}",
-            hint="Add their rows, or leave their events out",
-        )
-    rows = given.rows.take(place)
+    place = places_of(data.ids[name], id_column(given.rows, given.id), given.id, given.kind)
+    rows = given.rows.take(pa.array(place))
     edges = data.train.edges[USER_ITEM]
     known = np.unique(edges.sources() if name == "user" else edges.indices)
     fitted = fit_features(given.features, rows.take(pa.array(known)), where=f"{name}_features")

@@ -17,6 +17,7 @@ from sp_ray_ml.storage import new_folder, read_json, write_json
 from sp_ray_ml.train._tune_store import EVOLUTION
 
 if TYPE_CHECKING:
+    from sp_ray_ml.train._tune_place import TrialPlace
     from sp_ray_ml.train._tune_trial import Reporter, TrialJob
     from sp_ray_ml.train.table import TrainResult
     from sp_ray_ml.train.tuning import Tune
@@ -59,14 +60,14 @@ def pbt_scheduler(settings: Tune) -> Any:
 
 
 def evolve(
-    job: TrialJob, params: Mapping[str, Any], folder: Path, reporter: Reporter, fit: Any
+    job: TrialJob, params: Mapping[str, Any], place: TrialPlace, reporter: Reporter, fit: Any
 ) -> TrainResult:
     """Train part after part, from where this trial stands, or the one that it was told to go on from.
 
     Args:
         job: What all trials share.
         params: The values of the next part.
-        folder: The trial's.
+        place: The trial's.
         reporter: Hears of the epochs.
         fit: `fit(job, params, folder, reporter, **more)`, a training.
     """
@@ -78,30 +79,31 @@ def evolve(
     if (checkpoint := tune.get_checkpoint()) is not None:
         with checkpoint.as_directory() as where:
             state = read_json(Path(where) / EVOLUTION)
-    elif (folder / EVOLUTION).exists():
-        state = read_json(folder / EVOLUTION)
+    elif (known := place.evolution()) is not None:
+        state = known
     result: TrainResult | None = None
     while state["part"] < PARTS:
         part = state["part"] + 1
         whole = int(params.get(name, getattr(job.trainer, name)))
         # What is learned with other values or from another trial is another training.
-        place = folder / f"part-{part}-{fingerprint(params, state['predictor'])[:8]}"
+        own = place.folder / f"part-{part}-{fingerprint(params, state['predictor'])[:8]}"
         more = {} if state["predictor"] is None else {"start_from": state["predictor"]}
         reporter.before = len(state["history"])
-        result = fit(job, {**params, name: max(1, whole // PARTS)}, place, reporter, **more)
+        result = fit(job, {**params, name: max(1, whole // PARTS)}, own, reporter, **more)
         history = [*state["history"], *_numbered(result.history, len(state["history"]))]
         state = {
             "part": part,
-            "predictor": str(place / "predictor"),
+            "predictor": place.shared(own / "predictor"),
             "history": history,
             "params": dict(params),
         }
-        write_json(folder / EVOLUTION, state)
+        place.evolve_to(state)
         if part < PARTS:
             _report(job, reporter, result, state)
     if result is None:  # killed after the last part, or told to go on from a trial that was through
-        result = fit(job, {**params, name: 1}, folder / "through", reporter, start_from=state["predictor"])
-    with new_folder(folder / "predictor") as target:
+        own = place.folder / "through"
+        result = fit(job, {**params, name: 1}, own, reporter, start_from=state["predictor"])
+    with new_folder(place.folder / "predictor") as target:
         shutil.copytree(result.predictor_path, target, dirs_exist_ok=True)
     result.history[:] = state["history"]
     return result

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from sp_ray_ml.train._tune_trial import number_of
 
 if TYPE_CHECKING:
-    from sp_ray_ml.train._tune_loop import _Tuning
+    from sp_ray_ml.train._tuning import Tuning
 
 __all__ = ["Follower", "Proposals"]
 
@@ -29,7 +29,7 @@ class _OfThisProcess:
 class Proposals(_OfThisProcess, Searcher):  # type: ignore[misc]
     """Gives Ray Tune one trial after the other, so many at a time."""
 
-    def __init__(self, tuning: _Tuning, at_a_time: int) -> None:
+    def __init__(self, tuning: Tuning, at_a_time: int) -> None:
         super().__init__(metric="score", mode="max")
         self._tuning, self._at_a_time = tuning, at_a_time
 
@@ -63,7 +63,7 @@ class Proposals(_OfThisProcess, Searcher):  # type: ignore[misc]
 class Follower(_OfThisProcess, Callback):  # type: ignore[misc]
     """Hands what Ray Tune hears of its trials to the tuning."""
 
-    def __init__(self, tuning: _Tuning) -> None:
+    def __init__(self, tuning: Tuning) -> None:
         self._tuning = tuning
 
     def on_trial_result(self, *, trial: Any, result: Mapping[str, Any], **info: Any) -> None:  # noqa: ARG002

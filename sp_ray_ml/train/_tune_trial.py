@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from sp_ray_ml.errors import SpRayError, TrainingError
 from sp_ray_ml.metrics.supervised import larger_is_better
 from sp_ray_ml.train._tune_pbt import evolve
-from sp_ray_ml.train._tune_store import SCORES, trial_folder, write_result
+from sp_ray_ml.train._tune_place import Keeper, TrialPlace, trial_place
+from sp_ray_ml.train._tune_store import SCORES
 from sp_ray_ml.train.tuning import Trial, with_settings
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class TrialJob:
         validation: What `fit` takes.
         seed: Of every training.
         folder: The tuning's.
+        url: Where that is kept for nodes that do not see it; None where all do.
         metric: What counts; None for the trainer's own.
         mode: Whether it should be small or large; None for as it is meant.
         milestones: The epochs at which the scheduler is told how a trial stands.
@@ -47,6 +49,7 @@ class TrialJob:
     validation: Any
     seed: int
     folder: Path
+    url: str | None = None
     metric: str | None = None
     mode: Literal["min", "max"] | None = None
     milestones: frozenset[int] = frozenset()
@@ -92,23 +95,29 @@ def run_trial(config: Mapping[str, Any], reference: Any, path: Iterable[str]) ->
     job = _job(reference)
     # Not by the config, which a population's trial takes over from another one.
     number, params = number_of(str(tune.get_context().get_trial_name())), dict(config["params"])
-    folder = trial_folder(job.folder, number)
-    if not (folder / "trial.json").exists():
-        raise TrainingError(
-            "the folder of the tuning is not there on this machine",
-            where=str(job.folder),
-            hint="Use a folder that all machines of the cluster share",
-        )
+    try:
+        with trial_place(job.folder, job.url, number) as place:
+            # A population's parts are kept, and checkpoints of workers are sent by themselves.
+            sends = place.url is not None and not job.pbt and not job.trainer.scaling.workers
+            keep = Keeper(place, params) if sends else None
+            trial = _run(job, Trial(number, params), place, Reporter(job, tune.report, keep))
+    except SpRayError as error:  # there is no place to leave it at
+        tune.report({"epoch": 1, "failed": _told(error)})
+        return
+    score = job.score(trial.metrics) if trial.status == "finished" and not job.pbt else None
+    tune.report({"epoch": max(trial.epoch, 1), **_scored(score)})
+
+
+def _run(job: TrialJob, trial: Trial, place: TrialPlace, reporter: Reporter) -> Trial:
+    """Train, and leave how it ended at its place."""
     began = time.monotonic()
-    reporter = Reporter(job, tune.report)
-    trial = Trial(number, params)
     history: list[dict[str, Any]] = []
     plots: Mapping[str, Any] = {}
     try:
         result = (
-            evolve(job, params, folder, reporter, fit_trial)
+            evolve(job, trial.params, place, reporter, fit_trial)
             if job.pbt
-            else fit_trial(job, params, folder, reporter)
+            else fit_trial(job, trial.params, place.folder, reporter)
         )
         metric = chosen_metric(job.trainer, job.metric, result.metrics)
         history, plots = result.history, getattr(result, "plots", {})
@@ -118,9 +127,8 @@ def run_trial(config: Mapping[str, Any], reference: Any, path: Iterable[str]) ->
     # A training that was finished before, and only not sealed, reports no epoch again.
     epoch = int(history[-1].get("epoch", len(history))) if history else reporter.epoch
     trial = replace(trial, epoch=epoch, seconds=time.monotonic() - began)
-    write_result(folder, trial, history=history, plots=plots)
-    score = job.score(trial.metrics) if trial.status == "finished" and not job.pbt else None
-    tune.report({"epoch": max(epoch, 1), **_scored(score)})
+    place.end(trial, history, plots)
+    return trial
 
 
 def _scored(score: float | None) -> dict[str, float]:
@@ -187,10 +195,16 @@ def sign_of(metric: str, mode: Literal["min", "max"] | None) -> float:
 
 
 class Reporter:
-    """Hears of the epochs of a training, and tells Ray Tune of some."""
+    """Hears of the epochs of a training, whose checkpoints are then written, and tells Ray Tune of some.
 
-    def __init__(self, job: TrialJob, report: Any) -> None:
-        self._job, self._report = job, report
+    Args:
+        job: What all trials share.
+        report: Ray Tune's.
+        keep: Called after each epoch; None for nothing.
+    """
+
+    def __init__(self, job: TrialJob, report: Any, keep: Callable[[], None] | None) -> None:
+        self._job, self._report, self._keep = job, report, keep
         self._told = time.monotonic()
         self.epoch = self.before = 0
         self.metrics: dict[str, float] = {}
@@ -202,6 +216,8 @@ class Reporter:
             for name, value in metrics.items()
             if isinstance(value, int | float) and name not in {"epoch", "epochs"}
         }
+        if self._keep is not None:
+            self._keep()  # before Ray may stop the trial
         due = self._job.live and time.monotonic() - self._told > _EVERY_S
         if self.epoch not in self._job.milestones and not due:
             return

@@ -15,8 +15,12 @@ import xgboost
 
 from sp_ray_ml.errors import ConfigError, DataError, TrainingError
 from sp_ray_ml.metrics.supervised import larger_is_better
+from sp_ray_ml.train._checkpoints import read_state
+from sp_ray_ml.train._run_loop import run_loop
 from sp_ray_ml.train._seeds import hash_seed
-from sp_ray_ml.train._table_data import Block, TableData, Target, parts_of, rows_of, write_parts
+from sp_ray_ml.train._table_arrays import rows_of, write_parts
+from sp_ray_ml.train._table_data import Block, TableData, parts_of
+from sp_ray_ml.train._table_spec import Target
 from sp_ray_ml.train._xgboost_model import XGBoostModel, as_scores
 from sp_ray_ml.train._xgboost_params import (
     boosting_params,
@@ -27,7 +31,7 @@ from sp_ray_ml.train._xgboost_params import (
     try_params,
     watched_metric,
 )
-from sp_ray_ml.train.context import TrainContext, read_state, run_loop
+from sp_ray_ml.train.context import TrainContext
 from sp_ray_ml.train.table import Learned, OnEpoch
 from sp_ray_ml.train.table_predictor import metrics_of, padded_scores
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xgboost
     from numpy.typing import NDArray
 
-    from sp_ray_ml.train._table_data import TableSpec
+    from sp_ray_ml.train._table_spec import TableSpec
 
 __all__ = ["XGBoostModel", "as_scores"]
 

@@ -16,7 +16,7 @@ from sp_ray_ml.config import near_match
 from sp_ray_ml.errors import ConfigError, DataError, SpRayError, TrainingError
 
 if TYPE_CHECKING:
-    from sp_ray_ml.train._table_data import TableSpec, Target
+    from sp_ray_ml.train._table_spec import TableSpec, Target
     from sp_ray_ml.train.xgboost import XGBoostTrainer
 
 __all__ = ["boosting_params", "draws", "measured", "quiet", "refusal", "try_params", "watched_metric"]

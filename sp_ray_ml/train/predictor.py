@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sp_ray_ml._import_path import import_object
+from sp_ray_ml._remote import is_remote, join
+from sp_ray_ml._transfer import complete_name
 from sp_ray_ml.errors import CheckpointError, ConfigError
 from sp_ray_ml.storage import file_sha256, local_copy, write_json
 from sp_ray_ml.tracking._store import answers, redact_uri, tracking_uri
@@ -230,10 +232,20 @@ def _folder(source: Any) -> Path:
         raise CheckpointError(
             f"expected a path, a Ray Checkpoint or an MLflow URI, got {type(source).__name__}"
         )
-    folder = local_copy(source)
+    if is_remote(source):
+        return _copy(os.fspath(source))
+    folder = Path(source)
     # Also of a run, of `sp-ray predict` in it, or of a training.
     places = (*(folder / "steps" / step / "predictor" for step in ("train", "renew")), folder / "predictor")
     return next((place for place in places if (place / MANIFEST).is_file()), folder)
+
+
+def _copy(url: str) -> Path:
+    """A copy here of the predictor at a URL, or of that of the run there."""
+    for step in ("train", "renew"):
+        if complete_name(place := join(url, "steps", step)):
+            return local_copy(place, "predictor")
+    return local_copy(url)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

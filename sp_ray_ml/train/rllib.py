@@ -43,7 +43,7 @@ class RLlibTrainer(Trainer):
     iterations: int = pydantic.Field(default=100, ge=1)
     """Rounds of playing and learning, at most."""
     stop_at: float | None = None
-    """The mean return of the last episodes at which training is over."""
+    """The mean return of the last 20 episodes or more at which training is over."""
     learning_rate: float = pydantic.Field(default=3e-4, gt=0)
     """Of the optimizer."""
     gamma: float = pydantic.Field(default=0.99, gt=0, le=1)
@@ -116,7 +116,7 @@ class RLlibTrainer(Trainer):
             validation: Nothing.
             seed: Of networks, exploration and environments.
             folder: Keeps the training; the same folder goes on where it was. Without, a new one under `runs/`.
-            on_epoch: Called with the metrics of each iteration: `epoch`, `return`, `episode_length`, `steps`.
+            on_epoch: Called with the metrics of each iteration: `epoch`, `episodes`, `return`, `episode_length`, `steps`.
             about: More for the predictor's manifest.
 
         Raises:

@@ -167,8 +167,8 @@ class TableTrainer(Trainer):
             MissingDependencyError: The framework is not installed.
         """
         from sp_ray_ml.data.source import as_source
-        from sp_ray_ml.train._table_data import prepare
-        from sp_ray_ml.train.context import check_resources
+        from sp_ray_ml.train._resources import check_resources
+        from sp_ray_ml.train._table_prepare import prepare
         from sp_ray_ml.train.table_predictor import TablePredictor
 
         check_resources(self.scaling)

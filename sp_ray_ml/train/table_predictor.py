@@ -27,7 +27,7 @@ from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, DataError
 from sp_ray_ml.metrics.supervised import ClassificationMetrics, RegressionMetrics, SupervisedMetrics
 from sp_ray_ml.storage import new_folder, read_json, write_json
-from sp_ray_ml.train._table_data import TableSpec, Target
+from sp_ray_ml.train._table_spec import TableSpec, Target
 from sp_ray_ml.train.predictor import Predictor, no_graph, seal_folder
 
 if TYPE_CHECKING:

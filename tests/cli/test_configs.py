@@ -33,6 +33,18 @@ def test_validate_names_every_mistake_one_a_line(config, sp_ray):
     ]
 
 
+def test_validate_tells_warehouses_of_no_known_kind_and_unknown_options_of_their_urls(config, sp_ray):
+    ran = sp_ray("validate", config, "--set", "warehouse=bigquey://p/d")
+    assert ran.code == 2
+    assert (
+        "warehouse: unknown kind of warehouse 'bigquey'; did you mean bigquery? Known: bigquery://, "
+        in ran.err
+    )
+    ran = sp_ray("validate", config, "--set", "predict.output.warehouse=bigquery://p/d?stagin=gs://b")
+    assert ran.code == 2
+    assert "predict.output.warehouse: unknown option 'stagin'; did you mean staging? " in ran.err
+
+
 def test_validate_imports_nothing_heavy_and_no_code_of_the_users(config):
     Path("mine.py").write_text("from pathlib import Path\nPath('imported').touch()\nclass Model: ...\n")
     config.write_text(config.read_text().replace("kind: lightgcn, dim: 8", "kind: 'mine:Model'"))

@@ -13,6 +13,7 @@ import pytest
 from sp_ray_ml import __version__
 from sp_ray_ml.cli import __main__ as cli
 from sp_ray_ml.errors import ConfigError, SpRayError, StorageError
+from tests.sp_ray import SP_RAY
 
 COMMANDS = ["demo", "init", "schema", "run", "validate", "recommend", "get", "ui", "sync"]
 CLUSTER_VERBS = [
@@ -116,9 +117,7 @@ def test_the_debug_variable_brings_the_traceback_back(sp_ray, monkeypatch):
 
 
 def command(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "sp_ray_ml.cli", *arguments], stderr=subprocess.PIPE, **options
-    )
+    return subprocess.Popen([SP_RAY, *arguments], stderr=subprocess.PIPE, **options)
 
 
 def test_a_reader_that_has_had_enough_is_no_error():

@@ -185,7 +185,7 @@ class RecordedServer:
         if times:
             self._refused.append((pattern, status, reason, times))
 
-    def await_watches(self, count: int, timeout_s: float = 10) -> None:
+    def await_watches(self, count: int, timeout_s: float = 120) -> None:
         """Wait until so many watches are open that still speak."""
         with self._changed:
             open_ = self._changed.wait_for(

@@ -81,7 +81,7 @@ def kubeconfig(tmp_path, url, **user):
 @pytest.fixture
 def api(server, tmp_path):
     with Api(
-        kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}", token="tok"), patience_s=5
+        kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}", token="tok"), patience_s=120
     ) as api:
         yield api
 
@@ -182,6 +182,10 @@ def test_another_object_of_the_name_is_not_deleted(api, server):
         (status(401, "Unauthorized", "Unauthorized"), KubernetesAccessError, "wrong or have expired", "Log in again", 2),
         (status(403, "Forbidden", 'rayclusters.ray.io is forbidden: User "x" cannot list resource', kind="rayclusters",
                 group="ray.io"), KubernetesAccessError, "not allowed: ", "kubectl auth can-i --list -n team", 2),
+        (status(403, "Forbidden", 'roles.rbac.authorization.k8s.io "r" is forbidden: user "x" (groups=["y"]) is attempting to '
+                'grant RBAC permissions not currently held:\n{APIGroups:["ray.io"], Verbs:["patch"]}', name="r"),
+         KubernetesAccessError, 'rights that they do not have: {APIGroups:["ray.io"], Verbs:["patch"]}',
+         "kubectl auth can-i --list -n team", 2),
         (status(403, "Forbidden", 'pods "p" is forbidden: exceeded quota: q, requested: cpu=2'), KubernetesError,
          "exceeded quota", None, 1),
         ((404, b"404 page not found"), KubernetesError, "does not know RayClusters (ray.io/v1)", "Install the KubeRay", 1),

@@ -441,6 +441,14 @@ def test_text_keeps_all_but_the_secrets(text, kept):
     assert Redactor().text(text) == kept
 
 
+@pytest.mark.timeout(120)  # where a pattern looks at every letter from every other, it takes hours
+@pytest.mark.parametrize(
+    "word", ["a", "a.", "secret", "?token", "tokens", "http://", "https://a:", "bearer ", "eyJ"]
+)
+def test_a_log_of_one_endless_line_is_no_trouble(word):
+    assert "planted-42" not in Redactor().text(f"{word * 200_000}\nDB_PASSWORD=planted-42")
+
+
 def test_old_scratch_is_removed_and_new_left(tmp_path):
     old, new = tmp_path / ".a.x.tmp", tmp_path / ".a.y.tmp"
     for each in (old, new):

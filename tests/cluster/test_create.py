@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sp_ray_ml.cluster._create import _differences, prepare
+from sp_ray_ml.cluster._prepare import prepare
+from sp_ray_ml.cluster._same_request import differences
 from sp_ray_ml.cluster.settings import ClusterSettings
 from sp_ray_ml.errors import ClusterUnhealthyError
 
@@ -79,15 +80,15 @@ def test_the_same_words_are_the_same_request_also_to_a_later_version(tmp_path: P
     made = request(tmp_path, known_to("authOptions.mode"), env={"A": "b"})
     existing = json.loads(json.dumps(made.cluster))
     existing["spec"]["workerGroupSpecs"][0]["replicas"] = 7  # scaled since
-    assert _differences(existing, made.cluster) == []
+    assert differences(existing, made.cluster) == []
     key = "sp-ray/asked"
     record = json.loads(existing["metadata"]["annotations"][key])
     del record["settings"]["egress"]  # as an earlier version would have written it, without this setting
     existing["metadata"]["annotations"][key] = json.dumps(record)
-    assert _differences(existing, made.cluster) == []
+    assert differences(existing, made.cluster) == []
     other = request(tmp_path, known_to("authOptions.mode"), env={"A": "c"}, workers=[{"replicas": 2}])
-    assert _differences(existing, other.cluster) == [
+    assert differences(existing, other.cluster) == [
         "environment variables differ", "workers.worker.replicas: 1 there, 2 asked for",
     ]  # fmt: skip
     del existing["metadata"]["annotations"][key]
-    assert _differences(existing, other.cluster) == ["it was not made by sp-ray"]
+    assert differences(existing, other.cluster) == ["it was not made by sp-ray"]

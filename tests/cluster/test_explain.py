@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from sp_ray_ml.cluster._api import _refused
+from sp_ray_ml.cluster._api_errors import error_of
 from sp_ray_ml.cluster._explain import causes, explain, refusal
 from sp_ray_ml.cluster._explain_text import notes, render
 from sp_ray_ml.cluster._gather import gather
@@ -793,7 +793,7 @@ def refused(action: str) -> Cause | None:
         if each["action"].startswith(action) and each.get("error")
     )
     body = found["error"]
-    error = _refused(
+    error = error_of(
         body["code"], json.dumps(body).encode(), "POST", "/apis/ray.io/v1/namespaces/x/rayclusters", ""
     )
     assert isinstance(error, KubernetesError) or body["code"] == 404

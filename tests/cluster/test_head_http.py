@@ -17,6 +17,7 @@ from sp_ray_ml.errors import ClusterError, ClusterNotFoundError, KubernetesAcces
 from .pod_server import PodServer, api_of
 from .recorded import RecordedServer
 
+LONG = b"a line\n" * 2**16
 TOKEN = {"X-Ray-Authorization": "Bearer t0ken"}
 
 
@@ -35,6 +36,17 @@ class Server:
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 outer.asked.append((self.command, self.path, self.headers.get("X-Ray-Authorization"), body))
+                if self.path == "/long":
+                    self.send_response(200)
+                    self.end_headers()
+                    self.wfile.write(LONG)
+                    return
+                if self.path == "/broken-off":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "9")
+                    self.end_headers()
+                    self.wfile.write(b"four")
+                    return
                 status = {"/missing": 404, "/secret": 401, "/broken": 500}.get(self.path, 200)
                 data = b'{"fine": true}' if status == 200 else b"Traceback\nKeyError: the reason\n"
                 self.send_response(status)
@@ -109,13 +121,33 @@ def test_each_refusal_is_told_in_the_servers_words(server: Server, tmp_path: Pat
                 head.get(path)
 
 
+def test_a_long_answer_comes_in_pieces_by_each_way(server: Server, tmp_path: Path) -> None:
+    with PodServer() as kubernetes, api_of(kubernetes, tmp_path) as api:
+        with HeadHttp(api, "default", "mine", server.port, headers=TOKEN, pod=pod()) as forwarded:
+            straight = HeadHttp(api, "default", "mine", server.port, headers=TOKEN, pod=pod(), direct=True)
+            for head in (forwarded, straight):
+                pieces = list(head.stream("/long"))
+                assert b"".join(pieces) == LONG
+                assert len(pieces) > 1
+                assert server.asked[-1] == ("GET", "/long", "Bearer t0ken", b"")
+                with pytest.raises(KubernetesAccessError, match="refuses the token"):
+                    list(head.stream("/secret"))
+                with pytest.raises(ClusterError, match="IncompleteRead"):
+                    list(head.stream("/broken-off"))
+
+
 def test_an_open_proxy_is_used_and_kept_to() -> None:
     def dashboard(method: str, path: str, headers: Any) -> tuple[int, bytes]:
+        if path == "/long":
+            return 200, LONG
         return (200, headers["X-Ray-Authorization"].encode()) if path == "/a?b=c" else (500, b"no\n")
 
     with RecordedServer("01-ready", at=5, proxy=dashboard) as recorded, recorded.api() as api:
         with HeadHttp(api, recorded.namespace, "demo", headers=TOKEN) as head:
             assert head.get("/a?b=c") == b"Bearer t0ken"
+            assert b"".join(head.stream("/long")) == LONG
+            with pytest.raises(ClusterError):
+                list(head.stream("/e"))
             with pytest.raises(ClusterError, match="Ray's dashboard refused: no") as raised:
                 head.request("PUT", "/d?secret=1", b"data", content_type="application/octet-stream")
             assert raised.value.where == "PUT /d"

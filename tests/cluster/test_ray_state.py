@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
-        url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        url, end = f"http://127.0.0.1:{port}", time.monotonic() + 300
         while not _answers(url):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
@@ -227,11 +228,10 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(30)
-        finally:
-            _kill_group(process.pid)
-            shutil.rmtree(folder, ignore_errors=True)
+        _kill_group(process.pid)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _has_dashboard(python: str) -> bool:
@@ -243,7 +243,7 @@ def _has_dashboard(python: str) -> bool:
 
 def _answers(url: str) -> bool:
     try:
-        return bool(nodes(asks(url, TOKEN)))
+        return bool(nodes(asks(url, TOKEN))) and "python" in versions(asks(url, TOKEN))
     except (OSError, ClusterError):
         return False
 
@@ -269,7 +269,7 @@ def test_a_real_ray_says_which_nodes_it_has_and_what_it_runs(dashboard: str) -> 
     began = time.time()
     (node,) = nodes(asks(dashboard, TOKEN))
     assert (node.cpus, node.gpus, node.is_head) == (3, 1, True)
-    assert began - 150 < node.started_s < began
+    assert began - 330 < node.started_s < began
     found = versions(asks(dashboard, TOKEN))
     assert found["ray"].count(".") == 2
     assert found["python"].startswith("3.")

@@ -17,6 +17,7 @@ from sp_ray_ml.data import Source, open_warehouse
 from sp_ray_ml.errors import ConfigError, DataError, TableNotFoundError, WarehouseError
 from tests.bigquery import Emulator, bigquery
 from tests.proxy import Fault, proxy
+from tests.recorded_bigquery import short_stalls, sleepless
 
 __all__ = ["bigquery"]
 pytestmark = pytest.mark.slow
@@ -37,8 +38,8 @@ def test_killed_writer_leaves_the_old_table(url: str, mode: str) -> None:
         import sys
         import pyarrow as pa
         from sp_ray_ml.data import Source, open_warehouse
-        from sp_ray_ml.data import _bigquery_write
-        _bigquery_write._PART_BYTES = 1 << 16
+        from sp_ray_ml.data import _bigquery_load
+        _bigquery_load._PART_BYTES = 1 << 16
         table = pa.table({"n": range(200_000), "text": [f"{i * 7919:x}" for i in range(200_000)]})
         def batches():
             for _ in range(5):
@@ -109,7 +110,7 @@ def test_table_dropped_between_plan_and_read_is_named(url: str, bigquery: Emulat
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import bigquery as official
 
-    warehouse = open_warehouse(f"{url}?patience=1")
+    warehouse = open_warehouse(url)
     warehouse.write("t", OLD)
     table, query = warehouse.source("t"), warehouse.source("SELECT n FROM t")
     client = official.Client(project="test-project", credentials=AnonymousCredentials())
@@ -154,8 +155,9 @@ def test_reading_begins_again_where_the_network_broke(
     with proxy(bigquery.grpc) as between:
         for name, value in bigquery.variables(grpc=between.port).items():
             monkeypatch.setenv(name, value)
-        source = open_warehouse(f"{url}?patience=4").source("t")
+        source = open_warehouse(f"{url}?patience=120").source("t")
         next(iter(source.batches()))  # the session opens while all is well
+        short_stalls(monkeypatch)
         between.faults, between.after = [fault] if fault in {"delay", "stall"} else [fault, fault], 20
         assert source.to_arrow().equals(OLD)
         assert not between.faults
@@ -170,7 +172,8 @@ def test_writing_over_a_broken_network_arrives_once(
         for name, value in bigquery.variables(rest=between.port).items():
             monkeypatch.setenv(name, value)
         between.faults, between.after = [fault, "delay", fault], 100
-        warehouse = open_warehouse(f"{url}?patience=4")
+        short_stalls(monkeypatch)
+        warehouse = open_warehouse(f"{url}?patience=120")
         assert warehouse.write("t", OLD, mode="append", commit="run") == 3
         assert warehouse.write("t", OLD, mode="append", commit="run") == 0
         assert not between.faults
@@ -189,7 +192,7 @@ def test_answer_that_is_lost_doubles_no_rows(
         for name, value in bigquery.variables(rest=between.port).items():
             monkeypatch.setenv(name, value)
         between.faults, between.on = ["truncate"], asked
-        warehouse = open_warehouse(f"{url}?patience=4")
+        warehouse = open_warehouse(f"{url}?patience=120")
         if asked == b"PAR1":
             # The server does not know a load job's id twice: that is seen before it is visible.
             with pytest.raises(WarehouseError, match="arrived"):
@@ -203,12 +206,13 @@ def test_answer_that_is_lost_doubles_no_rows(
 def test_network_that_stays_away_is_one_error_after_the_patience(
     url: str, bigquery: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sleepless(monkeypatch)
     with proxy(bigquery.rest) as between:
         for name, value in bigquery.variables(rest=between.port).items():
             monkeypatch.setenv(name, value)
         between.faults = ["refuse"] * 100
         with pytest.raises(WarehouseError, match="does not answer"):
-            open_warehouse(f"{url}?patience=1").tables()
+            open_warehouse(f"{url}?patience=120").tables()
         assert between.seen > 1
 
 
@@ -227,7 +231,7 @@ def test_ray_tasks_read_the_streams_and_bring_their_errors(
         runtime_env={"env_vars": bigquery.variables()},
     )
     try:
-        warehouse = open_warehouse(f"{url}?patience=2")
+        warehouse = open_warehouse(url)
         warehouse.write("t", {"n": range(100_000), "text": [f"{i:x}" for i in range(100_000)]})
         source = warehouse.source("t", columns=["n"], where=[("n", ">=", 100)])
         data = source.to_ray()

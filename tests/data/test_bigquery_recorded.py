@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import pickle
 import re
-import time
+import threading
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -19,9 +20,10 @@ import pyarrow as pa
 import pytest
 
 from sp_ray_ml.data import Warehouse, open_warehouse
+from sp_ray_ml.data._bigquery_streams import read_stream
 from sp_ray_ml.errors import LockedError, WarehouseError
 from tests.proxy import Fault, proxy
-from tests.recorded_bigquery import Recorded, job, recorded, refusal
+from tests.recorded_bigquery import Recorded, job, recorded, refusal, short_stalls, sleepless
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +66,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
         yield here
 
 
-def warehouse(options: str = "patience=3") -> Warehouse:
+def warehouse(options: str = "patience=120") -> Warehouse:
     return open_warehouse(f"bigquery://p/d?{options}")
 
 
@@ -95,6 +97,14 @@ def test_snapshot_columns_and_rows_are_pushed_down_and_types_exact(server: Recor
     snapshot = asked[0].read_session.table_modifiers.snapshot_time
     assert dt.datetime.fromtimestamp(snapshot.timestamp(), dt.UTC) == dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     assert asked[0].max_stream_count == 8
+
+
+def test_nulls_of_bignumeric_come_back(server: Recorded) -> None:
+    values = [Decimal(f"{'9' * 38}.{'9' * 38}"), None, Decimal(f"-0.{'0' * 37}1")]
+    server.rows = [([pa.record_batch({"n": [1, None, 3], "big": values}, schema=SENT)], None)]
+    back = _snapshot_known(warehouse()).source("t").to_arrow()
+    assert back.schema.types == [pa.int64(), pa.decimal256(76, 38)]
+    assert back.to_pydict() == {"n": [1, None, 3], "big": values}
 
 
 def test_table_with_a_name_in_any_language_is_asked_for_by_it(server: Recorded) -> None:
@@ -138,25 +148,46 @@ def test_stream_that_breaks_amid_its_rows_loses_and_doubles_none(
     )
     with proxy(int(server.storage.rpartition(":")[2])) as between:
         monkeypatch.setenv("BIGQUERY_STORAGE_EMULATOR_HOST", f"127.0.0.1:{between.port}")
-        source = _snapshot_known(warehouse("patience=4")).source("t")
+        source = _snapshot_known(warehouse()).source("t")
         next(iter(source.batches()))
-        between.faults, between.after = [fault, fault], 1_000_000
-        assert source.to_arrow()["n"].to_pylist() == list(range(100_000))
+        if fault == "stall":
+            short_stalls(monkeypatch)
+        between.faults, between.after, between.read = [fault, fault], 1_000_000, threading.Event()
+        found = []
+        for batch in source.batches():
+            between.read.set()
+            found += batch["n"].to_pylist()
+        assert found == list(range(100_000))
     offsets = [read for read in server.reads if isinstance(read, int)]
     assert offsets == sorted(offsets)
     assert offsets[-1] > 0
 
 
-def test_stream_whose_rows_are_used_slowly_is_read_to_its_end_in_one_call(server: Recorded) -> None:
+def test_stream_whose_rows_are_used_slowly_is_read_to_its_end_in_one_call(
+    server: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watches: list[threading.Timer] = []
+
+    class Watch(threading.Timer):
+        def start(self) -> None:
+            watches.append(self)
+            super().start()
+
+    monkeypatch.setattr(threading, "Timer", Watch)
     server.table = pa.table(
         {"n": range(100_000), "big": pa.array([Decimal(1)] * 100_000, SENT.field("big").type)}
     )
+    session = _snapshot_known(warehouse()).source("t")._session()
     found = []
-    for batch in _snapshot_known(warehouse("patience=2")).source("t").batches():
-        time.sleep(0.1)  # for longer, together, than one answer may take
-        found += batch["n"].to_pylist()
+    with session.place.reader() as client:
+        for batch in read_stream(session, session.streams[0], client):
+            # However long the rows are used: nothing counts the time.
+            assert watches
+            assert all(watch.finished.is_set() for watch in watches)
+            found += batch["n"].to_pylist()
     assert found == list(range(100_000))
     assert [read for read in server.reads if isinstance(read, int)] == [0]
+    assert server.limits[0] > 1e9
 
 
 @pytest.mark.parametrize(
@@ -167,12 +198,15 @@ def test_stream_whose_rows_are_used_slowly_is_read_to_its_end_in_one_call(server
         (grpc.StatusCode.PERMISSION_DENIED, "add-iam-policy-binding"),
     ],
 )
-def test_what_stays_refused_is_one_error(server: Recorded, status: grpc.StatusCode, said: str) -> None:
+def test_what_stays_refused_is_one_error(
+    server: Recorded, monkeypatch: pytest.MonkeyPatch, status: grpc.StatusCode, said: str
+) -> None:
+    sleepless(monkeypatch)
     server.sessions = [
         (status, "Access Denied: Table p:d.t: User does not have bigquery.readsessions.create permission")
     ]
     with pytest.raises(WarehouseError, match=said):
-        _snapshot_known(warehouse("patience=1")).source("t").to_arrow()
+        _snapshot_known(warehouse()).source("t").to_arrow()
 
 
 def test_fingerprint_changes_with_what_bigquery_says_of_the_table(server: Recorded) -> None:
@@ -244,9 +278,12 @@ def test_query_runs_once_capped_by_bigquery_too_and_is_read_from_its_destination
     assert server.reads[0].read_session.table == "projects/p/datasets/_anon/tables/result"
 
 
-def test_job_that_fails_for_a_while_runs_again_and_one_that_stays_so_is_named(server: Recorded) -> None:
+def test_job_that_fails_for_a_while_runs_again_and_one_that_stays_so_is_named(
+    server: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleepless(monkeypatch)
     _query(server, 1_000)
-    source = _snapshot_known(warehouse("patience=2")).source("SELECT n FROM t")
+    source = _snapshot_known(warehouse()).source("SELECT n FROM t")
     server.answers["POST /bigquery/v2/projects/p/jobs"] = [
         lambda body: job(
             body["jobReference"]["jobId"], "query", ("jobBackendError", "Error encountered during execution")
@@ -280,6 +317,39 @@ def test_job_whose_answer_was_lost_is_found_by_its_id(server: Recorded) -> None:
     assert len(set(sent)) == 1
 
 
+def test_query_is_cut_into_the_streams_of_its_destination_which_its_note_brings_back(
+    server: Recorded,
+) -> None:
+    _query(server, 1_000)
+    destination = {"projectId": "p", "datasetId": "_anon", "tableId": "result"}
+    house, again = _snapshot_known(warehouse()), _snapshot_known(warehouse())
+    source, later = house.source("SELECT n FROM t"), again.source("SELECT n FROM t")
+    assert house.source("SELECT n FROM t ORDER BY n").streams(None) is None
+    server.answers["POST /bigquery/v2/projects/p/jobs"] = [
+        lambda body: job(
+            body["jobReference"]["jobId"], "query", **body["configuration"]["query"], destinationTable=destination
+        )
+    ]  # fmt: skip
+    server.sessions = [pa.schema({"n": pa.int64()})]
+    batch = pa.record_batch({"n": [7]})
+    server.rows = [([batch], None)] * 3
+    note, [stream] = source.streams(None)
+    assert pickle.loads(pickle.dumps(stream)).to_arrow().to_pydict() == {"n": [7]}
+    kept, [same] = later.streams(note)
+    assert kept == note
+    assert same.to_arrow().to_pydict() == {"n": [7]}
+    asked = [read for read in server.reads if not isinstance(read, int)]
+    assert [one.read_session.table for one in asked] == ["projects/p/datasets/_anon/tables/result"]
+    assert asked[0].max_stream_count == 1_000
+    # A session that is over, by what BigQuery says or by its time, is left for a new one.
+    late = json.dumps({**json.loads(note), "expires": "2026-01-01T00:00:00+00:00"})
+    server.rows = [([], grpc.StatusCode.NOT_FOUND)]
+    for old in (note, late):
+        later.streams(old)
+    assert len([read for read in server.reads if not isinstance(read, int)]) == 3
+    assert not server.rows
+
+
 # --- writing ----------------------------------------------------------------------------------------------------
 
 
@@ -310,7 +380,10 @@ def test_permission_on_one_table_is_told_with_the_role(server: Recorded) -> None
 @pytest.mark.parametrize(
     "answer", [(429, "rateLimitExceeded"), (503, "backendError"), (403, "quotaExceeded")]
 )
-def test_what_is_asked_too_often_is_asked_again_later(server: Recorded, answer: tuple[int, str]) -> None:
+def test_what_is_asked_too_often_is_asked_again_later(
+    server: Recorded, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str]
+) -> None:
+    sleepless(monkeypatch)
     server.answers["GET /bigquery/v2/projects/p/datasets/d/tables"] = [
         refusal(*answer, "Exceeded: try again"), refusal(*answer, "Exceeded: try again"), (200, {"tables": [TABLE]}),
     ]  # fmt: skip
@@ -319,7 +392,7 @@ def test_what_is_asked_too_often_is_asked_again_later(server: Recorded, answer: 
         refusal(*answer, "Exceeded: try again")
     ]
     with pytest.raises(WarehouseError, match="Exceeded"):
-        warehouse("patience=1").tables()
+        warehouse().tables()
 
 
 def test_expired_credentials_name_the_command_that_renews_them(server: Recorded) -> None:
@@ -341,9 +414,10 @@ def test_missing_credentials_name_the_command(monkeypatch: pytest.MonkeyPatch, t
     assert "gcloud auth application-default login" in str(caught.value)
 
 
-def test_concurrent_change_of_a_table_is_a_lock(server: Recorded) -> None:
+def test_concurrent_change_of_a_table_is_a_lock(server: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleepless(monkeypatch)
     _query(server, 0)
-    source = _snapshot_known(warehouse("patience=1")).source("SELECT n FROM t")
+    source = _snapshot_known(warehouse()).source("SELECT n FROM t")
     server.answers["POST /bigquery/v2/projects/p/jobs"] = [
         lambda body: job(
             body["jobReference"]["jobId"], "query",

@@ -15,8 +15,8 @@ from sp_ray_ml.data._bigquery_errors import told, transient
 from sp_ray_ml.data._bigquery_note import Note, commit_mark, read_note
 from sp_ray_ml.data._bigquery_place import parse_url
 from sp_ray_ml.data._bigquery_sql import literal, one_statement, quoted, restriction
+from sp_ray_ml.data._bigquery_target import Target
 from sp_ray_ml.data._bigquery_types import check_columns, check_lists, column_of, kept, read_schema, stored
-from sp_ray_ml.data._bigquery_write import Target, _layout
 from sp_ray_ml.data._where import conditions
 from sp_ray_ml.errors import ConfigError, DataError, LockedError, TableNotFoundError, WarehouseError
 
@@ -307,4 +307,4 @@ def test_replaced_table_keeps_its_layout(
         "land": pa.string(),
     }
     target = Target(parse_url("bigquery://p/d"), "t", pa.schema(kinds), None, None, Note(), layout)
-    assert _layout(target, partition_by) == clause
+    assert target.clauses(partition_by) == clause

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sp_ray_ml.data import Warehouse, open_warehouse
@@ -116,6 +117,66 @@ open_warehouse({url!r}).write("t", Source("s", schema, batches), mode={mode!r}, 
     return process
 
 
+def rows_in(folder: Path) -> int:
+    return sum(pq.read_metadata(file).num_rows for file in folder.rglob("*.parquet"))
+
+
+def test_rows_whose_snapshot_was_expired_are_no_leftovers(house: Warehouse, tmp_path: Path) -> None:
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    house.write("t", {"n": [4], "text": ["d"]}, mode="append")
+    catalog = SqlCatalog(
+        "sp_ray_ml", uri=f"sqlite:///{tmp_path}/house/catalog.db", warehouse=f"file://{tmp_path}"
+    )
+    table = catalog.load_table(("default", "t"))
+    table.maintenance.expire_snapshots().by_id(table.snapshots()[0].snapshot_id).commit()
+    catalog.engine.dispose()
+    house.write("t", {"n": [5], "text": ["e"]}, mode="append")
+    assert house.source("t").to_arrow()["n"].to_pylist() == [1, 2, 3, 4, 5]
+
+
+def test_queries_see_one_snapshot_and_push_columns_and_filters_into_its_files(house: Warehouse) -> None:
+    query = house.source("SELECT n FROM t WHERE n > 1 ORDER BY n DESC")
+    before = house.fingerprint("SELECT n FROM t")
+    house.write("t", ROWS, mode="append")
+    assert query.to_arrow().to_pydict() == {"n": [3, 2]}
+    assert house.fingerprint("SELECT n FROM t") != before
+    plan = house.source("SELECT count(*) AS c, max(text) AS last FROM t WHERE n = 1")
+    assert plan.to_arrow().to_pydict() == {"c": [2], "last": ["a"]}
+    from sp_ray_ml.data._iceberg_sql import iceberg_connection, view_of
+
+    views = {"t": view_of(house.source("t"))}  # type: ignore[arg-type]
+    assert len(views["t"].files or []) == 2
+    connection = iceberg_connection(views)
+    told = connection.execute("EXPLAIN SELECT n FROM t WHERE n > 1").fetchone()[1]
+    connection.close()
+    assert "Filters" in told
+    assert "text" not in told
+
+
+def test_queries_over_tables_that_others_changed_see_them_as_they_are(
+    house: Warehouse, tmp_path: Path
+) -> None:
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    catalog = SqlCatalog(
+        "sp_ray_ml", uri=f"sqlite:///{tmp_path}/house/catalog.db", warehouse=f"file://{tmp_path}"
+    )
+    table = catalog.load_table(("default", "t"))
+    with table.update_schema() as update:
+        update.rename_column("text", "name")
+        update.add_column("more", table.schema().find_type("n"))
+    table.append(pa.table({"n": [4], "name": ["d"], "more": [5]}))
+    table.delete("n = 2")
+    catalog.engine.dispose()
+    query = "SELECT one.n, two.name, two.more FROM t AS one JOIN t AS two USING (n) ORDER BY n"
+    assert house.source(query).to_arrow().to_pylist() == [
+        {"n": 1, "name": "a", "more": None},
+        {"n": 3, "name": "ü", "more": None},
+        {"n": 4, "name": "d", "more": 5},
+    ]
+
+
 @pytest.mark.parametrize("mode", ["replace", "append", "partition"])
 def test_killed_writer_leaves_the_old_table_and_nothing_after_the_next(
     house: Warehouse, tmp_path: Path, mode: str
@@ -131,6 +192,7 @@ def test_killed_writer_leaves_the_old_table_and_nothing_after_the_next(
     assert house.source("t").to_arrow().equals(ROWS)
     assert house.write("t", ROWS, mode="append", commit="x") == 3
     assert len(list(places.iterdir())) == 1
+    assert rows_in(places) == 6  # also of an append, whose files lay beside the table's own
 
 
 def test_what_a_killed_writer_left_in_a_shared_catalogue_goes_after_a_day(

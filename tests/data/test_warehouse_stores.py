@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from sp_ray_ml.data import Warehouse, open_warehouse
@@ -64,3 +65,18 @@ for _name in (
     "test_append_that_does_not_fit_writes_nothing",
 ):
     setattr(TestS3, _name, None)
+
+
+def test_iceberg_tables_whose_rows_are_in_a_bucket_are_asked_in_sql(s3_bucket: str, tmp_path: Path) -> None:
+    warehouse = open_warehouse(f"iceberg://{tmp_path}/house?warehouse={s3_bucket}/{uuid.uuid4()}")
+    vectors = pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32(), 2))
+    rows = pa.table({"n": pa.array([1, 2], pa.int8()), "vector": vectors})
+    warehouse.write("t", rows)
+    warehouse.write("t", rows, mode="append")
+    assert warehouse.source("SELECT max(n) AS last, count(*) AS c FROM t").to_arrow().to_pydict() == {
+        "last": [2],
+        "c": [4],
+    }
+    found = warehouse.source("SELECT vector, n FROM t WHERE n = 2").to_arrow()
+    assert found.schema.equals(rows.select(["vector", "n"]).schema)
+    assert found["vector"].to_pylist() == [[3.0, 4.0]] * 2

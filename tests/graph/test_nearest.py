@@ -67,6 +67,16 @@ def test_equally_near_ones_rank_by_the_lower_index_also_across_blocks(monkeypatc
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_copies_of_a_vector_are_equally_near_wherever_they_lie(metric):
+    random = np.random.default_rng(2)
+    vectors = np.tile(random.standard_normal(37, dtype=np.float32), (5_000, 1))
+    queries = np.tile(random.standard_normal(37, dtype=np.float32), (150, 1))
+    found, scores = nearest(queries, vectors, 300, metric=metric)
+    assert len(np.unique(scores)) == 1
+    np.testing.assert_array_equal(found, np.tile(np.arange(300), (150, 1)))
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_a_query_finds_the_same_to_the_bit_whoever_else_asks(metric):
     random = np.random.default_rng(1)
     vectors = random.standard_normal((9_000, 37), dtype=np.float32)

@@ -374,7 +374,7 @@ def test_an_epoch_on_four_nodes_survives_one_that_is_killed_and_a_shard_that_han
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
-        cluster.wait_for_nodes()
+        cluster.wait_for_nodes(timeout=300)
         with ShardedGraph(data, 4, folder=tmp_path / "g", cache=0, timeout=300) as graph:
             before = {shard.place[1] for shard in graph._shards}
             assert before == {node.node_id for node in [cluster.head_node, *nodes]}
@@ -393,7 +393,8 @@ def test_an_epoch_on_four_nodes_survives_one_that_is_killed_and_a_shard_that_han
             for first, second in zip(whole[1], loader, strict=True):
                 same(first, second)
             assert graph._shards[0].place[2] != places[0][2]
-        with ShardedGraph(data, 2, folder=tmp_path / "g2", cache=0, timeout=40) as graph:
+        with ShardedGraph(data, 2, folder=tmp_path / "g2", cache=0, timeout=300) as graph:
+            graph._shards[1]._seconds = 5  # it has started
             address, node, process = graph._shards[1].place
             os.kill(process, signal.SIGSTOP)
             try:
@@ -402,10 +403,10 @@ def test_an_epoch_on_four_nodes_survives_one_that_is_killed_and_a_shard_that_han
             finally:
                 os.kill(process, signal.SIGCONT)
             text = str(found.value)
-            assert "shard 1 of 2 has not answered for 40 s" in text
+            assert "shard 1 of 2 has not answered for 5 s" in text
             assert f"node {address} ({node[:8]}), process {process}" in text
             assert f"ps -o stat,etime,cmd -p {process}" in text
-        lost = RayShard(tmp_path / "nowhere", 0, 1, 60)
+        lost = RayShard(tmp_path / "nowhere", 0, 1, 300)
         with pytest.raises(ClusterError, match=r"shard 0 of 1 is dead: .*nowhere.*ray status"):
             lost.receive(lost.send([]), [])
     finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import errno
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -16,8 +18,12 @@ import pytest
 from sp_ray_ml import Predictor, batch_predict
 from sp_ray_ml.config import Custom
 from sp_ray_ml.data import Source, as_source, open_warehouse
+from sp_ray_ml.data._store import store_at
 from sp_ray_ml.errors import ConfigError, DataError, LockedError, StorageError
 from sp_ray_ml.inference import BatchScaling, Output, Pool, Rejected
+from sp_ray_ml.inference._batch_engine import Engine, Job
+from sp_ray_ml.inference._batch_flow import Flow
+from sp_ray_ml.inference._batch_parts import Part
 from sp_ray_ml.inference._batch_pipe import piped
 
 ROWS = 10_000
@@ -412,7 +418,7 @@ def test_stages_keep_the_order_and_an_error_comes_in_its_place():
 
 
 def test_threads_end_when_nobody_wants_more():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     closed = []
 
     def endless():
@@ -427,7 +433,8 @@ def test_threads_end_when_nobody_wants_more():
     stream = piped(endless(), lambda number: number)
     assert next(stream) == 0
     stream.close()
-    assert (closed, threading.active_count()) == ([True], before)
+    assert closed == [True]
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_full_disk_is_told_as_such(monkeypatch, tmp_path):
@@ -439,3 +446,70 @@ def test_a_full_disk_is_told_as_such(monkeypatch, tmp_path):
     monkeypatch.setattr(_batch_stage.pq.ParquetWriter, "write_table", full)
     with pytest.raises(StorageError, match="the disk is full"):
         batch_predict(Doubled(), rows(), ("out", "predictions"), rejected=Rejected(most=1.0))
+
+
+# --- partitions that come one by one ----------------------------------------------------------------------------
+
+
+def test_partitions_that_are_given_one_by_one_share_one_pipeline_and_an_error_ends_what_is_under_way(
+    tmp_path,
+):
+    rows = pa.record_batch({"x": [1.0, 2.0]})
+    read = threading.Event()
+
+    class Patient(Doubled):
+        def infer(self, prepared):
+            if len(prepared) and prepared[0] < 0:
+                raise StorageError("the disk is full")
+            assert read.wait(300)  # the first partition is predicted when the second is being read
+            return super().infer(prepared)
+
+    def part(number, batch, told=lambda: None):
+        def stream():
+            told()
+            yield batch
+
+        return Part(number, 2 * number, Source("s", batch.schema, stream, num_rows=len(batch)))
+
+    output = Doubled().predict(pa.Table.from_batches([rows])).schema
+    engine = Engine(Job(store_at(tmp_path), rows.schema, output, 2), Patient(), 0.0)
+    begun = []
+    flow = Flow(engine, lambda part: begun.append(part.number))
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(flow, part(0, rows))
+        second = threads.submit(flow, part(1, rows, read.set))
+        assert {first.result().rows, second.result().rows} == {2}
+        with pytest.raises(StorageError, match="the disk is full"):
+            threads.submit(flow, part(2, pa.record_batch({"x": [-1.0]}))).result()
+        assert threads.submit(flow, part(3, rows)).result().number == 3
+    assert sorted(begun) == [0, 1, 2, 3]
+
+
+def test_a_partition_that_is_to_be_alone_has_no_other_beside_it(tmp_path):
+    rows = pa.record_batch({"x": [1.0, 2.0]})
+    log, second_begun = [], threading.Event()
+
+    class Told(Doubled):
+        def infer(self, prepared):
+            second_begun.wait(0.3)  # long enough for what should not come
+            log.append("predicted")
+            return super().infer(prepared)
+
+    def begin(part):
+        log.append(part.number)
+        if part.number:
+            second_begun.set()
+
+    def part(number):
+        return Part(number, 2 * number, Source("s", rows.schema, lambda: iter([rows]), num_rows=2))
+
+    output = Doubled().predict(pa.Table.from_batches([rows])).schema
+    flow = Flow(Engine(Job(store_at(tmp_path), rows.schema, output, 2), Told(), 0.0), begin)
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(flow, part(0))
+        while not log:
+            time.sleep(0.001)
+        waiting = [threads.submit(flow, part(n), alone=True) for n in (1, 2)]
+        assert {each.result().rows for each in (first, *waiting)} == {2}
+    assert log[1::2] == ["predicted"] * 3
+    assert sorted(log[::2]) == [0, 1, 2]

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 ROWS = 12_000
 SMALL = {"batch_rows": 1_024, "partition_rows": 2_048}
 OWN = '''
+import glob
 import os
 import pathlib
 import time
@@ -36,11 +37,14 @@ import pyarrow.compute as pc
 from sp_ray_ml import Predictor
 
 class Doubled(Predictor):
-    """Twice the column. Writes a line a load and a line a call; dies once where it is told to, or always."""
+    """Twice the column. Writes a line a load and a line a call; dies once where it is told to, or always.
 
-    def __init__(self, log, dies_at=None, always=False, slow=0.0):
+    `waits` is a row, and the pattern of a file: none is predicted from that row on before there is such a file.
+    """
+
+    def __init__(self, log, dies_at=None, always=False, waits=None):
         super().__init__()
-        self.log, self.dies_at, self.always, self.slow = pathlib.Path(log), dies_at, always, slow
+        self.log, self.dies_at, self.always, self.waits = pathlib.Path(log), dies_at, always, waits
         self.tell(f"load {os.getpid()}")
 
     def tell(self, line):
@@ -51,11 +55,13 @@ class Doubled(Predictor):
         if len(table):
             first = table["id"][0].as_py()
             self.tell(f"call {first} {len(table)} {os.getpid()}")
+            while self.waits and first >= self.waits[0] and not glob.glob(self.waits[1]):
+                time.sleep(0.01)
             died = self.log.with_suffix(".died")
-            if self.dies_at is not None and first >= self.dies_at and (self.always or not died.exists()):
+            dies = self.dies_at is not None and self.dies_at <= first < self.dies_at + 1_024
+            if dies and (self.always or not died.exists()):
                 died.touch()
                 os.kill(os.getpid(), 9)
-            time.sleep(self.slow)
             if pc.min(table["x"]).as_py() < 0:
                 raise ValueError("a number is negative")
         return table.append_column("prediction", pc.multiply(table["x"], 2.0))
@@ -133,20 +139,68 @@ def test_an_actor_that_is_killed_is_started_again_and_each_row_is_written_once(r
     assert written().equals(wanted(rows()))
 
 
-def test_an_actor_that_always_dies_ends_it_and_what_is_done_is_kept(ray, own, tmp_path):
+def test_the_partition_that_always_ends_its_worker_ends_it_by_name_and_what_is_done_is_kept(
+    ray, own, tmp_path
+):
     scaling = BatchScaling(workers=1, max_failures=1)
-    with pytest.raises(ClusterError, match="has ended its worker 2 times"):
-        batch_predict(
-            own(dies_at=5_000, always=True), rows(), ("out", "predictions"), scaling=scaling, **SMALL
-        )
+    records = str(tmp_path / "runs" / "batch" / "*" / "records" / "000001-*.json")
+    predictor = own(dies_at=5_000, always=True, waits=(4_096, records))  # when what is before it is done
+    with pytest.raises(ClusterError, match="from row 4,096 on has ended its worker 2 times"):
+        batch_predict(predictor, rows(), ("out", "predictions"), scaling=scaling, **SMALL)
     done = list((tmp_path / "runs" / "batch").glob("*/records/*.json"))
     assert len(done) >= 2
+
+
+ON_GPU = """
+import ray
+from sp_ray_ml import batch_predict
+from sp_ray_ml.config import Custom
+from sp_ray_ml.errors import ResourceError
+from sp_ray_ml.inference import BatchScaling
+import pyarrow as pa
+
+if __name__ == "__main__":
+    own = Custom(target="own_logged:Doubled", arguments={"log": "log"})
+    ray.init(
+        address="local", num_cpus=2, num_gpus=1, resources={"accelerator_type:H100": 1}, include_dashboard=False,
+        log_to_driver=False, logging_level="ERROR",
+    )
+    table = pa.table({"id": [0, 1], "x": [1.0, 2.0]})
+    for scaling in (
+        BatchScaling(workers=2),
+        BatchScaling(workers=1, gpus_per_worker=1, gpu_type="H100"),
+        BatchScaling(workers=1, gpus_per_worker=1, gpu_type="T4"),
+    ):
+        try:
+            print(batch_predict(own, table, ("out", "predictions"), scaling=scaling).rows)
+        except ResourceError as error:
+            print(error.where, "|", error.message, "|", error.hint)
+"""
+
+
+def test_workers_take_gpus_of_a_type_and_ray_says_nothing_on_the_terminal(own, tmp_path):
+    # No GPU is there: Ray is told that there is one, which is all that it knows of others.
+    own()
+    (tmp_path / "on_gpu.py").write_text(ON_GPU)
+    done = subprocess.run(
+        [sys.executable, "on_gpu.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "2",
+        "2",
+        "scaling.gpu_type | the Ray cluster has no GPU of the type 'T4' (H100) | Name one that it has, or leave gpu_type out",
+    ]
+    assert not [line for line in done.stderr.splitlines() if "INFO" in line or "WARN" in line.upper()]
+    assert open_warehouse(str(tmp_path / "out")).source("predictions").to_arrow()[
+        "prediction"
+    ].to_pylist() == [2.0, 4.0]
 
 
 def test_errors_of_workers_come_as_they_were_raised(ray, own, tmp_path):
     bad = rows(3_000).set_column(1, "x", pa.array(-np.arange(3_000.0)))
     scaling = BatchScaling(workers=1)
-    with pytest.raises(DataError, match="row 1: cannot be predicted: ValueError") as raised:
+    # The worker is at two partitions, of which either may be the first to fail.
+    with pytest.raises(DataError, match=r"row (1|2,048): cannot be predicted: ValueError") as raised:
         batch_predict(own(), bad, ("out", "predictions"), scaling=scaling, **SMALL)
     assert "Rejected" in str(raised.value.hint)
     with pytest.raises(ResourceError, match="but the Ray cluster has 2"):
@@ -177,7 +231,7 @@ def test_killed_in_the_middle_it_goes_on_and_each_row_is_written_once(own, tmp_p
     script.write_text(
         "import json, sys, pyarrow.parquet as pq\nimport sp_ray_ml\nfrom sp_ray_ml.config import Custom\n"
         "from sp_ray_ml.inference import Output\n"
-        "predictor = Custom(target='own_logged:Doubled', arguments={'log': 'log', 'slow': 0.1})\n"
+        "predictor = Custom(target='own_logged:Doubled', arguments={'log': 'log', 'waits': (8192, 'go')})\n"
         f"result = sp_ray_ml.batch_predict(predictor, {data}, Output(warehouse='out', table='predictions', mode='append'),"
         " batch_rows=1024, partition_rows=2048)\n"
         "print(json.dumps([result.resumed, result.partitions]))\n"
@@ -188,6 +242,7 @@ def test_killed_in_the_middle_it_goes_on_and_each_row_is_written_once(own, tmp_p
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    (tmp_path / "go").touch()
     assert not (tmp_path / "out").exists() or "predictions" not in open_warehouse("out").tables()
     again = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sp_ray_ml.errors import ColumnNotFoundError, DataError, StorageError
 from sp_ray_ml.inference import Classification, Ranking, Regression, compare_units, evaluate_predictions
-from sp_ray_ml.inference._report import report
+from sp_ray_ml.inference._report import better, report
+from sp_ray_ml.inference.compare import Difference
 
-from .test_evaluation import binary, shuffled, world
+from .test_evaluation import ITEMS, binary, shuffled, world
 
 RANKING = Ranking(k=[3, 8])
 
@@ -59,6 +62,12 @@ def test_lists_are_compared_user_by_user(tmp_path: Path) -> None:
     # Nobody's hits within the whole list change: the difference is 0 and so is its interval.
     assert (by_name["recall@8"].low, by_name["recall@8"].high) == (0, 0)
     assert not by_name["recall@8"].significant
+    # The same items in another order spread alike over all places, but not over the first three.
+    assert (by_name["gini@8"].low, by_name["gini@8"].high) == (0, 0)
+    gini = by_name["gini@3/country=FR"]
+    assert gini.low is not None
+    assert gini.high is not None
+    assert gini.low < gini.difference < gini.high
     same = compare_units(a, a, bootstrap=20)
     assert all(each.difference == 0 and not each.significant for each in same.differences)
 
@@ -76,6 +85,45 @@ def test_pairing_makes_intervals_shorter_than_those_of_each(tmp_path: Path) -> N
         assert each.low <= each.difference <= each.high
         assert each.high - each.low < (alone[name][1] - alone[name][0]) / 3, name
     assert found["pr_auc"].low is not None
+
+
+def test_many_classes_are_compared_by_their_areas(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    truth = random.integers(0, 3, 400)
+    sharp, dull = (random.dirichlet(np.ones(3), 400) + weight * np.eye(3)[truth] for weight in (2, 0.3))
+    settings = Classification(probabilities="p")
+    files = []
+    for name, scores in (("dull", dull), ("sharp", sharp)):
+        rows = {"truth": truth, "p": list(scores / scores.sum(axis=1, keepdims=True))}
+        files.append(kept(tmp_path, name, rows, settings))
+    found = {each.metric: each for each in compare_units(files[0][0], files[1][0], bootstrap=60).differences}
+    for name in ("auc", "pr_auc"):
+        assert (found[name].a, found[name].b) == (files[0][1][name], files[1][1][name])
+        assert found[name].low is not None
+        assert 0 < found[name].low < found[name].difference < (found[name].high or 0)
+
+
+def test_files_of_versions_that_kept_no_lists_are_still_compared(tmp_path: Path) -> None:
+    tables = world()
+    new, _ = kept(tmp_path, "new", tables["predictions"], RANKING, truth=tables["truth"])
+    table = pq.read_table(new)
+    metadata = dict(table.schema.metadata)
+    [key] = metadata
+    header = {
+        name: value for name, value in json.loads(metadata[key]).items() if name not in {"k", "num_items"}
+    }
+    old = tmp_path / "old.parquet"
+    pq.write_table(
+        table.drop_columns(["recommended", "test_digest"]).replace_schema_metadata(
+            {key: json.dumps(header).encode()}
+        ),
+        old,
+    )
+    both, mixed = (
+        {each.metric for each in compare_units(a, new, bootstrap=5).differences} for a in (new, old)
+    )
+    assert {name.partition("@")[0] for name in both - mixed} == {"coverage", "gini", "entropy"}
+    assert "ndcg@8" in mixed
 
 
 def test_calibration_of_both_is_compared_over_the_bins_of_the_first(tmp_path: Path) -> None:
@@ -147,13 +195,54 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(tmp_path: Path) -> N
     with pytest.raises(DataError, match="different truths"):
         compare_units(rows, other)
     fewer, _ = kept(tmp_path, "fewer", tables["predictions"], RANKING, truth=tables["truth"].slice(1))
-    with pytest.raises(DataError, match="different test items for the same users"):
+    with pytest.raises(DataError, match="different test items for the same users, 1 of 59"):
         compare_units(lists, fewer)
+    # As many, but others: what leave-one-out makes of other events.
+    moved_items = pa.array((tables["truth"]["item_id"].to_numpy() + 1) % ITEMS)
+    moved_truth = tables["truth"].set_column(1, "item_id", moved_items)
+    others, _ = kept(tmp_path, "others", tables["predictions"], RANKING, truth=moved_truth)
+    with pytest.raises(DataError, match="different test items for the same users, 58 of 59"):
+        compare_units(lists, others)
     with pytest.raises(ColumnNotFoundError, match=r"kept no column 'country'"):
         compare_units(lists, lists, by=["country"])
+    deep, _ = kept(tmp_path, "deep", tables["predictions"], Ranking(k=[5]), truth=tables["truth"])
+    with pytest.raises(DataError, match="no metric in common: k = 3, 8, and k = 5"):
+        compare_units(lists, deep)
+    both, _ = kept(tmp_path, "both", tables["predictions"], Ranking(k=[5, 8]), truth=tables["truth"])
+    assert any(
+        "only one of the runs has recall@3" in note for note in compare_units(lists, both, bootstrap=2).notes
+    )
+    words = table.set_column(1, "truth", pa.array(["yes", "no"] * 1_000))
+    texts, _ = kept(tmp_path, "texts", words, Classification(classes=["no", "yes"]), on="id")
+    numbers, _ = kept(
+        tmp_path, "numbers", table.set_column(1, "truth", pa.array([0, 1] * 1_000)), Classification(), on="id"
+    )
+    with pytest.raises(DataError, match="different truths"):
+        compare_units(numbers, texts)
+    three = table.append_column("p", pa.array([[0.2, 0.3, 0.5]] * 2_000))
+    more, _ = kept(tmp_path, "more", three, Classification(probabilities="p"), on="id")
+    with pytest.raises(DataError, match="2 and 3 classes"):
+        compare_units(rows, more)
+    unnamed, _ = kept(tmp_path, "unnamed", table, Classification())
+    with pytest.raises(DataError, match="tell rows apart by id, and by their place"):
+        compare_units(rows, unnamed)
     (tmp_path / "foreign.parquet").write_bytes(b"PAR1 and nothing more")
     with pytest.raises(StorageError):
         compare_units(rows, tmp_path / "foreign.parquet")
+
+
+@pytest.mark.parametrize(
+    ("metric", "a", "b", "verdict"),
+    [("ndcg@10/country=DE", 0.2, 0.3, True), ("brier", 0.2, 0.3, False), ("ece/shop=a", 0.3, 0.2, True),
+     ("gini@10", 0.2, 0.3, False), ("bias", -0.3, 0.2, True), ("bias", 0.1, 0.2, False),
+     ("popularity@10", 5, 9, None), ("entropy@10", 0.02, 0.01, None)],
+)  # fmt: skip
+def test_the_verdict_knows_which_way_a_metric_is_better(
+    metric: str, a: float, b: float, verdict: bool | None
+) -> None:
+    low, high = sorted(((b - a) * 0.5, (b - a) * 1.5))
+    assert better(Difference(metric, a, b, low, high)) is verdict
+    assert better(Difference(metric, a, b, -1, 1)) is None
 
 
 def test_a_failed_evaluation_leaves_no_file(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ import sklearn.metrics
 
 from sp_ray_ml.errors import ColumnNotFoundError, ConfigError, DataError
 from sp_ray_ml.inference import Classification, Ranking, Regression, RowEvaluator, evaluate_predictions
+from sp_ray_ml.inference import _evaluation_exposure as exposure_module
 from sp_ray_ml.inference import _evaluation_lists as lists_module
+from sp_ray_ml.inference import _evaluation_ray_lists as ray_lists_module
+from sp_ray_ml.metrics._weights_kernel import poisson_weights
 
 USERS, ITEMS, K = 60, 40, 8
 KS = [3, 8]
@@ -177,11 +180,45 @@ def test_order_kind_of_ids_and_disk_change_no_bit(
     if on_disk:
         monkeypatch.setattr(lists_module, "_IN_MEMORY", 100)
         monkeypatch.setattr(lists_module, "_CHUNK", 64)
+        for name, value in (("_IN_MEMORY", 100), ("_MOST_COUNTS", 1_000), ("_USERS", 7)):
+            monkeypatch.setattr(exposure_module, name, value)
     changed = {name: change(table) for name, table in tables.items()}
     found = evaluated(changed, users=changed["users"], **options)
     assert found.metrics == expected.metrics
     if change is shuffled:
         assert found.intervals == expected.intervals
+
+
+def drawn_weights(units: Any, replicates: int, seed: int) -> np.ndarray:
+    weights = np.empty((replicates, len(units)))
+    poisson_weights(np.asarray(units, np.uint64), np.uint64(seed), weights)
+    return weights
+
+
+def test_intervals_of_spread_are_those_of_lists_as_often_as_users_are_drawn() -> None:
+    tables, replicates = world(), 30
+    found = evaluated(tables, users=tables["users"], by=["country"], bootstrap=replicates, seed=3)
+    ranked = pa.TableGroupBy(tables["predictions"].sort_by("rank"), "user_id", use_threads=False)
+    lists = {
+        row["user_id"]: row["item_id_list"] for row in ranked.aggregate([("item_id", "list")]).to_pylist()
+    }
+    with_truth = sorted(set(tables["truth"]["user_id"].to_pylist()))
+    for suffix, mine in (("", with_truth), ("/country=FR", [user for user in with_truth if user % 3 == 1])):
+        drawn: dict[str, list[float]] = {"coverage": [], "gini": [], "entropy": []}
+        for weights in drawn_weights(mine, replicates, 3):
+            shown = np.zeros(ITEMS)
+            for user, weight in zip(mine, weights, strict=True):
+                shown[lists.get(user, [])[:3]] += weight
+            counts, p = np.sort(shown), shown[shown > 0] / shown.sum()
+            drawn["coverage"].append(len(p) / ITEMS)
+            drawn["gini"].append(
+                float((2 * np.arange(1, ITEMS + 1) - ITEMS - 1) @ counts) / shown.sum() / ITEMS
+            )
+            drawn["entropy"].append(float(-(p * np.log(p)).sum()) / len(p))
+        for name, values in drawn.items():
+            around = np.array(values) - np.mean(values) + found.metrics[f"{name}@3{suffix}"]
+            expected = np.clip(np.quantile(around, [0.025, 0.975]), 0, 1)
+            assert found.intervals[f"{name}@3{suffix}"] == pytest.approx(expected, rel=1e-9), name + suffix
 
 
 def test_scores_rank_as_ranks_do() -> None:
@@ -288,8 +325,10 @@ def test_many_classes_are_measured_as_by_scikit_learn() -> None:
     scores = random.dirichlet(np.ones(4), 1_500) + np.eye(4)[truth]
     scores /= scores.sum(axis=1, keepdims=True)
     table = pa.table({"truth": np.array(names)[truth], "probabilities": list(scores)})
-    found = evaluate_predictions(table, Classification(probabilities="probabilities", classes=names)).metrics
-    means = {"rel": 1e-10, "abs": 1e-11}
+    of_all = evaluate_predictions(
+        table, Classification(probabilities="probabilities", classes=names), bootstrap=12, seed=4
+    )
+    found, means = of_all.metrics, {"rel": 1e-10, "abs": 1e-11}
     assert found["log_loss"] == pytest.approx(sklearn.metrics.log_loss(truth, scores), **means)
     assert found["f1"] == pytest.approx(
         sklearn.metrics.f1_score(truth, scores.argmax(axis=1), average="macro"), **means
@@ -300,6 +339,15 @@ def test_many_classes_are_measured_as_by_scikit_learn() -> None:
     areas = [sklearn.metrics.average_precision_score(truth == each, scores[:, each]) for each in range(4)]
     assert found["pr_auc"] == pytest.approx(np.mean(areas), rel=1e-12)
     assert found["brier"] == pytest.approx(((scores - np.eye(4)[truth]) ** 2).sum(axis=1).mean(), **means)
+    for name, measure in (
+        ("auc", sklearn.metrics.roc_auc_score),
+        ("pr_auc", sklearn.metrics.average_precision_score),
+    ):
+        drawn = [
+            np.mean([measure(truth == each, scores[:, each], sample_weight=weights) for each in range(4)])
+            for weights in drawn_weights(np.arange(1_500), 12, 4)
+        ]
+        assert of_all.intervals[name] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), rel=1e-10)
     settings = Classification(probabilities="probabilities", classes=names, bins=5, strategy="quantile")
     quantile = evaluate_predictions(shuffled(table), settings).metrics
     sure, right = scores.max(axis=1), scores.argmax(axis=1) == truth
@@ -432,7 +480,9 @@ def local_ray() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_rows_and_lists_of_ray_are_measured_to_the_same_bit() -> None:
+def test_rows_and_lists_of_ray_are_measured_to_the_same_bit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import ray.data
 
     table, tables = binary(5_000), world()
@@ -444,6 +494,20 @@ def test_rows_and_lists_of_ray_are_measured_to_the_same_bit() -> None:
     lists = tables["predictions"]
     both = {**tables, "predictions": ray.data.from_arrow([lists.slice(0, 111), lists.slice(111)])}
     both["truth"] = ray.data.from_arrow(shuffled(tables["truth"]))
-    assert evaluated(both, users=tables["users"], by=["country"], bootstrap=5) == evaluated(
-        tables, users=tables["users"], by=["country"], bootstrap=5
-    )
+    settings: dict[str, Any] = {"by": ["country"], "bootstrap": 5}
+    for rows, change in ((1 << 22, None), (7, None), (70, as_text)):  # 7: some partitions have no user
+        monkeypatch.setattr(ray_lists_module, "_ROWS", rows)
+        given, alone = both, tables
+        if change is not None:
+            alone = {name: change(table) for name, table in tables.items()}
+            given = {**alone, "predictions": ray.data.from_arrow(alone["predictions"])}
+        found = evaluated(given, users=given["users"], units=tmp_path / "ray.parquet", **settings)
+        assert found == evaluated(alone, users=alone["users"], units=tmp_path / "one.parquet", **settings)
+        kept = [pq.read_table(tmp_path / f"{name}.parquet").sort_by("user_id") for name in ("ray", "one")]
+        assert kept[0].equals(kept[1])
+        assert kept[0].schema.metadata == kept[1].schema.metadata
+    bare = evaluate_predictions(both["predictions"], Ranking(k=KS), truth=both["truth"])
+    assert bare == evaluate_predictions(tables["predictions"], Ranking(k=KS), truth=tables["truth"])
+    twice = ray.data.from_arrow([lists, lists.slice(3, 1)])
+    with pytest.raises(DataError, match="an item is twice in the list of user 0"):
+        evaluated({**both, "predictions": twice})

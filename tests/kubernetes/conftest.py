@@ -7,13 +7,15 @@ import os
 import re
 import secrets
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sp_ray_ml import __version__
-from sp_ray_ml.cluster import RayCluster
+from sp_ray_ml.cluster import RayCluster, _agent_manifest
 from sp_ray_ml.cluster._api import Api
 from sp_ray_ml.cluster._kinds import NAMESPACE, NODE, ROLE, ROLE_BINDING, SERVICE_ACCOUNT
 from sp_ray_ml.cluster.settings import ClusterSettings, HeadGroup, WorkerGroup
@@ -41,10 +43,32 @@ def image_name() -> str:
     return os.environ.get("SP_RAY_TEST_IMAGE") or f"localhost/sp-ray-test:{__version__}"
 
 
+def wait_for(
+    look: Callable[[], Any], what: Callable[[], str], seconds: float = 120, process: Any = None
+) -> Any:
+    """Look until there is something. The bound only ends a broken test."""
+    end = time.monotonic() + seconds
+    while True:
+        if found := look():
+            return found
+        ended = process is not None and process.poll() is not None
+        if ended and (found := look()):
+            return found
+        assert not ended, f"it ended without {what()}"
+        assert time.monotonic() < end, f"in vain waited for {what()}"
+        time.sleep(0.2)
+
+
 @pytest.fixture(autouse=True)
 def _own_black_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is saved of deleted clusters goes with the test, not to the user's own."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def agent_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent's CronJob starts no pass by itself: one amid a test would go by the real time."""
+    monkeypatch.setattr(_agent_manifest, "_EVERY", "0 0 29 2 *")
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +76,15 @@ def api() -> Iterator[Api]:
     """The API server."""
     with Api(kubeconfig()) as connected:
         yield connected
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Variables by which pods and this machine reach an object store of the module's."""
+    from .runs import object_store
+
+    with object_store(tmp_path_factory.mktemp("store")) as variables:
+        yield variables
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +108,17 @@ def new_namespace(api: Api, module: str) -> Iterator[str]:
     topic = re.sub(r"[^a-z0-9]+", "-", module.rpartition(".")[2].removeprefix("test_").lower())
     name = f"test-{topic}-{secrets.token_hex(3)}"
     api.create(NAMESPACE, None, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    await_account(api, name)
     yield name
     api.delete(NAMESPACE, None, name)
+
+
+def await_account(api: Api, namespace: str) -> None:
+    """Wait until a new namespace takes pods: they are refused before its service account is there."""
+    wait_for(
+        lambda: api.find(SERVICE_ACCOUNT, namespace, "default"),
+        lambda: f"the account `default` of {namespace}",
+    )
 
 
 @pytest.fixture
@@ -95,8 +137,27 @@ def weak_kubeconfig(api: Api, namespace: str, tmp_path: Path) -> Callable[..., P
             "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
         }  # fmt: skip
         api.create(ROLE_BINDING, namespace, binding)
+        if rules:  # the API server's own authorizer hears of them by a watch
+            group, (what, *_), (verb, *_) = rules[0]
+            plural, _, sub = what.partition("/")
+            asked = {
+                "namespace": namespace,
+                "group": group,
+                "resource": plural,
+                "subresource": sub,
+                "verb": verb,
+            }
+            review = {
+                "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+                "spec": {"user": f"system:serviceaccount:{namespace}:{name}", "resourceAttributes": asked},
+            }  # fmt: skip
+            path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+            wait_for(
+                lambda: api.json("POST", path, body=review)["status"]["allowed"],
+                lambda: f"the rights of {name}",
+            )
         request = {
-            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 600},
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600},
         }  # fmt: skip
         answer = api.json("POST", f"{SERVICE_ACCOUNT.path(namespace, name)}/token", body=request)
         cluster: dict[str, str] = {"server": api.server}
@@ -132,6 +193,13 @@ def fake_node(api: Api) -> Iterator[Callable[..., str]]:
             [TOOL, "fake-node", name, *options], capture_output=True, text=True, check=False
         )
         assert not done.returncode, done.stderr
+
+        def taints() -> list[str]:
+            found = [taint["key"] for taint in api.get(NODE, None, name)["spec"].get("taints") or ()]
+            return [key for key in found if key.startswith("node.kubernetes.io/")]
+
+        # A node that has just come is tainted as not ready for a moment more.
+        wait_for(lambda: not taints(), lambda: f"{name} to lose its taints: {taints()}")
         return name
 
     yield make
@@ -150,6 +218,7 @@ def workbench(api: Api, image: str) -> Iterator[RayCluster]:
             ray_version=PINNED_RAY,
             tutorials=True,
             vscode_server=True,
+            env={"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "300"},
             head=HeadGroup(cpus="2", memory="3Gi", cpu_request="300m", memory_request="1Gi"),
             workers=[WorkerGroup(replicas=0)],
         )

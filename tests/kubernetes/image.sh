@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the image of the tests on a real Kubernetes: Ray, JupyterLab, VS Code, sshd and this checkout's sp_ray_ml.
+# Makes the image of the tests on a real Kubernetes: the package's base install with object storage, JupyterLab, VS Code,
+# sshd and this checkout's sp_ray_ml.
 #
 # Prints the image's name. All in it is pinned by constraints.txt or here. Unchanged parts are kept, so it costs a second
 # when nothing has changed. Needs root, as the cluster itself does, and a cluster that is up.
@@ -11,7 +12,7 @@ CLUSTER="${SP_RAY_KUBERNETES_TOOL:-../shared/kubernetes/cluster}"
 CACHE="${SP_RAY_TEST_IMAGE_CACHE:-/var/cache/sp-ray-test-image}"
 PYTHON="$PWD/.venv/bin/python"
 UV="$PWD/.venv/bin/uv"
-PACKAGES=('ray[default]' jupyterlab pydantic kubernetes pyyaml fsspec typer rich numpy scipy)
+EXTRAS=(s3 workbench)
 CODE_SERVER=4.100.3 # the last that Node 20 runs
 
 say() { echo "image.sh: $*" >&2; }
@@ -49,35 +50,94 @@ case "$prefix" in
 *) interpreter="$prefix/bin/python${version%.*}" ;;
 esac
 
-made_of="$(echo "$version ${PACKAGES[*]}" | cat - constraints.txt | sha256sum)"
+# Of pyproject.toml, what is installed: its other lines change more often.
+wanted="$("$PYTHON" -c 'import sys, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+print(project["dependencies"], [project["optional-dependencies"][extra] for extra in sys.argv[1:]])' "${EXTRAS[@]}")"
+made_of="$(echo "$version $wanted" | cat - constraints.txt | sha256sum)"
 if ! is_made_of "$CACHE/venv.made" "$made_of"; then
-    say "installing ${PACKAGES[*]}"
+    say "installing what sp_ray_ml[$(IFS=, && echo "${EXTRAS[*]}")] needs"
     rm -rf "$VENV"
     "$interpreter" -m venv --without-pip "$VENV"
-    VIRTUAL_ENV="$VENV" "$UV" pip install --quiet --link-mode copy --constraint constraints.txt "${PACKAGES[@]}"
+    VIRTUAL_ENV="$VENV" "$UV" pip install --quiet --link-mode copy --constraint constraints.txt \
+        --requirements pyproject.toml "${EXTRAS[@]/#/--extra=}"
     echo "$made_of" >"$CACHE/venv.made"
 fi
 
-# The image starts in /root, where user 1000 may not be, and Python's multiprocessing goes back to where it began. It
-# holds no bytecode either, nor may this user write it beside the sources: without a place for it, each of Ray's two
-# dozen processes compiles all that it imports.
-cat >"$CACHE/sitecustomize.py" <<'END'
+# The image starts in /root, where user 1000 may not be, and Python's multiprocessing goes back to where it began. The tool
+# takes no bytecode into the image: it lies there under other names, or else each pod compiles for half a minute all that
+# its two dozen processes of Ray and its jobs import. What has none there is compiled once in a pod.
+cat >"$CACHE/sitecustomize.py" <<END
+import importlib._bootstrap_external as external
 import os
 import sys
 
-sys.pycache_prefix = "/tmp/pycache"
+written = sys.pycache_prefix = sys.pycache_prefix or "/tmp/pycache"
+usual = external.cache_from_source
+
+
+def cache_from_source(path, *arguments, **options):
+    found = usual(path, *arguments, **options)
+    made = "$CACHE/package-bytecode" if path.startswith("$CACHE/package/") else "$CACHE/bytecode"
+    made += found.removeprefix(written).removeprefix("$CACHE").removesuffix(".pyc") + ".code"
+    return made if os.path.exists(made) else found
+
+
+external.cache_from_source = cache_from_source
 if not os.access(".", os.X_OK):
     os.chdir("/tmp")
 END
 install -C -m 644 "$CACHE/sitecustomize.py" "$(echo "$VENV"/lib/python3.*/site-packages)/sitecustomize.py"
 
+# Gives the bytecode below a folder names that the image takes: the tool leaves out *.pyc and what looks like the environment.
+rename_bytecode() {
+    "$PYTHON" -c 'import pathlib, sys
+folder, cache = map(pathlib.Path, sys.argv[1:])
+for file in list(folder.rglob("*.pyc")):
+    place = "/" / file.relative_to(folder)
+    if place.is_relative_to(cache):
+        place = "/" / place.relative_to(cache)
+    to = (folder / place.relative_to("/")).with_suffix(".code")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    file.rename(to)' "$1" "$CACHE"
+    find "$1" -type d -empty -delete
+}
+# What Ray, its jobs and JupyterLab import, a line a process.
+IMPORTED=(
+    ray.scripts.scripts
+    ray.dashboard.dashboard,ray.dashboard.agent,ray.dashboard.modules.job.job_head
+    ray.autoscaler.v2.monitor,ray.util.client.server,ray._private.log_monitor,ray._private.runtime_env.agent.main
+    opencensus.stats.stats
+    ray.train.v2.api.data_parallel_trainer,ray.train.xgboost,ray.data,xgboost,sklearn.metrics
+    mlflow.store.tracking.sqlalchemy_store,mlflow.tracking,s3fs,aiobotocore.session,duckdb,pandas,pyarrow.dataset
+    numba,scipy.sparse,rich.live,kubernetes.client
+    jupyterlab.labapp,ipykernel.kernelapp
+)
+bytecode="$CACHE/bytecode"
+made_of="$made_of ${IMPORTED[*]}"
+if ! is_made_of "$CACHE/bytecode.made" "$made_of"; then
+    say "compiling what Ray, its jobs and JupyterLab import"
+    rm -rf "$bytecode"
+    for modules in "${IMPORTED[@]}"; do
+        (cd "$CACHE" && env -u PYTHONDONTWRITEBYTECODE -u PYTHONPATH PYTHONPYCACHEPREFIX="$bytecode" \
+            "$VENV/bin/python" -W ignore -c "import $modules")
+    done
+    # The dashboard also imports what it finds in its folders.
+    PYTHONPYCACHEPREFIX="$bytecode" "$VENV/bin/python" -m compileall -q "$(echo "$VENV"/lib/python3.*/site-packages)/ray/dashboard"
+    rename_bytecode "$bytecode"
+    echo "$made_of" >"$CACHE/bytecode.made"
+fi
+
 # Apart from the environment, so that a change here makes a small layer anew and not the large one.
 package="$CACHE/package"
-made_of="$(find sp_ray_ml tutorials pyproject.toml -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum)"
+made_of="with bytecode: $(find sp_ray_ml tutorials pyproject.toml -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum)"
 if ! is_made_of "$CACHE/package.made" "$made_of"; then
     say "installing this checkout's sp_ray_ml"
     rm -rf "$package"
     "$UV" pip install --quiet --no-deps --python "$VENV/bin/python" --target "$package" .
+    rm -rf "$CACHE/package-bytecode"
+    env PYTHONPYCACHEPREFIX="$CACHE/package-bytecode" "$VENV/bin/python" -m compileall -q "$package"
+    rename_bytecode "$CACHE/package-bytecode"
     echo "$made_of" >"$CACHE/package.made"
 fi
 echo "$package" >"$CACHE/package.pth"
@@ -115,7 +175,7 @@ apt_get_download() {
     apt-get download -qq "$@" 2>/dev/null
 }
 
-add=(--add "$package")
+add=(--add "$bytecode" --add "$package" --add "$CACHE/package-bytecode")
 vscode="$CACHE/vscode"
 if ! command -v npm >/dev/null || [[ "$(node --version)" != v20.* ]]; then
     say "no VS Code in the image: it needs npm and Node 20"

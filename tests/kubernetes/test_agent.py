@@ -16,7 +16,13 @@ import pytest
 
 from sp_ray_ml.cluster import agent
 from sp_ray_ml.cluster._activity import ask_activity
-from sp_ray_ml.cluster._agent_manifest import NAME, agent_problem, install_agent, retire_agent
+from sp_ray_ml.cluster._agent_manifest import (
+    NAME,
+    NOT_FROM_A_QUEUE,
+    agent_problem,
+    install_agent,
+    retire_agent,
+)
 from sp_ray_ml.cluster._api import Api
 from sp_ray_ml.cluster._events import event_subject, event_time
 from sp_ray_ml.cluster._exec import run_in_pod
@@ -28,21 +34,25 @@ from sp_ray_ml.cluster._kinds import (
     JOB,
     POD,
     PVC,
+    QUEUE_LABEL,
     RAY_CLUSTER,
     ROLE,
     SECRET,
+    WORKLOAD,
     Kind,
 )
 from sp_ray_ml.cluster._lifetime import extend, lifetime_lines, resumed_annotations
 from sp_ray_ml.cluster._lifetime_rules import ACTIVITY, WARNING, Lifetime
+from sp_ray_ml.cluster._permissions import Need, agent_needs
 from sp_ray_ml.cluster._post_mortem import read_post_mortem
 from sp_ray_ml.cluster._snapshot import is_ready, own_pods
+from sp_ray_ml.cluster._wait import wait_until
 from sp_ray_ml.cluster._watch import Feed, Watch
 from sp_ray_ml.errors import ClusterError
 
 from .conftest import kubeconfig, new_namespace
 
-pytestmark = pytest.mark.kubernetes
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(900), pytest.mark.usefixtures("agent_by_hand")]
 
 Body = dict[str, Any]
 MINUTE, HOUR = datetime.timedelta(minutes=1), datetime.timedelta(hours=1)
@@ -63,7 +73,7 @@ def await_objects(
     feed = Feed()
     with Watch(api, kind, namespace, feed, labels=labels) as watch:
         while not (watch.synced and holds(watch.objects())):
-            assert feed.next(120), f"in vain waited for {kind.plural}"
+            assert feed.next(480), f"in vain waited for {kind.plural}"
         return watch.objects()
 
 
@@ -106,6 +116,13 @@ def fake(api, namespace, fake_node):
             api, POD, namespace,
             lambda pods: any(is_ready(p) and p["metadata"]["ownerReferences"][0]["uid"] == uid for p in pods),
         )  # fmt: skip
+
+        def settled(clusters: list[Body]) -> bool:
+            """Whether the operator has written so: until then its write may come between two of the test's."""
+            mine = next((each for each in clusters if each["metadata"]["uid"] == uid), {})
+            return (mine.get("status") or {}).get("state") == "ready"
+
+        await_objects(api, RAY_CLUSTER, namespace, settled)
         return api.get(RAY_CLUSTER, namespace, name)
 
     return make
@@ -227,6 +244,7 @@ def test_resuming_gives_the_idle_time_anew(api, namespace, fake):
     cluster = fake("back", idle="2h")
     start = created(cluster)
     api.patch(RAY_CLUSTER, namespace, "back", {"spec": {"suspend": True}})
+    wait_until(api, namespace, "back", "suspended", 120)
     look(api, namespace, start + HOUR)
     assert Lifetime.of(api.get(RAY_CLUSTER, namespace, "back")).suspended_at == start + HOUR
     patch = {"spec": {"suspend": False}, "metadata": {"annotations": resumed_annotations(start + 9 * HOUR)}}
@@ -485,6 +503,41 @@ def test_its_rights_end_at_what_it_looks_after(api, namespace, image):
         ("patch", "roles", NAME, {"group": "rbac.authorization.k8s.io"}),
     ):  # fmt: skip
         assert not may(api, namespace, verb, resource, name, **more), f"{verb} {resource} {name} {more}"
+
+
+def test_who_may_not_touch_kueues_workloads_gets_an_agent_that_suspends_nothing_in_a_queue_and_says_so(
+    api, namespace, image, weak_kubeconfig
+):
+    nowhere = {"nodeSelector": {"nobody": "has-this"}}
+    body = ray_cluster("queued", image, ttl="6h", pod=nowhere)
+    body["metadata"]["labels"] = {QUEUE_LABEL: "lab"}
+    queued = api.create(RAY_CLUSTER, namespace, body)
+    others = [need for need in agent_needs(queued) if need.kind != WORKLOAD] + [Need("get", ROLE)]
+    kinds = [(n.kind.group, [f"{n.kind.plural}/{n.subresource}".rstrip("/")], [n.verb]) for n in others]
+    kueue: Any = {"group": WORKLOAD.group}
+    with Api(weak_kubeconfig(*kinds)) as weak:
+        assert install_agent(weak, namespace, image, cluster=queued) == NOT_FROM_A_QUEUE
+        assert may(api, namespace, "delete", "rayclusters", "queued", group="ray.io")
+        assert not may(api, namespace, "patch", "workloads", **kueue)
+        # As that agent: it does not have its pods deleted only for Kueue to make them again.
+        start = created(queued)
+        assert look(weak, namespace, start + 5 * HOUR)["queued"].startswith("warned: is suspended at ")
+        for hours in (12, 13):
+            assert (
+                look(weak, namespace, start + hours * HOUR)["queued"] == f"not suspended: {NOT_FROM_A_QUEUE}"
+            )
+        found = api.get(RAY_CLUSTER, namespace, "queued")
+        assert not found["spec"].get("suspend")
+        assert found["metadata"]["annotations"][WARNING] == f"not suspended: {NOT_FROM_A_QUEUE}"
+        assert reasons(api, namespace, queued) == ["SpRayWarning"] * 2
+        # Somebody who may gives it the right, which nobody takes away by asking for the same again.
+        assert install_agent(api, namespace, image, cluster=queued) is None
+        assert install_agent(weak, namespace, image, cluster=queued) is None
+    for verb in ("list", "patch"):
+        assert may(api, namespace, verb, "workloads", **kueue)
+    for verb, more in (("delete", kueue), ("create", kueue), ("patch", {**kueue, "within": "default"})):
+        assert not may(api, namespace, verb, "workloads", **more)
+    assert look(api, namespace, start + 14 * HOUR)["queued"].startswith("suspended: ")
 
 
 def test_many_clusters_at_once_install_one_agent(api, namespace, image):

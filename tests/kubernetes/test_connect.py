@@ -18,9 +18,11 @@ from sp_ray_ml.cluster._connect import Connection, running_head
 from sp_ray_ml.cluster._exec import run_in_pod
 from sp_ray_ml.cluster._kinds import POD
 from sp_ray_ml.cluster._port_forward import PortForward
+from sp_ray_ml.cluster._snapshot import is_ready
+from sp_ray_ml.errors import ClusterNotFoundError
+from tests.sp_ray import SP_RAY
 
-from .conftest import kubeconfig
-from .test_workbench import await_running
+from .conftest import kubeconfig, wait_for
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -29,7 +31,14 @@ SERVE = "cd /tmp && mkdir -p www && cd www && hostname > name && exec httpd -f -
 
 
 def server_pod(api, namespace: str, name: str) -> None:
-    container = {"name": "main", "image": "localhost/busybox:local", "command": ["sh", "-c", SERVE]}
+    probe = {"httpGet": {"path": "/name", "port": 8265}, "periodSeconds": 1}
+    container = {
+        "name": "main",
+        "image": "localhost/busybox:local",
+        "command": ["sh", "-c", SERVE],
+        "readinessProbe": probe,
+        "resources": {"requests": {"cpu": "100m"}},  # or else it has what all others leave, at times nothing
+    }
     spec = {
         "containers": [container],
         "terminationGracePeriodSeconds": 0,
@@ -38,12 +47,20 @@ def server_pod(api, namespace: str, name: str) -> None:
     labels = {"ray.io/cluster": "small", "ray.io/node-type": "head"}
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec}
     api.create(POD, namespace, body)
-    await_running(api, namespace, name)
+    wait_for(lambda: is_ready(api.get(POD, namespace, name)), lambda: f"pod {name} to answer")
+
+
+def answering_head(api, namespace: str) -> str:
+    """The head that runs, once its server listens: until then it would refuse."""
+    pod = api.get(POD, namespace, running_head(api, namespace, "small"))
+    if not is_ready(pod):
+        raise ClusterNotFoundError("no head answers")
+    return pod["metadata"]["name"]
 
 
 def test_forwarded_port_survives_the_pods_deletion(api, namespace):
     server_pod(api, namespace, "first")
-    find = lambda: running_head(api, namespace, "small")  # noqa: E731
+    find = lambda: answering_head(api, namespace)  # noqa: E731
     with PortForward(api, namespace, find, {8265: 8265}) as forward:
         url = f"http://127.0.0.1:{forward.local_port(8265)}/name"
         assert urllib.request.urlopen(url).read() == b"first\n"
@@ -61,7 +78,7 @@ def test_forwarded_port_survives_the_pods_deletion(api, namespace):
 
 
 def test_connection_made_while_there_is_no_pod_waits_for_the_next(api, namespace):
-    find = lambda: running_head(api, namespace, "small")  # noqa: E731
+    find = lambda: answering_head(api, namespace)  # noqa: E731
     with PortForward(api, namespace, find, {0: 8265}) as forward:
         answer: list[bytes] = []
         url = f"http://127.0.0.1:{forward.local_port(8265)}/name"
@@ -132,7 +149,7 @@ def test_connect_command_prints_addresses_and_ends_cleanly_on_ctrl_c(workbench):
     except OSError:
         pass  # taken by another already, which serves as well
     words = [
-        sys.executable, "-m", "sp_ray_ml.cli", "connect", "cluster", workbench.name, "-n", workbench.namespace,
+        SP_RAY, "connect", "cluster", workbench.name, "-n", workbench.namespace,
         "--kubeconfig", kubeconfig(),
     ]  # fmt: skip
     process = subprocess.Popen(

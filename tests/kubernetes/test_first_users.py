@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import secrets
 import sys
 import tarfile
 from pathlib import Path
@@ -12,12 +14,14 @@ import pytest
 from sp_ray_ml import __version__
 from sp_ray_ml.cli.__main__ import main
 from sp_ray_ml.cluster import RayCluster
+from sp_ray_ml.cluster._changed_files import send_changed
 from sp_ray_ml.cluster._kinds import POD, STORAGE_CLASS
+from sp_ray_ml.cluster._working_dir import folder_package, is_there
 from sp_ray_ml.errors import ClusterError, ClusterNotFoundError
 
-from .conftest import kubeconfig
+from .conftest import kubeconfig, wait_for
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(1800)]
 # The node of a test is small: what must be free is less than what may be used.
 LITTLE = {"cpu_request": "300m", "memory_request": "1Gi"}
 
@@ -35,7 +39,11 @@ def test_the_first_users_script_runs_from_start_to_end(namespace, image, api):
     assert cluster.num_workers == 2
     cluster = RayCluster.get_cluster(name="seed", namespace=namespace, kubeconfig=kubeconfig())
 
-    described = cluster.describe()
+    def both_versions():
+        found = cluster.describe()
+        return found if found.ray_version and found.python_version else None
+
+    described = wait_for(both_versions, lambda: f"the versions that Ray tells: {cluster.describe()}")
     assert described.ray_version == ray.__version__
     assert described.python_version == ".".join(map(str, sys.version_info[:3]))
     assert (described.state, described.workers_ready) == ("ready", 2)
@@ -43,6 +51,7 @@ def test_the_first_users_script_runs_from_start_to_end(namespace, image, api):
     # Ready means usable: Ray itself has all three nodes, and runs work on them.
     folder = Path("job")
     folder.mkdir()
+    (folder / "rows.bin").write_bytes(secrets.token_bytes(3 << 20))
     (folder / "count.py").write_text(
         "import os, ray\nray.init()\nprint(sum(n['Alive'] for n in ray.nodes()), 'nodes', os.environ['GREETING'])\n"
     )
@@ -51,6 +60,19 @@ def test_the_first_users_script_runs_from_start_to_end(namespace, image, api):
     assert job.wait(said.append) == "SUCCEEDED"
     assert "3 nodes hello" in "".join(said)
     assert [each["submission_id"] for each in cluster.jobs()] == [job.id]
+    said.clear()
+    # Of a folder that was sent before, only what changed is sent again.
+    script = (
+        "import hashlib, pathlib\nprint(hashlib.sha256(pathlib.Path('rows.bin').read_bytes()).hexdigest())\n"
+    )
+    (folder / "count.py").write_text(script)
+    package = folder_package(folder)
+    where = (cluster.namespace, cluster.name)
+    with cluster.dashboard() as dashboard:
+        assert send_changed(cluster._api, *where, dashboard, package) == len(script)
+        assert is_there(dashboard, package)
+    assert cluster.submit("python count.py", working_dir=folder).wait(said.append) == "SUCCEEDED"
+    assert hashlib.sha256((folder / "rows.bin").read_bytes()).hexdigest() in "".join(said)
     said.clear()
     failed = cluster.submit("""python -c 'print("the log"); raise SystemExit(3)'""", job_id="nightly")
     with pytest.raises(ClusterError, match=r"the job failed: .*exit code 3$") as raised:

@@ -28,10 +28,10 @@ from sp_ray_ml.cluster._plan import Plan, plan
 from sp_ray_ml.cluster._snapshot import condition, group_states
 from sp_ray_ml.cluster._watch import Feed, Watch
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
 
 FAKE = {"key": "kwok.x-k8s.io/node", "operator": "Exists"}
-_PATIENCE_S = 60.0
+_PATIENCE_S = 300.0
 Body = dict[str, Any]
 
 

@@ -11,10 +11,12 @@ import pytest
 
 from sp_ray_ml.cluster._api import Api
 from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NODE, POD, RAY_CLUSTER
-from sp_ray_ml.cluster._snapshot import is_ready, own_pods
+from sp_ray_ml.cluster._snapshot import condition, is_ready, own_pods
 from sp_ray_ml.cluster._wait import wait_until
 from sp_ray_ml.cluster._watch import Feed, Watch
 from sp_ray_ml.errors import ClusterNotFoundError, ClusterTimeoutError, ClusterUnhealthyError
+
+from .conftest import wait_for
 
 pytestmark = pytest.mark.kubernetes
 Body = dict[str, Any]
@@ -23,7 +25,10 @@ Body = dict[str, Any]
 @pytest.fixture(autouse=True)
 def nothing_left():
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("watch-")]
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("watch-")]
+    for thread in left:  # one that is told to end may be a moment about it
+        thread.join(60)
+    assert not [thread for thread in left if thread.is_alive()]
 
 
 @pytest.fixture
@@ -127,12 +132,19 @@ def test_suspended_resumed_and_deleted(api, namespace, fake):
 
 def test_workers_that_fit_nowhere_are_waited_for_and_named(api, namespace, fake):
     uid = create(api, namespace, manifest(1, pod=fake, **{"nvidia.com/gpu": "1"}))
+
+    def refused():
+        found = api.list(POD, namespace, labels="ray.io/node-type=worker")[0]
+        return [pod for pod in found if (condition(pod, "PodScheduled") or {}).get("status") == "False"]
+
+    wait_for(refused, lambda: "a worker that no node takes")
     told = []
     with pytest.raises(ClusterTimeoutError) as caught:
+        # Once the worker is a minute old that is final, and another error.
         wait_until(
-            api, namespace, "mine", "pods", 6, uid=uid, on_change=lambda states, cause: told.append(cause)
+            api, namespace, "mine", "pods", 30, uid=uid, on_change=lambda states, cause: told.append(cause)
         )
-    assert "not ready (pods) after 6 s" in caught.value.message
+    assert "not ready (pods) after 30 s" in caught.value.message
     assert told[0] is None
     assert told[-1] is not None
     assert "gpu" in told[-1].message.lower()
@@ -174,6 +186,7 @@ def test_a_watch_over_the_real_connection_sees_everything_and_ends_at_once(api, 
             changes = feed.take(30)
             assert changes, seen
             seen += [(change.type, change.object["metadata"]["uid"]) for change in changes if change.object]
+    pods._thread.join(60)
     assert not pods._thread.is_alive()
     for uid in {uid for _, uid in seen}:
         types = [type for type, of in seen if of == uid]

@@ -14,14 +14,14 @@ from sp_ray_ml.cli.__main__ import main
 from sp_ray_ml.cluster import RayCluster
 from sp_ray_ml.cluster._agent_manifest import NAME
 from sp_ray_ml.cluster._api import Api
-from sp_ray_ml.cluster._create import prepare
 from sp_ray_ml.cluster._kinds import CRON_JOB, NETWORK_POLICY, POD, PVC, RAY_CLUSTER, ROLE, SECRET
 from sp_ray_ml.cluster._permissions import Need, needs
+from sp_ray_ml.cluster._prepare import prepare
 from sp_ray_ml.cluster.settings import ClusterSettings
 
 from .conftest import kubeconfig
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600), pytest.mark.usefixtures("agent_by_hand")]
 
 SMALL = (
     "--cpus-in-head",
@@ -267,4 +267,4 @@ def until_a_pod_is_there(api: Api, namespace: str) -> None:
     feed = Feed()
     with Watch(api, POD, namespace, feed) as watch:
         while not watch.objects():
-            assert feed.next(60), "no pod came in a minute"
+            assert feed.next(300), "no pod came in five minutes"

@@ -13,6 +13,7 @@ import pytest
 
 from sp_ray_ml.cluster import RayCluster, plan_cluster
 from sp_ray_ml.cluster._kinds import RAY_CLUSTER
+from tests.sp_ray import SP_RAY
 
 from .conftest import kubeconfig
 
@@ -37,7 +38,7 @@ def test_five_hundred_clusters_are_listed_in_little_memory(api, namespace):
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(make, range(500)))
-    command = [sys.executable, "-m", "sp_ray_ml.cli", "get", "cluster", "-n", namespace]
+    command = [SP_RAY, "get", "cluster", "-n", namespace]
     environment = {**os.environ, "KUBECONFIG": kubeconfig()}
     # Started by a small process: a child begins with the memory of the one that forks it.
     start = time.perf_counter()

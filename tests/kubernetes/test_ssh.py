@@ -7,12 +7,12 @@ import os
 import pty
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sp_ray_ml.cluster._connect import running_head
+from tests.sp_ray import SP_RAY
 
 from .conftest import kubeconfig
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(900)
 
 def sp_ray(workbench, *words: str, **options) -> subprocess.CompletedProcess:
     command = [
-        sys.executable, "-m", "sp_ray_ml.cli", "ssh", "cluster", workbench.name, "-n", workbench.namespace,
+        SP_RAY, "ssh", "cluster", workbench.name, "-n", workbench.namespace,
         "--kubeconfig", kubeconfig(), *words,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
@@ -66,8 +66,8 @@ def test_shell_has_a_terminal_of_this_ones_size(workbench):
 
     pid, terminal = pty.fork()
     if pid == 0:
-        words = ["-m", "sp_ray_ml.cli", "ssh", "cluster", workbench.name, "-n", workbench.namespace]
-        os.execv(sys.executable, [sys.executable, *words, "--kubeconfig", kubeconfig()])
+        words = ["ssh", "cluster", workbench.name, "-n", workbench.namespace, "--kubeconfig", kubeconfig()]
+        os.execv(SP_RAY, [SP_RAY, *words])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 97, 0, 0))
     shown = b""
     try:

@@ -19,6 +19,7 @@ from sp_ray_ml.cluster.settings import ClusterSettings
 from sp_ray_ml.errors import ClusterUnhealthyError
 
 from .browser import Browser
+from .runs import await_running
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -190,15 +191,3 @@ cd /tmp/ray-workbench
 for i in 1 2 3 4 5 6 7 8 9 10; do [ -e notebook.missing ] && [ -e vscode.missing ] && break; sleep 1; done
 cat notebook.missing vscode.missing
 """
-
-
-def await_running(api, namespace: str, pod: str) -> None:
-    """Watch a pod until it runs."""
-    with api.stream(
-        POD.path(namespace), {"watch": "true", "fieldSelector": f"metadata.name={pod}"}, timeout_s=60
-    ) as events:
-        for line in events:
-            for each in line.splitlines():
-                if each and json.loads(each)["object"].get("status", {}).get("phase") == "Running":
-                    return
-    raise AssertionError(f"{pod} does not run")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sp_ray_ml.metrics import scores as module
 from sp_ray_ml.metrics._calibration import quantile_calibration_error
-from sp_ray_ml.metrics.scores import ScoreCounts, auc_difference, drawn_precisions
+from sp_ray_ml.metrics.scores import ScoreCounts, auc_difference
 
 
 def rows(count: int, digits: int = 2, kind: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ def test_runs_on_disk_cuts_and_merges_change_no_bit(monkeypatch: pytest.MonkeyPa
     for name, value in (("_PENDING", 300), ("_IN_MEMORY", 50), ("_BLOCK", 64), ("_SAMPLE", 8)):
         monkeypatch.setattr(module, name, value)
     cut = counted(scores, truth, [1, 700, 700, 2_345])
-    assert any(isinstance(run[0], np.memmap) for run in cut._of[0].runs)
+    assert cut._of[0]._kept
     assert figures(cut) == whole
     first, second = counted(scores[:1_700], truth[:1_700]), counted(scores[1_700:], truth[1_700:])
     second.merge(pickle.loads(pickle.dumps(first)))
@@ -120,16 +120,3 @@ def test_errors_are_those_of_delong() -> None:
     assert found[0] == pytest.approx(v2.mean() - v.mean(), rel=1e-9)
     expected = np.sqrt((v2 - v).var(ddof=1) / len(v) + (w2 - w).var(ddof=1) / len(w))
     assert found[1] == pytest.approx(expected, rel=1e-9)
-
-
-def test_drawn_precisions_are_those_of_weighted_rows() -> None:
-    from sp_ray_ml.metrics._weights_kernel import poisson_weights
-
-    scores, truth = rows(300, 1)
-    units = np.arange(300, dtype=np.uint64) * np.uint64(7919)
-    weights = np.empty((6, 300))
-    poisson_weights(units, np.uint64(5), weights)
-    expected = [
-        sklearn.metrics.average_precision_score(truth, scores, sample_weight=each) for each in weights
-    ]
-    assert drawn_precisions(scores, truth, units, 6, 5) == pytest.approx(expected, rel=1e-12)

@@ -167,7 +167,8 @@ def test_without_rows_there_is_nothing_to_measure() -> None:
      ("validation/logloss", False), ("mlogloss", False), ("error@0.6", False), ("merror", False), ("rmsle", False),
      ("mape", False), ("mphe", False), ("poisson-nloglik", False), ("tweedie-nloglik@1.5", False),
      ("gamma-deviance", False), ("quantile", False), ("aucpr", True), ("ndcg@5-", True), ("map", True),
-     ("interval-regression-accuracy", True)],
+     ("interval-regression-accuracy", True),
+     ("brier", False), ("ece", False), ("gini@10", False), ("coverage@10", True), ("pr_auc", True)],
 )  # fmt: skip
 def test_it_is_known_which_way_is_better(metric: str, larger: bool) -> None:
     assert larger_is_better(metric) is larger

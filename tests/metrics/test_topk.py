@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba.core import caching
 from scipy.sparse import csr_array
 
-from sp_ray_ml import _compiled
 from sp_ray_ml.errors import ConfigError, DataError
 from sp_ray_ml.metrics import top_k
 from sp_ray_ml.metrics.topk import check_k
@@ -112,21 +106,3 @@ def test_k_above_the_catalogue_names_both() -> None:
     check_k(3, 3)
     with pytest.raises(ConfigError, match="k = 20 is larger than the catalogue, which has 3 items"):
         check_k(20, 3)
-
-
-def test_without_a_folder_for_the_cache_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching.FunctionCache._impl_class, "_locator_classes", [])
-    assert _compiled.compiled("int64(int64)")(lambda x: x + 1)(2) == 3
-
-
-@pytest.mark.slow
-def test_a_second_process_does_not_compile(tmp_path: os.PathLike[str]) -> None:
-    code = "from sp_ray_ml.metrics._topk_kernel import best_of_rows as f; print(sum(f.stats.cache_hits.values()))"
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    hits = [
-        subprocess.run(
-            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
-        )
-        for _ in range(2)
-    ]
-    assert [run.stdout.strip() for run in hits] == ["0", "1"]

@@ -14,6 +14,7 @@ import pytest
 from sp_ray_ml._compare import compare_runs
 from sp_ray_ml.errors import ColumnNotFoundError, ConfigError
 from sp_ray_ml.inference import Classification, Regression, RowEvaluator, evaluate_predictions
+from sp_ray_ml.metrics.supervised import RegressionMetrics
 from sp_ray_ml.pipeline import load_config, plan
 from sp_ray_ml.storage import read_json
 
@@ -71,7 +72,11 @@ def test_a_regression_keeps_its_rows_and_two_models_are_compared() -> None:
     label = {"kind": "xgboost", "label": "price", "features": [{"kind": "numeric", "columns": ["size"]}]}
     _, _, units = evaluated(name="short", predict=None, train={**label, "num_boost_round": 2})
     metrics, _, _ = evaluated(name="long", predict=None, train={**label, "num_boost_round": 30})
-    again = evaluate_predictions(pq.read_table(units), Regression(), on="order_id").metrics
+    kept = pq.read_table(units)
+    again = evaluate_predictions(kept, Regression(), on="order_id").metrics
+    as_in_training = RegressionMetrics()
+    as_in_training.update(kept["prediction"].to_numpy(), kept["truth"].to_numpy())
+    assert as_in_training.finish() == {name: again[name] for name in ("rmse", "mae", "r2")}
     compared = compare_runs("short", "long")
     found = {each.metric: each for each in compared.comparison.differences}
     assert found["rmse"].a == again["rmse"]

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sp_ray_ml import _steps, pipeline
+from sp_ray_ml import pipeline
+from sp_ray_ml._event_steps.catalog import Catalog
+from sp_ray_ml._step_output import load_labels
 from sp_ray_ml.data.splits import TEST, TRAIN, VALIDATION
 from sp_ray_ml.errors import ConfigError, DataError, TableNotFoundError
 from sp_ray_ml.pipeline import load_config, plan
@@ -35,8 +37,8 @@ def parted(world: World, **changed: Any) -> pa.Table:
 def test_a_given_test_table_is_what_is_tested_on_and_nothing_else(world: World) -> None:
     later = parted(world)
     ran = run(config(split=SPLIT, events__time=None, train__supervision={"kind": "random"}, predict=None))
-    catalog = _steps.Catalog.load(ran.steps / "read")
-    label = _steps.load_labels(ran.steps / "split")
+    catalog = Catalog.load(ran.steps / "read")
+    label = load_labels(ran.steps / "split")
     user, item = catalog.pairs()
     test = label == TEST
     found = {

@@ -15,7 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from sp_ray_ml import _steps, pipeline
+from sp_ray_ml import pipeline
+from sp_ray_ml._event_steps import encoding, topology
+from sp_ray_ml._event_steps.catalog import Catalog
+from sp_ray_ml._event_steps.topology import USER_ITEM, Topology
+from sp_ray_ml._step_output import load_labels
 from sp_ray_ml.data.preprocessors import fit_features
 from sp_ray_ml.data.splits import (
     TEST,
@@ -66,7 +70,7 @@ def learned(ran: Ran) -> dict[str, bytes]:
 
 
 def label_of(ran: Ran) -> np.ndarray:
-    return _steps.load_labels(ran.steps / "split")
+    return load_labels(ran.steps / "split")
 
 
 def differing(one: dict[str, bytes], other: dict[str, bytes]) -> set[str]:
@@ -115,10 +119,10 @@ def _other_features(table: pa.Table, column: str, known: pa.Table, **values: Any
 def edges_by_id(ran: Ran) -> set[tuple[int, int]]:
     """The edges of the graph that is fitted, by the users' and items' ids."""
     topology, catalog = (
-        _steps.Topology.load(ran.steps / "graph"),
-        _steps.Catalog.load(ran.steps / "read"),
+        Topology.load(ran.steps / "graph"),
+        Catalog.load(ran.steps / "read"),
     )
-    edges = topology.fit.edges[_steps.USER_ITEM]
+    edges = topology.fit.edges[USER_ITEM]
     ids = {name: catalog.ids[name].to_numpy()[topology.order[name]] for name in ("user", "item")}
     return set(zip(ids["user"][edges.sources()], ids["item"][edges.indices], strict=True))
 
@@ -126,7 +130,7 @@ def edges_by_id(ran: Ran) -> set[tuple[int, int]]:
 def known_rows(ran: Ran, base: Ran, name: str) -> np.ndarray:
     """Feature rows of the nodes with a training event."""
     label = label_of(base)
-    codes = _steps.Catalog.load(base.steps / "read").events[name].to_numpy()
+    codes = Catalog.load(base.steps / "read").events[name].to_numpy()
     order = np.load(base.steps / "graph" / f"order-{name}.npy")
     known = np.isin(order, codes[label == TRAIN])
     return np.load(ran.steps / "features" / f"features-{name}.npy")[known]
@@ -306,30 +310,30 @@ def test_split_that_leaks_stops_the_run(house: str, split: Any, message: str) ->
 
 def _features_of_all(context: Any, catalog: Any, topology: Any, label: Any, nodes: Any) -> Any:
     """As `encode`, but fitted to all rows."""
-    return _steps_encode(context, catalog, topology, np.full_like(label, TRAIN), nodes)
+    return _encode(context, catalog, topology, np.full_like(label, TRAIN), nodes)
 
 
 def _graph_of_all(context: Any, catalog: Any, label: Any, settings: Any) -> Any:
     """As `build`, but a test event is in the graph."""
     leaky = label.copy()
     leaky[np.nonzero(label == TEST)[0][0]] = TRAIN
-    return _steps_build(context, catalog, leaky, settings)
+    return _build(context, catalog, leaky, settings)
 
 
 def _order_of_all(context: Any, catalog: Any, label: Any, settings: Any) -> Any:
     """As `build`, but the order of the nodes is that of all events."""
-    canonical, everyone = _steps.canonical_order, catalog.pairs()
+    canonical, everyone = topology.canonical_order, catalog.pairs()
     time = catalog.column("time")
 
     def order(codes: Any, some: Any, count: int) -> Any:
         return canonical(everyone[1] if count == len(catalog.ids["item"]) else everyone[0], time, count)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_steps, "canonical_order", order)
-        return _steps_build(context, catalog, label, settings)
+        patch.setattr(topology, "canonical_order", order)
+        return _build(context, catalog, label, settings)
 
 
-_steps_encode, _steps_build = _steps.encode, _steps.build
+_encode, _build = encoding.encode, topology.build
 
 
 @pytest.mark.parametrize(
@@ -349,7 +353,7 @@ def test_planted_leak_is_found(
     leaky: Callable[..., Any],
     shows: str,
 ) -> None:
-    monkeypatch.setattr(_steps, step, leaky)
+    monkeypatch.setattr(encoding if step == "encode" else topology, step, leaky)
     assert shows in leaks(world, config(split=SPLITS[split]), split)
 
 
@@ -362,7 +366,7 @@ def test_fit_is_on_nodes_with_training_events_only(world: World) -> None:
     )
     features = pipeline.load_config(config()).nodes.user.features
     wanted = fit_features(features, users).to_json()
-    fitted = _steps.load_preprocessors(ran.steps / "features")["user"].to_json()
+    fitted = encoding.load_preprocessors(ran.steps / "features")["user"].to_json()
     assert fitted == wanted
 
 

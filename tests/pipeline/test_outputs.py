@@ -378,6 +378,7 @@ def test_the_dry_run_reads_no_rows_and_makes_nothing(house: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("patient_tracking")
 def test_a_run_is_one_run_in_mlflow_also_when_it_goes_on(house: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
     import pandas as pd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 
 from sp_ray_ml import Predictor, Recommender, pipeline
 from sp_ray_ml._demo_world import START
-from sp_ray_ml._results import recommendations
+from sp_ray_ml._shown.recommended import recommendations
 from sp_ray_ml.cli.__main__ import main
+from sp_ray_ml.config import Custom
 from sp_ray_ml.data.preprocessors import FittedFeatures
 from sp_ray_ml.data.warehouse import open_warehouse
 from sp_ray_ml.demo import write_demo
@@ -330,6 +332,79 @@ def test_a_predictor_of_another_kind_is_refused(unbroken: Ran) -> None:
         predict(tables.config(), predictor=unbroken.result.path)
 
 
+RISK = '''
+import pyarrow as pa
+from sp_ray_ml import Predictor
+
+class Risk(Predictor):
+    """How many letters the colour has, times a number."""
+
+    def __init__(self, factor=1):
+        super().__init__()
+        self.factor = factor
+
+    def predict(self, table):
+        return table.append_column("risk", pa.array([len(c) * self.factor for c in table["colour"].to_pylist()], pa.int64()))
+
+class Other:
+    pass
+'''
+
+
+def test_rows_of_a_table_are_predicted_by_a_class_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import yaml
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("own_risk.py").write_text(RISK)
+    rows = tables.orders()
+    tables.write(rows)
+    Path("orders.yaml").write_text(yaml.safe_dump(tables.config()))
+    assert main(["predict", "orders.yaml", "--predictor", "own_risk:Risk"]) == 0
+    assert table("predictions")["risk"].to_pylist() == [len(colour) for colour in rows["colour"].to_pylist()]
+    twice = Custom(target="own_risk:Risk", arguments={"factor": 2})
+    result, _ = predict(
+        tables.config(predict__output={"warehouse": "out", "mode": "append"}), predictor=twice
+    )
+    assert result.predictor == "own_risk:Risk"
+    assert result.checkpoint_path is None
+    assert result.figures["rows"] == len(rows)
+    assert table("predictions")["risk"].to_pylist()[400:] == [2 * len(c) for c in rows["colour"].to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("own_risks:Risk", "predictor own_risks:Risk: no module 'own_risks'"),
+        ("own_risk_2:Rist", "module own_risk_2 has no Rist; did you mean Risk?"),
+        ("own_risk_2:Other", "own_risk_2:Other gives a Other, no Predictor"),
+    ],
+)
+def test_import_paths_that_lead_to_no_predictor_are_the_users_mistake(
+    path: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("own_risk_2.py").write_text(RISK)
+    tables.write(tables.orders())
+    Path("orders.yaml").write_text(yaml.safe_dump(tables.config()))
+    assert main(["predict", "orders.yaml", "--predictor", path]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not Path("out").exists()
+    assert not Path("runs").exists()
+
+
+def test_events_are_not_scored_by_a_class_of_ones_own(settings: Mapping[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="predicts the rows of a `table`, and this config is of `events`"):
+        predict(settings, predictor="own:Risk")
+
+
+def test_objects_are_no_names_of_a_predictor(settings: Mapping[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="by its path, an MLflow URI or its class, got a dict") as raised:
+        predict(settings, predictor={"path": "runs"})
+    assert "batch_predict takes objects" in str(raised.value.hint)
+
+
 @pytest.mark.usefixtures("house")
 def test_a_config_that_makes_another_graph_than_the_training_is_refused(unbroken: Ran) -> None:
     for change, said in (
@@ -392,8 +467,8 @@ def test_the_command_line_says_what_is_next_and_its_exit_code_whose_mistake_it_i
 
     monkeypatch.delenv("SP_RAY_DEBUG", raising=False)
     Path("tiny.yaml").write_text(yaml.safe_dump(config()))
-    assert main(["predict", "tiny.yaml"]) == 1
-    assert "Run: sp-ray run tiny.yaml" in capsys.readouterr().err
+    assert main(["predict", "tiny.yaml", "--set", "name=other", "--set", "predict.k=3"]) == 1
+    assert "Run: sp-ray run tiny.yaml --set name=other --set predict.k=3" in capsys.readouterr().err
     assert main(["predict", "tiny.yaml", "--predictor", str(unbroken.result.path)]) == 0
     said = capsys.readouterr()
     assert "table recs in out" in said.out
@@ -461,6 +536,42 @@ def test_networks_without_features_know_new_users_by_their_events_and_others_by_
     assert set(renewed.user_ids.to_pylist()) == came
     assert set(table()["user_id"].to_pylist()) == came
     assert np.isfinite(renewed.user_vectors).all()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("patient_tracking")
+def test_each_night_is_a_run_of_its_own_in_mlflow_below_that_of_the_training(world: World) -> None:
+    import mlflow
+
+    world.write()
+    settings = config(tracking={"model": False}, train__epochs=1, evaluate={"k": [5], "baselines": []})
+    trained = run(settings).result
+
+    def broken(name: str) -> None:
+        if name == "write":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.predict(settings, reporter=Told(on_start=broken))
+    first, _ = predict(settings)  # goes on as the night that was broken off
+    tomorrow(world).write()
+    second, _ = predict(settings)
+    client = mlflow.MlflowClient(f"sqlite:///{Path('runs/mlflow.db').absolute()}")
+    found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id], "tags.kind = 'predict'")
+    assert {each.info.run_id for each in found} == {first.mlflow_run_id, second.mlflow_run_id}
+    assert {each.info.status for each in found} == {"FINISHED"}
+    for each, of in ((client.get_run(result.mlflow_run_id), result) for result in (first, second)):
+        assert each.data.tags["mlflow.parentRunId"] == trained.mlflow_run_id
+        assert each.data.tags["trained_by"] == "tiny"
+        assert each.data.metrics["rows"] == of.figures["rows"]
+        assert each.data.metrics["new_users"] == of.figures["new_users"]
+        assert each.data.metrics["worker_hours"] > 0
+        assert each.data.metrics["time/write"] > 0
+    assert client.get_run(second.mlflow_run_id).data.metrics["rows_per_second"] > 0
+    assert "rows_per_second" in first.figures
+    assert [each.name for each in Path("runs/tiny/predict/nights").iterdir()] == [
+        "0002"
+    ]  # the first is all sent
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from sp_ray_ml import Predictor
-from sp_ray_ml._results import show_result, show_runs
 from sp_ray_ml._runs import list_runs
+from sp_ray_ml._shown.result import show_result
+from sp_ray_ml._shown.runs import show_runs
 from sp_ray_ml.config import json_schema, to_yaml
 from sp_ray_ml.errors import ColumnNotFoundError, ConfigError, DataError, SpRayError, TableNotFoundError
 from sp_ray_ml.pipeline import Pipeline, load_config, plan
@@ -380,7 +381,12 @@ def test_a_column_that_cannot_be_partitioned_by_is_named_before_any_work(shop: s
     for column, said in (("size", "of type double"), ("probability", "by probabilities")):
         with pytest.raises(DataError, match=said):
             run(config(predict__output={"warehouse": "out", "partition_by": column}))
+    by_it = {"warehouse": "out", "partition_by": "prediction"}
+    for label in ("price", "order_id"):  # numbers with fractions, and too many whole ones for classes
+        with pytest.raises(DataError, match=f"predictions of '{label}' are numbers with fractions"):
+            run(config(train__label=label, table={"table": "orders", "time": "at"}, predict__output=by_it))
     assert not Path("runs").exists()
+    plan(load_config(config(predict__output=by_it)))  # of classes it can be
 
 
 def test_a_table_that_is_not_there_is_named_before_any_work(shop: str) -> None:

@@ -79,6 +79,7 @@ def test_trials_that_can_never_fit_stop_before_the_first_step() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("patient_tracking")
 def test_a_run_tunes_seals_the_best_and_nests_its_trials(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 

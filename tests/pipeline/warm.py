@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 
@@ -120,8 +120,26 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _function_of(step: str, of_table: bool) -> tuple[ModuleType, str]:
+    """Where the work of a step is."""
+    from sp_ray_ml import _table_steps
+    from sp_ray_ml._event_steps import encoding, measuring, predicting, reading, splitting, topology, training
+
+    module, name = {
+        "read": (reading, "read"),
+        "split": (splitting, "split"),
+        "graph": (topology, "build"),
+        "features": (encoding, "encode"),
+        "train": (training, "train"),
+        "evaluate": (measuring, "measure"),
+        "predict": (predicting, "predict"),
+        "write": (predicting, "write"),
+    }[step]
+    return (_table_steps if of_table else module), name
+
+
 def _child(order: Mapping[str, Any]) -> None:
-    from sp_ray_ml import _steps, _table_steps, pipeline
+    from sp_ray_ml import pipeline
     from sp_ray_ml.errors import SpRayError
 
     os.chdir(order["folder"])
@@ -129,10 +147,7 @@ def _child(order: Mapping[str, Any]) -> None:
     for number in (1, 2):
         os.dup2(file, number)
     if order["kill"][:1] == ["done"]:
-        name = {"graph": "build", "features": "encode", "evaluate": "measure"}.get(
-            order["kill"][1], order["kill"][1]
-        )
-        steps = _table_steps if "table" in order["config"] else _steps
+        steps, name = _function_of(order["kill"][1], "table" in order["config"])
         work = getattr(steps, name)
 
         def and_die(*args: Any, **named: Any) -> None:
@@ -160,6 +175,8 @@ def _serve() -> None:
     import torch
     import torch_geometric.nn  # noqa: F401
 
+    import sp_ray_ml._event_steps.measuring
+    import sp_ray_ml._event_steps.training
     import sp_ray_ml._table_steps
     import sp_ray_ml.data._duckdb
     import sp_ray_ml.data._parquet
@@ -168,7 +185,7 @@ def _serve() -> None:
     import sp_ray_ml.pipeline
     import sp_ray_ml.tracking
     import sp_ray_ml.train._gnn_loop
-    import sp_ray_ml.train.context  # noqa: F401
+    import sp_ray_ml.train._run_loop  # noqa: F401
 
     torch.set_num_threads(1)
     print("warm", flush=True)

@@ -70,7 +70,7 @@ def test_run_goes_on_beside_a_server_that_never_answers(tmp_path, silent_server)
     assert outcome.pending >= 102
     assert "starting" in outcome.reason
     assert outcome.hint == f"Run: sp-ray sync {tmp_path / 'a'}"
-    assert outcome.waited_s < 5
+    assert outcome.waited_s < 60  # the server would have it wait for ever
     assert "are not in MLflow yet" in str(outcome)
     assert run.finish() is outcome
 

@@ -27,11 +27,13 @@ def table(rows: int = 601) -> pa.Table:
 
 
 def _count_down(module: Any) -> None:
-    """Kill this process at the given step, the first time that any comes to it; slow steps leave time to be killed."""
+    """At the given step kill this process, the first time that any comes to it, or wait there to be killed."""
     if module.training and module.steps:
-        time.sleep(module.pause)
         module.left -= 1
         if module.left == 0:
+            if module.waits:
+                time.sleep(600)
+                raise TimeoutError("not killed in ten minutes")
             try:
                 os.close(os.open(module.marker, os.O_CREAT | os.O_EXCL))
             except FileExistsError:
@@ -40,11 +42,11 @@ def _count_down(module: Any) -> None:
 
 
 class Dies(torch.nn.Module):
-    """A small network with dropout, whose process dies at a step unless `marker` is there."""
+    """A small network with dropout, whose process dies at a step unless `marker` is there, or waits there."""
 
-    def __init__(self, inputs: ModelInputs, marker: str, steps: int, pause: float = 0.0) -> None:
+    def __init__(self, inputs: ModelInputs, marker: str, steps: int, waits: bool = False) -> None:
         super().__init__()
-        self.marker, self.steps, self.left, self.pause = marker, steps, steps, pause
+        self.marker, self.steps, self.left, self.waits = marker, steps, steps, waits
         self.first, self.last = torch.nn.Linear(inputs.width, 16), torch.nn.Linear(16, inputs.outputs)
         self.dropout = torch.nn.Dropout(0.3)
 
@@ -57,9 +59,9 @@ class Dies(torch.nn.Module):
 class DiesOnGraph(torch.nn.Module):
     """Matrix factorization with dropout, whose process dies as `Dies` does."""
 
-    def __init__(self, data: Any, marker: str, steps: int, pause: float = 0.0) -> None:
+    def __init__(self, data: Any, marker: str, steps: int, waits: bool = False) -> None:
         super().__init__()
-        self.marker, self.steps, self.left, self.pause = marker, steps, steps, pause
+        self.marker, self.steps, self.left, self.waits = marker, steps, steps, waits
         self.user = torch.nn.Parameter(torch.randn(data["user"].num_nodes, 8) * 0.1)
         self.item = torch.nn.Parameter(torch.randn(data["item"].num_nodes, 8) * 0.1)
 
@@ -70,10 +72,10 @@ class DiesOnGraph(torch.nn.Module):
 
 
 def torch_trainer(
-    workers: int, marker: Path, steps: int, pause: float = 0.0, max_failures: int = 0
+    workers: int, marker: Path, steps: int, waits: bool = False, max_failures: int = 0
 ) -> TorchTrainer:
     # 601 rows in batches of 50 are 13 steps an epoch, and one row in the last one: of two workers one has none.
-    model = {"kind": f"{NAME}:Dies", "marker": str(marker), "steps": steps, "pause": pause}
+    model = {"kind": f"{NAME}:Dies", "marker": str(marker), "steps": steps, "waits": waits}
     scaling = Scaling(workers=workers, max_failures=max_failures)
     return TorchTrainer(
         label="y",
@@ -87,10 +89,10 @@ def torch_trainer(
 
 
 def pyg_trainer(
-    workers: int, marker: Path, steps: int, pause: float = 0.0, max_failures: int = 0
+    workers: int, marker: Path, steps: int, waits: bool = False, max_failures: int = 0
 ) -> PyGTrainer:
     # 80 users in batches of 10 are 8 steps an epoch.
-    model = {"kind": f"{NAME}:DiesOnGraph", "marker": str(marker), "steps": steps, "pause": pause}
+    model = {"kind": f"{NAME}:DiesOnGraph", "marker": str(marker), "steps": steps, "waits": waits}
     scaling = Scaling(workers=workers, max_failures=max_failures)
     return PyGTrainer(
         model=model,
@@ -110,7 +112,7 @@ def mlp_trainer(workers: int) -> TorchTrainer:
 
 
 def fit(
-    kind: str, workers: int, folder: Path, marker: Path, *, steps: int, pause: float, failures: int, die: int
+    kind: str, workers: int, folder: Path, marker: Path, *, steps: int, waits: bool, failures: int, die: int
 ) -> Any:
     """Train; the process that asked for it dies when it hears of epoch `die`.
 
@@ -127,13 +129,13 @@ def fit(
     if kind == "mlp":
         result: Any = mlp_trainer(workers).fit(table(), folder=folder, on_epoch=on_epoch)
     elif kind == "torch":
-        chosen = torch_trainer(workers, marker, steps, pause, failures)
+        chosen = torch_trainer(workers, marker, steps, waits, failures)
         result = chosen.fit(table(), folder=folder, on_epoch=on_epoch)
     else:
         from conftest import make_world
 
         world = make_world()
-        graph = pyg_trainer(workers, marker, steps, pause, failures)
+        graph = pyg_trainer(workers, marker, steps, waits, failures)
         result = graph.fit(world.train, world.validation, folder=folder, on_epoch=on_epoch)
     return result, heard
 
@@ -151,7 +153,7 @@ def main() -> None:
         folder,
         marker,
         steps=asked.get("steps", 0),
-        pause=asked.get("pause", 0.0),
+        waits=asked.get("waits", False),
         failures=asked.get("failures", 0),
         die=asked.get("die", 0),
     )

@@ -15,7 +15,8 @@ import pytest
 
 from sp_ray_ml.errors import CheckpointError, ResourceError, StorageError, TrainingError
 from sp_ray_ml.train import Scaling, TrainContext, run_loop
-from sp_ray_ml.train.context import Checkpoints, check_resources, read_state
+from sp_ray_ml.train._checkpoints import Checkpoints, read_state
+from sp_ray_ml.train._resources import check_resources
 
 
 def save(text: str) -> dict[str, bytes]:
@@ -89,7 +90,7 @@ def test_failed_write_keeps_the_ones_before(tmp_path: Path, error: type[BaseExce
 
 def test_killed_while_writing_the_ones_before_are_there(tmp_path: Path) -> None:
     code = (
-        "import os, sys, signal; from pathlib import Path; from sp_ray_ml.train.context import Checkpoints\n"
+        "import os, sys, signal; from pathlib import Path; from sp_ray_ml.train._checkpoints import Checkpoints\n"
         "class Killed(dict):\n"
         "    def items(self):\n"
         "        yield 'state.json', b'half'\n"

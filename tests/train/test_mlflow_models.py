@@ -62,6 +62,9 @@ def config(uri: str, **changes: Any) -> dict[str, Any]:
     }
 
 
+pytestmark = pytest.mark.usefixtures("patient_tracking")
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"))
@@ -73,7 +76,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def result(server: Server, tmp_path_factory: pytest.TempPathFactory) -> sp_ray_ml.RunResult:
+def result(
+    server: Server, patient_tracking: None, tmp_path_factory: pytest.TempPathFactory
+) -> sp_ray_ml.RunResult:
     """A run that was tracked on the server; only looked at."""
     import pyarrow.parquet as pq
 
@@ -213,7 +218,7 @@ def test_a_worker_that_dies_and_is_started_again_is_one_run_with_the_restart_mar
             "kind": "torch",
             "label": "late",
             # 120 rows in batches of 40 are 3 steps an epoch: the worker's process dies amid the third.
-            "model": {"kind": "killed:Dies", "marker": str(marker), "steps": 8, "pause": 0.2},
+            "model": {"kind": "killed:Dies", "marker": str(marker), "steps": 8},
             "epochs": 5,
             "batch_size": 40,
             "early_stopping": None,
@@ -376,6 +381,7 @@ def test_a_run_is_finished_though_the_server_takes_no_model(
     shutil.copytree(result.checkpoint_path, tmp_path / "run" / "predictor")
     run = Run.open(tmp_path / "run", name="one", settings=Tracking(uri=refusing))
     run.log_model(tmp_path / "run" / "predictor", register="x")
+    wait_for(lambda: run.state.state == "waiting", "the refusal")
     outcome = run.finish(wait_s=20)
     assert not outcome.sent
     assert "403" in str(outcome.reason)

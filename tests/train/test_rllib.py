@@ -59,7 +59,7 @@ class Corridor(gymnasium.Env):  # type: ignore[misc]
         ),
         ({"environment": "CartPole-v1", "params": {"lr": 1}}, "lr is the setting `learning_rate`"),
         ({"environment": "CartPole-v1", "iterations": 0}, "greater than or equal to 1"),
-        ({"environment": "CartPole-v1", "hidden": []}, "at least 1 item"),
+        ({"environment": "CartPole-v1", "hidden": []}, "expected 1 or more, got"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -148,7 +148,7 @@ def _ray() -> Any:
                 "iterations": 100,
                 "learning_rate": 5e-4,
                 "hidden": [256],
-                "stop_at": 300,
+                "stop_at": 200,
             },
             100,
         ),

@@ -12,7 +12,7 @@ import pytest
 from sp_ray_ml.data import Standardize
 from sp_ray_ml.errors import CheckpointError, ColumnNotFoundError, DataError
 from sp_ray_ml.train import Predictor, TablePredictor, XGBoostTrainer
-from sp_ray_ml.train._table_data import Arrays, rows_of, write_parts
+from sp_ray_ml.train._table_arrays import Arrays, rows_of, write_parts
 
 
 def table(rows: int = 300, seed: int = 0) -> pa.Table:

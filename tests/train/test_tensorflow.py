@@ -477,6 +477,7 @@ print(Predictor.load("run").scores(pa.table({"x": [1.0, 2.0]})).shape)
 """
 
 
+@pytest.mark.slow
 def test_another_process_opens_it_with_nothing_on_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "own_model.py").write_text(OWN)
     for script, said in ((FIT, ""), (OPEN, "(2, 1)\n")):
@@ -486,6 +487,7 @@ def test_another_process_opens_it_with_nothing_on_the_terminal(tmp_path: Path) -
         assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
 
 
+@pytest.mark.slow
 def test_pytorchs_compiler_can_be_loaded_after_tensorflow() -> None:
     """Each brings an LLVM; in the wrong order the second ends the process."""
     code = "from sp_ray_ml.train._keras import tf; import torch._dynamo; print(tf.__version__ is not None)"

@@ -276,7 +276,8 @@ class _Worker:
 @pytest.mark.parametrize("loss", ["mse", f"{ME}:one_number"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_workers_parts_of_a_batch_add_up_to_the_whole(count: int, loss: str, weighted: bool) -> None:
-    from sp_ray_ml.train._table_data import Arrays, Target
+    from sp_ray_ml.train._table_arrays import Arrays
+    from sp_ray_ml.train._table_spec import Target
     from sp_ray_ml.train._torch_data import Rows
     from sp_ray_ml.train._torch_losses import Objective
     from sp_ray_ml.train._torch_step import Stepper
@@ -560,6 +561,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_network_that_a_package_has_from_its_modules_opens_in_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -627,7 +629,7 @@ def test_a_gpu_is_used_and_what_it_said_is_what_the_predictor_says(tmp_path: Pat
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_rows_beside_the_gpu_are_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     from sp_ray_ml.train import _torch_data
-    from sp_ray_ml.train._table_data import Arrays
+    from sp_ray_ml.train._table_arrays import Arrays
 
     arrays = Arrays(np.arange(40, dtype=np.float32).reshape(10, 4), np.arange(10, dtype=np.float32))
     on = _torch_data.Rows(arrays, (0.0, 1.0), torch.device("cuda"))

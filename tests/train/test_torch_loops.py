@@ -135,6 +135,7 @@ def model_of(result: LoopTraining) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_a_function_for_ray_train_runs_in_this_process_without_ray(tmp_path: Path) -> None:
     code = (
         "import sys, ray\nfrom pathlib import Path\n"

@@ -38,7 +38,7 @@ def tune(**settings: Any) -> Tune:
         ({"randint": [3, 3]}, r"randint: \[3, 3\] is empty"),
         ({"randint": [0.5, 3]}, "expected a whole number"),
         ({"loguniform": [0, 1]}, r"loguniform: \[0, 1\] must begin above 0"),
-        ({"choice": []}, "at least 1 item"),
+        ({"choice": []}, "expected 1 or more, got"),
         ({"uniform": ["a", 1]}, "expected a number"),
     ],
 )

@@ -21,12 +21,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CHILD = """
 import sys
+import time
 from sp_ray_ml.train import _xgboost_loop
 sys.path.insert(0, sys.argv[2])
 import test_xgboost_kills as tests
 _xgboost_loop._EVERY_S = 0.0  # a checkpoint each round, as after 20 s in a long training
 rows, held_out = tests.rows()
-tests.trainer().fit(rows, held_out, folder=sys.argv[1], seed=5, on_epoch=lambda m: print(int(m["epoch"]), flush=True))
+def told(metrics):
+    print(int(metrics["epoch"]), flush=True)
+    if metrics["epoch"] == REACHED:
+        time.sleep(600)  # it is about to be killed
+tests.trainer().fit(rows, held_out, folder=sys.argv[1], seed=5, on_epoch=told)
 """
 
 
@@ -69,13 +74,14 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
 @pytest.mark.parametrize("rounds", [1, 4, 17])
 def test_killed_in_this_process_and_started_again(tmp_path: Path, unbroken: TrainResult, rounds: int) -> None:
     train, held_out = rows()
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "killed"), str(Path(__file__).parent)]
+    child_code = CHILD.replace("REACHED", str(rounds + 2))
+    command = [sys.executable, "-c", child_code, str(tmp_path / "killed"), str(Path(__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if int(line) == rounds:
                 break
-        child.kill()  # it boosts on meanwhile: anywhere in a round, or in the writing of a checkpoint
+        child.kill()  # it boosts on meanwhile: anywhere in the next rounds, or in the writing of a checkpoint
     assert child.returncode == -signal.SIGKILL
     seen: list[int] = []
     again = trainer().fit(
@@ -92,8 +98,9 @@ def test_killed_in_the_refit_and_started_again(tmp_path: Path) -> None:
     train, held_out = rows()
     whole = trainer(refit=True).fit(train, held_out, folder=tmp_path / "whole", seed=5)
     child_code = CHILD.replace("tests.trainer()", "tests.trainer(refit=True)").replace(
-        'int(m["epoch"])', 'int(m["epoch"]) * ("refit/mlogloss" in m)'
+        'metrics["epoch"]', 'metrics["epoch"] * ("refit/mlogloss" in metrics)'
     )
+    child_code = child_code.replace("REACHED", "5")
     command = [sys.executable, "-c", child_code, str(tmp_path / "killed"), str(Path(__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -138,7 +145,9 @@ def _workers() -> list[int]:
 
 
 @pytest.mark.usefixtures("_one_cluster")
-def test_two_workers_one_of_which_is_killed(tmp_path: Path, unbroken: TrainResult) -> None:
+def test_two_workers_one_of_which_is_killed(
+    tmp_path: Path, unbroken: TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train, held_out = rows()
     two = trainer(scaling=Scaling(workers=2))
     whole = two.fit(train, held_out, folder=tmp_path / "whole", seed=5)
@@ -153,7 +162,9 @@ def test_two_workers_one_of_which_is_killed(tmp_path: Path, unbroken: TrainResul
             killed.append(_workers()[0])
             os.kill(killed[0], signal.SIGKILL)
 
-    # Ray Train starts the workers again, from the checkpoint after round 10.
+    # Ray Train starts the workers again, from the checkpoint after round 10. They wait for it at the later ones, so that
+    # the kill finds them.
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "4")
     again = trainer(scaling=Scaling(workers=2, max_failures=2)).fit(
         train, held_out, folder=tmp_path / "restarted", seed=5, on_epoch=kill
     )

@@ -1,0 +1,1 @@
+"""The pipeline as tasks of Flyte: what `sp_ray_ml.flyte` is made of."""
