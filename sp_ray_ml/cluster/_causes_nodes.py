@@ -22,6 +22,7 @@ Body = Mapping[str, Any]
 _NEVER_S = 60.0
 """An autoscaler has said by then whether it adds a node."""
 _SCALING_S = 600.0
+_MOST_AWAY = 3
 _SCALES = ("TriggeredScaleUp", "Nominated", "NotTriggerScaleUp")
 """The cluster autoscaler's Events, and Karpenter's."""
 
@@ -94,15 +95,17 @@ def _why(snapshot: Snapshot, pod: Body, message: str) -> tuple[str, str, bool, t
     usable = [node for node in snapshot.nodes if is_usable(node)]
     if not usable:
         return "there is no node that is ready", "Have a look: kubectl get nodes", True, ()
-    if found := _labels(spec, usable):
-        return found
     fitting = [node for node in usable if unmet_requirement(spec, node) is None]
-    if found := _size(spec, fitting, "node" if len(fitting) == len(usable) else "node of that kind", head):
-        return found
     large = [node for node in fitting if not too_small(spec, node)]
     free = [node for node in large if untolerated(spec, node) is None]
     if not free:
-        return _tainted(spec, large)
+        why, remedy, can_ever, details = (
+            _labels(spec, usable)
+            or _size(spec, fitting, "node" if len(fitting) == len(usable) else "node of that kind", head)
+            or _tainted(spec, large)
+        )
+        away = [_away(node) for node in snapshot.nodes if not is_usable(node) and _takes(spec, node)]
+        return why, remedy, can_ever or bool(away), (*details, *away[:_MOST_AWAY])
     short = re.findall(r"(\d+) Insufficient (\S+?)[,.]", message)
     lacking = ", ".join(dict.fromkeys(_word(name) for _, name in short)) or "room"
     nodes = (
@@ -116,6 +119,16 @@ def _why(snapshot: Snapshot, pod: Body, message: str) -> tuple[str, str, bool, t
         why = f"{nodes} full: too few {lacking} free for {_asks(spec)}"
         return why, "Wait until others end, or see who is there: kubectl get pods -A -o wide", True, ()
     return _from_scheduler(pod, message), f"See the scheduler's words: {describe}", True, ()
+
+
+def _takes(spec: Body, node: Body) -> bool:
+    """Whether a node would take a pod if it was ready and had room."""
+    return not (unmet_requirement(spec, node) or too_small(spec, node) or untolerated(spec, node))
+
+
+def _away(node: Body) -> str:
+    cordoned = (node.get("spec") or {}).get("unschedulable")
+    return f"node {node['metadata']['name']} would do, but is {'cordoned' if cordoned else 'not ready'}"
 
 
 def _labels(spec: Body, nodes: Sequence[Body]) -> tuple[str, str, bool, tuple[str, ...]] | None:

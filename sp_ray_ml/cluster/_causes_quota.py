@@ -56,7 +56,9 @@ def _exceeded(
 ) -> Cause:
     live = next((quota for quota in snapshot.quotas or () if quota["metadata"]["name"] == name), None)
     status = (live or {}).get("status") or {}
-    hard = {**hard, **_parsed(status.get("hard")), **_parsed(((live or {}).get("spec") or {}).get("hard"))}
+    # Admission goes by the status, which follows the spec a moment later.
+    hard = {**hard, **_parsed(status.get("hard"))}
+    stated = {**hard, **_parsed(((live or {}).get("spec") or {}).get("hard"))}
     used = {**used, **_parsed(status.get("used"))}
     if live is not None and all(
         used[key] + asked[key] <= hard.get(key, used[key] + asked[key]) for key in asked
@@ -77,7 +79,7 @@ def _exceeded(
     staying = [pod for pod in _pods_of(snapshot) if not pod["metadata"].get("deletionTimestamp")]
     kept = sum((quota_use(pod, key) for pod in staying), Decimal(0))
     whole = kept + asked[key] * missing + _to_come(snapshot, state, key)
-    never = whole > hard[key]
+    never = whole > max(hard[key], stated[key])
     who = "the head" if not state.name else f"{missing} more worker{'' if missing == 1 else 's'}"
     each = " each" if missing > 1 else ""
     message = (

@@ -99,12 +99,14 @@ def missing_account(snapshot: Snapshot, component: str, name: str, why: str) -> 
             "longer, up to 17 minutes, before it tries again",
             f"Make it try now: {again}",
         )
+    create = f"Create it: kubectl create serviceaccount {name} -n {namespace}; then: {again}"
     return Cause(
         "service_account",
         component,
         f"there is no service account {name} in namespace {namespace}{why}",
-        f"Create it: kubectl create serviceaccount {name} -n {namespace}; then: {again}",
-        permanent=True,
+        # Each namespace gets this one from Kubernetes, shortly after it is made.
+        f"Wait a moment: Kubernetes makes it in a new namespace. {create}" if name == "default" else create,
+        permanent=name != "default",
     )
 
 

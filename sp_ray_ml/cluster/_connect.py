@@ -175,6 +175,9 @@ class Connection:
     @property
     def urls(self) -> dict[str, str]:
         """URLs by what they are of. Those of notebooks and VS Code let in whoever has them: they hold the token."""
+        return self._urls(self._asks_for_password())
+
+    def _urls(self, password: bool | None) -> dict[str, str]:
         found = {"server": self.address, "dashboard": self.dashboard}
         if "notebook" in self._workbench:
             port = self._local(self._workbench["notebook"])
@@ -182,18 +185,18 @@ class Connection:
         if "vscode" in self._workbench:
             port = self._local(self._workbench["vscode"])
             # OpenVSCode reads the token from the address; code-server has no such thing.
-            query = "" if _asks_for_password(port) else f"?tkn={self._workbench_token}"
+            query = "" if password else f"?tkn={self._workbench_token}"
             found["OpenVSCode server"] = f"http://127.0.0.1:{port}/{query}"
         return found
 
     def lines(self) -> list[str]:
         """The URLs to show a user who asked for them, and what to type where a page asks."""
-        urls = self.urls
-        rows = list(urls.items())
+        password = self._asks_for_password()
+        rows = list(self._urls(password).items())
         if self.token:
             at = [what for what, _ in rows].index("dashboard") + 1
             rows.insert(at, ("  its token", self.token))
-        if "OpenVSCode server" in urls and "?" not in urls["OpenVSCode server"]:
+        if "vscode" in self._workbench and password is not False:
             rows.append(("  its password", self._workbench_token))
         return [f"{what:<24}{value}" for what, value in rows]
 
@@ -209,6 +212,23 @@ class Connection:
                 hint="Use it in a with statement",
             )  # fmt: skip
         return self._forward.local_port(port)
+
+    def _asks_for_password(self) -> bool | None:
+        """Whether the VS Code server is code-server, which sends to its login page; None where it does not answer yet."""
+        import http.client
+
+        if "vscode" not in self._workbench:
+            return None
+        port = self._local(self._workbench["vscode"])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_S)
+        try:
+            connection.request("GET", "/")
+            answer = connection.getresponse()
+            return answer.status == 302 and "login" in (answer.getheader("Location") or "")
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
 
     def _set_environment(self, wanted: Mapping[str, str]) -> None:
         """Set variables, and give those that were set before their former value."""
@@ -227,18 +247,3 @@ class Connection:
             from sp_ray_ml.logger import LOGGER
 
             LOGGER.warning("%s/%s: %s", self._namespace, self._name, problem)
-
-
-def _asks_for_password(port: int) -> bool:
-    """Whether the VS Code server on a local port is code-server, which sends to its login page."""
-    import http.client
-
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_S)
-    try:
-        connection.request("GET", "/")
-        answer = connection.getresponse()
-        return answer.status == 302 and "login" in (answer.getheader("Location") or "")
-    except (OSError, http.client.HTTPException):
-        return False  # it is not up yet: the other kind's address does no harm
-    finally:
-        connection.close()

@@ -27,12 +27,18 @@ class PodServer:
         tls: Serve HTTPS with it.
         token: Ask for this bearer token.
         protocols: Subprotocols that it knows for programs.
+
+    Attributes:
+        ports: Ports of this machine that stand for those of the pods; the same without.
+        objects: What it answers at a path.
     """
 
     def __init__(
         self, *, tls: ssl.SSLContext | None = None, token: str = "", protocols=("v5.channel.k8s.io", "v4.channel.k8s.io")
     ) -> None:  # fmt: skip
         self.pods = {"head-1"}
+        self.ports: dict[int, int] = {}
+        self.objects: dict[str, dict] = {}
         self.asked: list[str] = []
         self.sizes: list[dict] = []
         self._open: list[web.Request] = []
@@ -57,6 +63,7 @@ class PodServer:
         app.router.add_get("/api/v1/namespaces/{namespace}/pods/{pod}/portforward", self._forward)
         app.router.add_get("/api/v1/namespaces/{namespace}/pods/{pod}/exec", self._exec)
         app.router.add_route("*", "/api/v1/namespaces/{namespace}/pods/{pod}/proxy{rest:.*}", self._proxy)
+        app.router.add_get("/{path:.*}", self._object)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
@@ -94,6 +101,11 @@ class PodServer:
         self.asked.append(f"{request.method} proxy")
         return web.json_response({"kind": "Status", "reason": "Forbidden", "code": 403}, status=403)
 
+    async def _object(self, request: web.Request) -> web.Response:
+        if found := self.objects.get(request.path):
+            return web.json_response(found)
+        return web.json_response({"kind": "Status", "reason": "NotFound", "code": 404}, status=404)
+
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         if refusal := self._refusal(request):
             return refusal
@@ -105,7 +117,7 @@ class PodServer:
         await socket.send_bytes(b"\0" + name)
         await socket.send_bytes(b"\1" + name)
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.ports.get(port, port))
         except OSError:
             await socket.send_bytes(b"\1error forwarding port: connection refused")
             await socket.close()

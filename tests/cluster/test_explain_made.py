@@ -159,6 +159,22 @@ def test_cordoned_nodes_count_for_nothing() -> None:
     assert not cause.permanent
 
 
+@pytest.mark.parametrize(("away", "why"), [("ready", "not ready"), ("cordon", "cordoned")])
+def test_a_node_that_would_do_and_is_away_for_now_is_named_and_waited_for(away: str, why: str) -> None:
+    gpus = node("gpu-1", gpu=4, labels=T4)
+    if away == "cordon":
+        gpus["spec"]["unschedulable"] = True
+    else:
+        gpus["status"]["conditions"] = [{"type": "Ready", "status": "Unknown"}]
+    pod_ = unplaced("0/2 nodes are available: 1 Insufficient nvidia.com/gpu.", **{"nvidia.com/gpu": "1"})
+    cause = of_workers(pod_, nodes=[node("c"), gpus])
+    assert cause.message == "no node has GPUs (nvidia.com/gpu)"
+    assert cause.details[-1] == f"node gpu-1 would do, but is {why}"
+    assert not cause.permanent
+    more = unplaced("0/2 nodes are available: 1 Insufficient nvidia.com/gpu.", **{"nvidia.com/gpu": "8"})
+    assert of_workers(more, nodes=[node("c"), gpus]).permanent, "nor would this one do"
+
+
 def test_a_node_kind_that_may_yet_be_added_is_waited_for_a_minute() -> None:
     def cause(age_s: float, *events: Body) -> Cause:
         pod_ = unplaced(
@@ -516,6 +532,15 @@ def test_a_quota_that_this_cluster_alone_does_not_fit_is_final() -> None:
     assert refused_by(EXCEEDED.format("4", "6"), quotas=[quota("6", "4")]).permanent
 
 
+def test_a_quota_that_was_raised_just_now_has_room_once_admission_goes_by_it() -> None:
+    raised = quota("6", "4")
+    raised["spec"]["hard"] = {"requests.cpu": "12"}
+    cause = refused_by(EXCEEDED.format("4", "6"), quotas=[raised])
+    assert (cause.kind, cause.permanent) == ("quota", False)
+    raised["status"]["hard"] = raised["spec"]["hard"]
+    assert refused_by(EXCEEDED.format("4", "6"), quotas=[raised]).kind == "retry"
+
+
 def test_pods_that_are_ending_give_their_quota_back() -> None:
     failure = failing(EXCEEDED.format("8", "8"))
     going = ready("demo-worker-worker-old")
@@ -766,6 +791,14 @@ def test_a_service_account_that_is_there_by_now_is_not_called_missing() -> None:
     cause = refused_by(message, service_accounts=[{"metadata": {"name": "nope"}}])
     assert (cause.kind, cause.permanent) == ("retry", False)
     assert cause.message.startswith("service account nope is there by now")
+
+
+def test_the_account_that_each_namespace_gets_may_yet_come() -> None:
+    message = 'pods "demo-worker-worker-x" is forbidden: error looking up service account lab/{0}: serviceaccount "{0}" not found'
+    cause = refused_by(message.format("default"), service_accounts=[])
+    assert (cause.kind, cause.permanent) == ("service_account", False)
+    assert cause.remedy.startswith("Wait a moment: ")
+    assert refused_by(message.format("robot"), service_accounts=[]).permanent
 
 
 def test_the_containers_last_words_stand_in_for_a_log_and_keep_secrets() -> None:
