@@ -309,6 +309,15 @@ def load_config(config: Config, overrides: Sequence[str] = (), *, check_only: bo
     return check(Pipeline, document, check_only=check_only)
 
 
+def pipeline_of(data: dict[str, Any]) -> Pipeline:
+    """A pipeline of what `document_of` gives, maybe changed: what looks like a variable there is text.
+
+    Raises:
+        ConfigError: With every mistake.
+    """
+    return check(Pipeline, Document(data=data))
+
+
 def run(
     config: Config,
     *,

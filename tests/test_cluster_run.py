@@ -31,9 +31,11 @@ from sp_ray_ml._on_cluster.store import JOB_CONFIG, RUN_FILE
 from sp_ray_ml._predict_job import PredictResult
 from sp_ray_ml._runs import Step
 from sp_ray_ml._shown.result import show_result
-from sp_ray_ml.cluster import _jobs
+from sp_ray_ml.cli._run_cluster import with_cluster
+from sp_ray_ml.cluster import _job_log
 from sp_ray_ml.cluster._head_python import _ASK, code_digest
-from sp_ray_ml.cluster._jobs import GAP, Job, JobLog
+from sp_ray_ml.cluster._job_log import GAP, GrowingLog
+from sp_ray_ml.cluster._jobs import Job
 from sp_ray_ml.cluster._kinds import RAY_CLUSTER, RAY_JOB
 from sp_ray_ml.cluster._lifetime_rules import FOR_JOB, SUSPENDED_AT, waits_in_queue
 from sp_ray_ml.cluster._ready import Progress
@@ -45,11 +47,12 @@ from sp_ray_ml.errors import (
     ClusterNotFoundError,
     ConfigError,
     KubernetesAccessError,
+    KubernetesError,
     Problem,
     StorageError,
     WarehouseError,
 )
-from sp_ray_ml.pipeline import load_config, predict
+from sp_ray_ml.pipeline import load_config, pipeline_of, predict
 
 STEP = Step("train", Path("/x/steps/train"), "abc", {"epochs": 3}, 1.5, finished="2026-11-28T00:00:00+00:00")
 RUNS = "memory://b/runs"
@@ -175,7 +178,7 @@ def test_user_code_that_leaves_the_process_fails_and_is_not_started_again(tmp_pa
         json.dumps({"job": "a", "config": {}, "fresh": False, "verbose": False})
     )
     monkeypatch.setenv("SP_RAY_RUN_FILE", str(tmp_path / "run.json"))
-    monkeypatch.setattr("sp_ray_ml.pipeline.load_config", leave)
+    monkeypatch.setattr("sp_ray_ml.pipeline.pipeline_of", leave)
     assert main.main() == 1
     end, _ = read(capsys.readouterr().out)
     assert (end.failure["kind"], end.failure["message"], end.failure["lost"]) == (
@@ -286,6 +289,32 @@ def test_what_only_this_machine_has_is_refused_with_each_place(tmp_path):
 
     (tmp_path / "t.parquet").write_text("x")
     check_places(pipeline(warehouse="."), tmp_path, folder_package(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["iceberg:///out", "iceberg:////home/me/tables", "local:///home/me/tables", "parquet://file:///home/me/tables",
+     "iceberg:///out?warehouse=s3://b/data", "iceberg:///out?catalog=postgresql://h/c"],
+)  # fmt: skip
+def test_predictions_that_would_go_with_the_pod_are_refused_whatever_they_are_written_as(tmp_path, output):
+    found = refused(tmp_path, predict={"output": {"warehouse": output}})
+    assert "would be written in the head's pod" in found[0]
+    assert "machine, outside of" in refused(tmp_path, warehouse=output)[0]
+    there = "iceberg:///out?catalog=postgresql://h/c&warehouse=s3://b/data"
+    check_places(pipeline(predict={"output": {"warehouse": there}}), tmp_path, folder_package(tmp_path))
+
+
+def test_what_a_config_has_after_its_variables_travels_as_it_is(monkeypatch):
+    monkeypatch.setenv("PW", "pa$$word${HOME}")
+    monkeypatch.setenv("HOME", "/root")
+    said = {"tracking": {"uri": "https://me:${PW}@h"}, "table": "SELECT '$$$$' AS x"}
+    here = pipeline(**said)
+    there = pipeline_of(spec_of(here, fresh=False, verbose=False)["config"])
+    assert there.tracking.uri == here.tracking.uri == "https://me:pa$$word${HOME}@h"
+    assert there.table == here.table
+    assert here.table.table == "SELECT '$$' AS x"
+    named = with_cluster(here, "shows", None, share_nodes=False)
+    assert (named.tracking.uri, named.table) == (here.tracking.uri, here.table)
 
 
 @pytest.mark.parametrize("home", [".", "ada"])
@@ -440,7 +469,7 @@ def started(tmp_path, monkeypatch, capsys):
             monkeypatch.setenv(RUN_FILE, str(tmp_path / "run.json"))
         else:
             monkeypatch.setattr(main, "_spec", lambda: wanted)
-        monkeypatch.setattr("sp_ray_ml.pipeline.load_config", lambda given: given)
+        monkeypatch.setattr("sp_ray_ml.pipeline.pipeline_of", lambda given: given)
         monkeypatch.setattr("sp_ray_ml.pipeline.run", run)
         return main.main(), read(capsys.readouterr().out)[0]
 
@@ -653,16 +682,44 @@ def test_what_was_made_for_a_run_is_removed_when_that_has_ended_and_only_then(to
 
 
 def test_a_log_of_any_length_is_followed_by_its_last_lines(monkeypatch):
-    monkeypatch.setattr(_jobs, "_WINDOWS", (500, 1_000))
-    log, told, job, read = [], [], Cluster(), JobLog()
+    monkeypatch.setattr(_job_log, "_WINDOWS", (500, 1_000))
+    log, told, job, read = [], [], Cluster(), GrowingLog()
     for look, more in enumerate((300, 300, 800, 2_000, 300)):
         log += [f"{look} line {each} …\n" for each in range(more)]
         job._log = "".join(log)
-        told.append(read.more(job))
+        told.append(read.more(job.last_lines))
     assert told[:3] == ["".join(log[start:end]) for start, end in ((0, 300), (300, 600), (600, 1_400))]
     assert told[3] == GAP + "".join(log[2_400:3_400])  # more than is read at one look
     assert told[4] == "".join(log[3_400:])
-    assert read.more(job) == ""
+    assert read.more(job.last_lines) == ""
+
+
+@pytest.mark.parametrize("tail", [None, 3])
+def test_a_log_that_repeats_itself_is_not_told_over_and_over_and_loses_no_other_line(monkeypatch, tail):
+    monkeypatch.setattr(_job_log, "_WINDOWS", (500, 1_000))
+    monkeypatch.setattr(_job_log, "_SAME", 200)
+    log, told, read = [], [], GrowingLog()
+    same = "WARNING: the same again and again\n"
+
+    def last_lines(count):
+        return "".join("".join(log).splitlines(keepends=True)[-count:])
+
+    for look in range(40):
+        log += [*[same] * (20 + look), f"progress {look}\n", *[same] * 29]
+        told.append(read.more(last_lines, tail))
+    everything = "".join(told)
+    news = [line for line in everything.splitlines() if "progress" in line]
+    assert news[-39:] == [f"progress {look}" for look in range(1, 40)]
+    assert GAP not in everything
+    assert len(everything) <= len("".join(log))
+
+
+def test_a_line_that_is_met_in_its_middle_is_told_once():
+    log, read = "one\nhalf a li", GrowingLog()
+    told = read.more(lambda _: log)
+    log += "ne\nthree"
+    told += read.more(lambda _: log)
+    assert told == "one\nhalf a line\nthree"
 
 
 def test_all_of_a_log_is_read_in_pieces_whatever_they_are_cut_at():
@@ -760,6 +817,59 @@ def test_ctrl_c_on_a_terminal_asks_whether_to_detach_stop_or_go_on(told, monkeyp
         following.follow(follower, cluster, told)
     assert "[d]etach and let it go on, [s]top it, or Enter to go on watching" in screen.getvalue()
     assert bool(stopped) == (end is watched.Stopped)
+
+
+def test_a_second_ctrl_c_detaches_wherever_it_comes(told):
+    def close():
+        raise KeyboardInterrupt
+
+    told.close = close  # the first ends what is shown on the terminal
+    cluster = Cluster(KeyboardInterrupt())
+    follower = following.Follower(cluster, told, verbose=False, restarts=1)
+    with pytest.raises(watched.Detached, match="the job goes on"):
+        following.follow(follower, cluster, told)
+
+
+def test_ctrl_c_while_a_lost_job_is_started_again_does_not_say_that_it_goes_on(told, monkeypatch):
+    cluster = Cluster(ClusterNotFoundError("no such job"))
+
+    def again(job):
+        raise KeyboardInterrupt
+
+    cluster.again = again
+    follower = following.Follower(cluster, told, verbose=False, restarts=1)
+    with pytest.raises(watched.Detached, match=r"the job was lost, .* go on with: sp-ray run FILE"):
+        following.follow(follower, cluster, told)
+    assert cluster.job.attempt == 1, "it was not started, so whoever goes on watching may start it"
+
+
+def test_an_api_server_that_is_away_when_a_job_is_not_found_ends_no_job(told):
+    lost, away = ClusterNotFoundError("no such job"), KubernetesError("the API server cannot be reached")
+    cluster, trouble = Cluster(lost, lost, ("SUCCEEDED", log_of())), [away]
+
+    def check(error):
+        if trouble:
+            raise trouble.pop()
+
+    cluster.check = check
+    assert follow(cluster, told).metrics == {"rmse": 0.9}
+    assert "lost the connection" in told.notes[0]
+
+    cluster, trouble = Cluster(lost, lost, ("SUCCEEDED", log_of())), [away]
+
+    def restarts_itself():
+        if trouble:
+            raise trouble.pop()
+        return False
+
+    cluster.restarts_itself = restarts_itself
+    assert follow(cluster, told).metrics == {"rmse": 0.9}
+    refused = Cluster(lost)
+    refused.check = lambda error: (_ for _ in ()).throw(
+        KubernetesAccessError("your credentials have expired")
+    )
+    with pytest.raises(watched.OutOfSightError, match="expired"):
+        follow(refused, told)
 
 
 def test_who_leaves_a_job_that_was_lost_is_told_so_and_how_it_goes_on(told):

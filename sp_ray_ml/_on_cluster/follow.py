@@ -5,23 +5,27 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sp_ray_ml._on_cluster.ended import Ends, keep_stop
 from sp_ray_ml._on_cluster.events import Reader, Result, error_of, result_of
 from sp_ray_ml._on_cluster.watched import Detached, EndedError, NotYetError, OutOfSightError, Stopped, Watched
 from sp_ray_ml._runs import Reporter
-from sp_ray_ml.cluster._jobs import JobLog
+from sp_ray_ml.cluster._job_log import GrowingLog
 from sp_ray_ml.errors import (
     ClusterError,
     ClusterNotFoundError,
     ClusterUnhealthyError,
     KubernetesAccessError,
+    KubernetesError,
     VersionMismatchError,
 )
 
 __all__ = ["Follower", "follow"]
+
+T = TypeVar("T")
 
 _EVERY_S = 1.0
 _BYTES_A_SECOND = 2**20
@@ -51,12 +55,13 @@ class Follower:
         self._ends = Ends(watched, reporter)
         self._trouble: float | None = None
         self._lost: float | None = None
+        self._starting = False
         self._info: dict[str, Any] = {}
         self._begin()
 
     def _begin(self) -> None:
         self._reader = Reader(self._reporter, self._print)
-        self._log: JobLog | None = None
+        self._log: GrowingLog | None = None
         self._last_lines: deque[str] = deque(maxlen=_LINES_TOLD)
         self._attempt = self._watched.attempt
         self._told_lost = self._met = False
@@ -96,7 +101,9 @@ class Follower:
             except ClusterNotFoundError as error:
                 if self._goes(error):
                     continue
-                if self._watched.restarts_itself() and not self._met:
+                if (restarts := self._asked(self._watched.restarts_itself)) is None:
+                    continue
+                if restarts and not self._met:
                     self._reporter.progress(0, 0, "waiting for KubeRay to start the job")
                     time.sleep(_EVERY_S)
                     continue
@@ -125,8 +132,8 @@ class Follower:
         if self._watched.attempt != self._attempt:
             self._begin()
         info = job.info()  # asked before the log, so that the last lines are not missed
-        self._log = self._log or JobLog()
-        text = self._log.more(job)
+        self._log = self._log or GrowingLog()
+        text = self._log.more(job.last_lines)
         self._met, self._info, self._size = True, info, len(text)
         if self._trouble is not None:
             self._reporter.note("connected again")
@@ -134,14 +141,28 @@ class Follower:
         return str(info["status"])
 
     def _goes(self, error: ClusterNotFoundError) -> bool:
-        """Whether its cluster is on its way out or in, by its queue's leave; raises where it is gone for good."""
-        try:
+        """Whether its cluster is on its way out or in, by its queue's leave, or out of reach; raises where it is gone."""
+
+        def is_there() -> bool:
             self._watched.check(error)
+            return True
+
+        try:
+            return self._asked(is_there) is None
         except NotYetError as wait:
             self._reporter.progress(0, 0, wait.message)
             time.sleep(_EVERY_S)
             return True
-        return False
+
+    def _asked(self, ask: Callable[[], T]) -> T | None:
+        """What Kubernetes answers; None after a while where it cannot be reached: no job ends by that."""
+        try:
+            return ask()
+        except KubernetesAccessError as error:
+            raise self._out_of_sight(error.message, error.hint) from error
+        except KubernetesError as error:
+            self._bear(error)
+            return None
 
     def _bear(self, error: ClusterError) -> None:
         """Wait, for the connection to come back or the head."""
@@ -186,7 +207,8 @@ class Follower:
         if end.failure is not None and failed:
             raise error_of(end.failure, self._watched.logs)
         said = str(end.failure["message"]) if end.failure else self._last_words()
-        self._start_again(f"a part of the job was lost ({said.splitlines()[0][:200]})", said)
+        first = said.strip().partition("\n")[0][:200]
+        self._start_again(f"a part of the job was lost ({first})", said)
         return None
 
     def _last_words(self) -> str:
@@ -200,7 +222,9 @@ class Follower:
             ClusterError: Not from here, or not so often.
         """
         watched = self._watched
-        if watched.restarts_itself():
+        if (restarts := self._asked(watched.restarts_itself)) is None:
+            return
+        if restarts:
             if not self._told_lost:
                 self._told_lost = True
                 self._reporter.note(
@@ -221,19 +245,22 @@ class Follower:
                 f"{often}, and no more (cluster.restarts){more}", where=where, hint=watched.kept
             )
         self._reporter.note(f"{why}: it is started again, and goes on from its last checkpoint")
-        watched.job = replace(watched.job, attempt=watched.job.attempt + 1)
+        following = replace(watched.job, attempt=watched.job.attempt + 1)
+        self._starting = True
         try:
-            watched.job = watched.again(watched.job)
+            watched.job = following = watched.again(following)
         except (ClusterNotFoundError, ClusterUnhealthyError, KubernetesAccessError, VersionMismatchError):
             raise
         except ClusterError as error:  # lost once more on the way: the next look finds nothing
             self._reporter.note(f"it could not be started: {error.message}")
+        self._starting = False
+        watched.job = following
         self._begin()
 
     def farewell(self) -> str:
         """What whoever leaves it to itself should know."""
         job = self._watched.job
-        if self._lost is not None:
+        if self._lost is not None or self._starting:
             return f"Detached: the job was lost, and nobody has started it again so far. {self._watched.kept}"
         return f"Detached: the job goes on. Follow it again: {job.command('attach')}; stop it: {job.command('stop')}"
 
@@ -243,7 +270,9 @@ class Follower:
         Raises:
             OutOfSightError: Nobody did; but whoever may still do so needs the cluster.
         """
-        if self._watched.started_again():
+        if (again := self._asked(self._watched.started_again)) is None:
+            return
+        if again:
             self._reporter.note(f"{why}: it was started again, and goes on from its last checkpoint")
             self._begin()
             return
@@ -274,10 +303,14 @@ def follow(follower: Follower, watched: Watched, reporter: Reporter) -> Result:
         except (Detached, Stopped):
             raise
         except KeyboardInterrupt:
-            close = getattr(reporter, "close", None)
-            if close:
-                close()
-            choice = _ask()
+            try:
+                close = getattr(reporter, "close", None)
+                if close:
+                    close()
+                choice = _ask()
+            except KeyboardInterrupt:  # whoever presses it twice does not want to be asked
+                sys.stderr.write("\n")
+                choice = "detach"
             if choice == "detach":
                 raise Detached(follower.farewell()) from None
             if choice == "stop":
@@ -295,11 +328,7 @@ def _ask() -> Literal["detach", "stop", "go on"]:
         "\nThe job runs on the cluster. [d]etach and let it go on, [s]top it, or Enter to go on watching: "
     )
     sys.stderr.flush()
-    try:
-        answer = sys.stdin.readline()
-    except KeyboardInterrupt:
-        sys.stderr.write("\n")
-        return "detach"
+    answer = sys.stdin.readline()
     if not answer:  # the terminal is gone
         return "detach"
     first = answer.strip().lower()[:1]

@@ -68,9 +68,9 @@ def _run(events: Events, wanted: dict[str, Any]) -> int:
 
 def _work(events: Events, wanted: dict[str, Any]) -> int:
     try:
-        from sp_ray_ml.pipeline import load_config, predict, run
+        from sp_ray_ml.pipeline import pipeline_of, predict, run
 
-        pipeline = load_config(wanted["config"])
+        pipeline = pipeline_of(wanted["config"])
         if (asked := wanted.get("predict")) is not None:
             events.result(predict(pipeline, **asked, reporter=events, verbose=bool(wanted["verbose"])))
             return 0

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
 from sp_ray_ml._remote import is_remote
 from sp_ray_ml.config import redact
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_places", "working_folder"]
 
-_LOCAL = {"", "file", "parquet", "duckdb"}
+_LOCAL = {"", "file", "local"}
 
 
 def working_folder() -> Path:
@@ -79,12 +80,28 @@ def _problems(p: Pipeline, here: Path, package: Package, predictor: str | None) 
 
 def _local(url: str) -> Path | None:
     """The path of a warehouse of files; None for one elsewhere."""
+    scheme, rest = _parts(url)
+    if scheme == "duckdb":
+        return Path(rest.removeprefix("/")).expanduser()
+    if scheme == "iceberg":
+        return _local_iceberg(rest)
+    if scheme == "parquet":
+        scheme, rest = _parts(rest)
+    return Path(rest).expanduser() if scheme in _LOCAL else None
+
+
+def _parts(url: str) -> tuple[str, str]:
     scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme, rest = "", url
-    if scheme not in _LOCAL or "://" in rest or (scheme == "parquet" and is_remote(rest)):
-        return None
-    return Path(rest.removeprefix("/") if scheme == "duckdb" else rest).expanduser()
+    return (scheme, rest) if separator else ("", url)
+
+
+def _local_iceberg(place: str) -> Path | None:
+    """The folder of a catalogue or of tables; both elsewhere are seen from everywhere."""
+    folder, _, query = place.partition("?")
+    options = {key: values[-1] for key, values in parse_qs(query).items()}
+    if options.get("catalog", "sqlite").startswith("sqlite") or not is_remote(options.get("warehouse", "")):
+        return Path(folder).expanduser()
+    return None
 
 
 def _unseen(path: Path, here: Path, package: Package) -> str | None:

@@ -34,7 +34,7 @@ def with_cluster(
         ConfigError: It says so of a config that runs on none; or what it says is wrong.
     """
     from sp_ray_ml.config import document_of
-    from sp_ray_ml.pipeline import load_config
+    from sp_ray_ml.pipeline import pipeline_of
 
     said = {"name": cluster, "namespace": namespace, "share_nodes": share_nodes or None}
     given = {key: value for key, value in said.items() if value is not None}
@@ -47,7 +47,7 @@ def with_cluster(
         )  # fmt: skip
     data = document_of(pipeline).data
     before = {} if isinstance(pipeline.cluster, str) else pipeline.cluster.stated()
-    return load_config({**data, "cluster": {**before, **given}})
+    return pipeline_of({**data, "cluster": {**before, **given}})
 
 
 def again(

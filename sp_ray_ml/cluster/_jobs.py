@@ -12,21 +12,17 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from sp_ray_ml._names import near_match
+from sp_ray_ml.cluster._job_log import GrowingLog
 from sp_ray_ml.cluster._working_dir import Package, folder_package, upload
 from sp_ray_ml.errors import ClusterError, ClusterNotFoundError
 
-__all__ = ["Dashboard", "Job", "JobLog", "follow", "list_jobs", "submit"]
+__all__ = ["Dashboard", "Job", "follow", "list_jobs", "submit"]
 
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _LOG_FOLLOWS = ", last available logs"
 """What follows in Ray's message on a job that failed is up to 20,000 characters of its log."""
 _LINES_TOLD = 20
 _JOBS_TOLD = 5
-_WINDOWS = (5_000, 50_000)
-"""So many of a log's last lines are read at a look, more where more has come: all of it may be longer than memory."""
-_ANCHOR = 2_000
-"""Characters by which a look finds where the one before has ended."""
-GAP = "[… more was printed here than is read at one time …]\n"
 
 
 class Dashboard(Protocol):
@@ -153,30 +149,6 @@ def _no_such_job(dashboard: Dashboard, id: str) -> ClusterNotFoundError:
     )  # fmt: skip
 
 
-class JobLog:
-    """A job's log as it grows, a look at a time; how long it is does not matter."""
-
-    def __init__(self) -> None:
-        self._anchor = ""
-
-    def more(self, job: Job, lines: int | None = None) -> str:
-        """What has come since the last look; some of it twice where a log repeats itself for pages.
-
-        Args:
-            job: The job.
-            lines: Of what was there before the first look, only so many.
-        """
-        for count in _WINDOWS if self._anchor else (lines or _WINDOWS[-1],):
-            window = job.last_lines(count)
-            if (place := window.find(self._anchor)) >= 0:
-                more = window[place + len(self._anchor) :]
-                break
-        else:
-            more = GAP + window
-        self._anchor = (self._anchor + more)[-_ANCHOR:]
-        return more
-
-
 def follow(job: Job, every_s: float = 1.0, *, tail: int | None = None) -> Iterator[str]:
     """What a job prints, as it comes, until its end. Ray's dashboard has nothing to watch here: it is asked again.
 
@@ -185,10 +157,10 @@ def follow(job: Job, every_s: float = 1.0, *, tail: int | None = None) -> Iterat
         every_s: How often to ask.
         tail: Of what it has printed before, only so many lines.
     """
-    log = JobLog()
+    log = GrowingLog()
     while True:
         ended = job.status in _ENDED  # asked before the log, so that the last lines are not missed
-        if text := log.more(job, tail):
+        if text := log.more(job.last_lines, tail):
             yield text
         if ended:
             return

@@ -52,7 +52,8 @@ def project_packages() -> list[Package]:
 def _local_projects() -> Iterator[tuple[str, Path]]:
     for found in importlib.metadata.distributions():
         said = json.loads(found.read_text("direct_url.json") or "{}")
-        if found.name.replace("-", "_") != _OWN and "dir_info" in said:
+        # A folder that an interrupted installation has left has no name.
+        if found.name and found.name.replace("-", "_") != _OWN and "dir_info" in said:
             yield found.name, Path(unquote(urlsplit(str(said["url"])).path))
 
 

@@ -8,9 +8,10 @@ import os
 import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.errors import ClusterNotFoundError, ConfigError
 from sp_ray_ml.storage import storage_errors
@@ -146,7 +147,8 @@ def _read(inside: str, file: Path | bytes) -> bytes:
 
 
 def _mark(content: bytes, file: Path | bytes) -> tuple[str, int, int]:
-    runs = isinstance(file, Path) and os.access(file, os.X_OK)
+    # By its mode: of a file on a mount without programs the system says that it is none.
+    runs = isinstance(file, Path) and bool(file.stat().st_mode & 0o111)
     return hashlib.sha256(content).hexdigest(), len(content), 0o100755 if runs else 0o100644
 
 
@@ -220,7 +222,7 @@ def _walk(folder: Path, ignores: _Rules, above: tuple[Path, ...]) -> Iterator[Pa
         items = sorted(os.scandir(folder), key=lambda item: item.name)
     for item in items:
         path = folder / item.name
-        is_folder = item.is_dir()
+        is_folder = path.is_dir()
         if _LEFT_OUT.fullmatch(item.name) or _ignored(path, rules, is_folder=is_folder):
             continue
         if is_folder:
@@ -228,7 +230,7 @@ def _walk(folder: Path, ignores: _Rules, above: tuple[Path, ...]) -> Iterator[Pa
             # A link to a folder that it lies in would have no end.
             if not any(each.is_relative_to(target) for each in above):
                 yield from _walk(path, rules, above)
-        elif item.is_file():
+        elif path.is_file():
             yield path
 
 
@@ -257,7 +259,15 @@ def _rules_in(folder: Path, file: Path) -> Iterator[tuple[Path, GitIgnoreSpec]]:
     if file.is_file():
         with storage_errors(file, "read"):
             lines = file.read_text(errors="replace").splitlines()
-        yield folder, GitIgnoreSpec.from_lines(lines)
+        yield folder, GitIgnoreSpec(pattern for line in lines for pattern in _patterns(line))
+
+
+def _patterns(line: str) -> Iterator[Any]:
+    """The pattern of a line of `.gitignore`; none of one that is wrong, which Git passes over too."""
+    from pathspec import GitIgnoreSpec
+
+    with suppress(ValueError, re.error):
+        yield from GitIgnoreSpec.from_lines([line]).patterns
 
 
 def _ignored(path: Path, rules: _Rules, *, is_folder: bool) -> bool:

@@ -112,6 +112,11 @@ class RunCluster(ClusterBase):
     @pydantic.field_validator("queue")
     @classmethod
     def _can_wait(cls, queue: str | None, info: pydantic.ValidationInfo) -> str | None:
+        if queue and len(name := info.data.get("name", "")) > LONGEST_NAME:
+            raise ValueError(
+                f"Kueue adds to the names of what waits in it: {LONGEST_NAME} characters are the most for `name`, "
+                f"{name} has {len(name)}"
+            )
         if queue and info.data.get("submit") == "rayjob" and info.data.get("lifetime") == "keep":
             raise ValueError(
                 "KubeRay suspends no RayJob whose cluster is kept: use `lifetime: job` or `{idle: 2h}`"
