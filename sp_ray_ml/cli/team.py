@@ -152,7 +152,7 @@ def _confirm(question: str, *, yes: bool) -> Callable[[TeamPlan], bool]:
 
 
 def _step(text: str) -> None:
-    if text.startswith("deleting"):  # what takes its time
+    if text.startswith(("deleting", "saving")):  # what takes its time
         say(f"{text} …")
     elif text.startswith("logs of"):
         say(text)

@@ -97,7 +97,9 @@ def report(
     since: Annotated[
         str | None,
         _Opt(
-            metavar="WHEN", help="From this day on (2026-11-01), or so long back (30d).", show_default=False
+            metavar="WHEN",
+            help="From this day on (2026-11-01), or so long back (30d), by whole days in UTC.",
+            show_default=False,
         ),
     ] = None,
     prices: PriceTable = None,
@@ -153,5 +155,5 @@ def _since(text: str | None) -> Any:
         except ValueError:
             continue
     raise ConfigError(
-        f"expected a day, 2026-11-01, or a time such as 7d or 12h, got {text!r}", where="--since"
+        f"expected a day, 2026-11-01, or a time such as 7d or 4w, got {text!r}", where="--since"
     )

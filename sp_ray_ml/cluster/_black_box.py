@@ -102,7 +102,7 @@ def save_black_box(
     collector.earlier = latest_of(str(folder), namespace, name, meta["uid"])
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700) if not where and folder == default_root() else None
+        folder.chmod(0o700) if folder == default_root() else None
     remove_scratch(target.parent)
     with new_folder(target) as scratch_folder:
         commit(scratch_folder, collector.collect(scratch_folder))

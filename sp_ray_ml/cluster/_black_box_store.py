@@ -20,7 +20,7 @@ from sp_ray_ml.storage import storage_errors, write_json
 if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
 
-__all__ = ["IN_CLUSTER", "boxes", "commit", "default_root", "latest_of", "local_folder"]
+__all__ = ["IN_CLUSTER", "boxes", "commit", "default_root", "is_shared", "latest_of", "local_folder"]
 
 Body = dict[str, Any]
 
@@ -56,6 +56,12 @@ def local_folder(place: str) -> Path | None:
         return Path(place).expanduser()
     scheme, _, rest = place.partition("://")
     return Path(rest) if scheme in {"file", "local"} else None
+
+
+def is_shared(place: str) -> bool:
+    """Whether a place is a URL beyond this machine and this process; none that fsspec chains to another one."""
+    scheme, found, _ = place.partition("://")
+    return bool(found) and "::" not in scheme and scheme not in {"file", "local", "memory"}
 
 
 def commit(folder: Path, manifest: Body) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sp_ray_ml.cluster._gpu_quotas import check_gpu_types
 from sp_ray_ml.cluster._kinds import ANNOTATION, RAY_CLUSTER, SECRET, Kind, kind_of
 from sp_ray_ml.cluster._prepare import Request
 from sp_ray_ml.cluster._same_request import differences, exists_already
@@ -62,6 +63,7 @@ def create(
     Raises:
         ClusterExistsError: A cluster of this name is there, of another spec.
         ClusterUnhealthyError: It can never fit; the message says why.
+        ConfigError: Its team has not so many GPUs of a type left.
         KubernetesError: The API server refused.
     """
     name, namespace = request.name, request.namespace
@@ -90,6 +92,7 @@ def create(
                 "this cluster can never come up\n" + "\n".join(plan.lines()), where=f"{namespace}/{name}",
                 hint="Change the request, or make it all the same with --no-plan",
             )  # fmt: skip
+    check_gpu_types(api, request.cluster)
     on_step("creating")
     return _complete(api, request, existing, plan, apply=True, force=force)
 

@@ -6,13 +6,13 @@ import os
 from typing import TYPE_CHECKING
 
 from sp_ray_ml.cluster._kinds import RAY_CLUSTER
-from sp_ray_ml.errors import KubernetesError
+from sp_ray_ml.errors import KubernetesError, SpRayError
 from sp_ray_ml.logger import LOGGER
 
 if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
 
-__all__ = ["delete"]
+__all__ = ["delete", "save_before_deletion"]
 
 
 def delete(
@@ -33,14 +33,19 @@ def delete(
     """
     place = None
     if black_box is not False:
-        from sp_ray_ml.cluster._black_box import save_black_box
-
         where = None if black_box is True else os.fspath(black_box)
-        _check_deletion(api, namespace, name, uid)
-        place = save_black_box(api, namespace, name, where)
+        place = save_before_deletion(api, namespace, name, uid, where)
     _record_usage(api, namespace, name)
     api.delete(RAY_CLUSTER, namespace, name, uid=uid)
     return place
+
+
+def save_before_deletion(api: Api, namespace: str, name: str, uid: str, where: str | None) -> str:
+    """Save the black box of a cluster that may be deleted; arguments and errors as `delete` and `save_black_box` have."""
+    from sp_ray_ml.cluster._black_box import save_black_box
+
+    _check_deletion(api, namespace, name, uid)
+    return save_black_box(api, namespace, name, where)
 
 
 def _record_usage(api: Api, namespace: str, name: str) -> None:
@@ -49,10 +54,8 @@ def _record_usage(api: Api, namespace: str, name: str) -> None:
 
     try:
         record_usage(api, namespace, only=name)
-    except KubernetesError as error:
-        LOGGER.warning(
-            "%s/%s: its last hours are not summed for its team: %s", namespace, name, error.message
-        )
+    except SpRayError as error:  # members may write where they are kept: what cannot be read is told, too
+        LOGGER.warning("%s/%s: its last hours are not summed for its team: %s", namespace, name, error)
 
 
 def _check_deletion(api: Api, namespace: str, name: str, uid: str) -> None:

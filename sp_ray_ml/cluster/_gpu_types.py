@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from sp_ray_ml._names import near_match
 
@@ -12,7 +12,9 @@ __all__ = [
     "GPU_TYPES",
     "SPOT_TERMS",
     "SPOT_TOLERATIONS",
+    "by_counted_gpu_type",
     "canonical_gpu_type",
+    "counted_gpu_type",
     "gpu_terms",
     "gpu_type_of_node",
     "gpu_type_of_pod",
@@ -21,6 +23,7 @@ __all__ = [
 
 Body = Mapping[str, Any]
 Expressions = list[dict[str, Any]]
+Amount = TypeVar("Amount")
 
 _GKE = "cloud.google.com/gke-accelerator"
 _NVIDIA = "nvidia.com/gpu.product"
@@ -198,6 +201,31 @@ def canonical_gpu_type(name: str) -> str | None:
     )
 
 
+def counted_gpu_type(name: str) -> str:
+    """The name under which GPUs of a type are counted, as `gpu_type_of_pod` has it: our short name, or its own.
+
+    A part of a GPU keeps its own, `Tesla-T4-SHARED`: it is not what the short name stands for.
+    """
+    exact = name.strip()
+    return exact if _SHARED.search(exact) else canonical_gpu_type(exact) or exact
+
+
+def by_counted_gpu_type(amounts: Mapping[str, Amount]) -> dict[str, Amount]:
+    """Amounts by type, under the names by which they are counted.
+
+    Raises:
+        ValueError: A name is none of a GPU type, or a type is there twice.
+    """
+    found: dict[str, Amount] = {}
+    for name, amount in amounts.items():
+        gpu_terms(name)
+        counted = counted_gpu_type(name)
+        if counted in found:
+            raise ValueError(f"{name} is {counted}, which is there already")
+        found[counted] = amount
+    return found
+
+
 def gpu_terms(gpu_type: str) -> list[Expressions]:
     """Alternatives by which a pod gets nodes of a GPU type: each the `matchExpressions` of one `nodeSelectorTerm`.
 
@@ -233,13 +261,11 @@ def gpu_type_of_node(node: Body) -> str | None:
         value = labels.get(label)
         if not value:
             continue
-        if label == _NVIDIA and _SHARED.search(value):
-            return value  # a part of a GPU is not what the short name stands for
         if memory := labels.get(_MEMORY.get(label, "")):
             for short, entry in _TABLE.items():
                 if value in entry.get("aws", ()) and memory in entry.get("memory", ()):
                     return short
-        return canonical_gpu_type(value) or value
+        return counted_gpu_type(value)
     return _BY_MACHINE.get(labels.get(_MACHINE, ""))
 
 
@@ -260,10 +286,7 @@ def gpu_type_of_pod(pod_spec: Body) -> str | None:
     for values in found:
         if memories and values == ("a100",):
             return "a100-80gb" if "81920" in memories else "a100"
-        names = dict.fromkeys(
-            value if _SHARED.search(value) else canonical_gpu_type(value) or value for value in values
-        )
-        return ", ".join(names)
+        return ", ".join(dict.fromkeys(map(counted_gpu_type, values)))
     machines = [value for each in expressions if each["key"] == _MACHINE for value in each["values"]]
     return next((_BY_MACHINE[each] for each in machines if each in _BY_MACHINE), None)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sp_ray_ml.cluster._features import Features, features
 from sp_ray_ml.cluster._fit import scaler_of
 from sp_ray_ml.cluster._gpu_types import gpu_type_of_pod
-from sp_ray_ml.cluster._kinds import SECRET, SERVICE_ACCOUNT
+from sp_ray_ml.cluster._kinds import SECRET, SERVICE_ACCOUNT, queue_of
 from sp_ray_ml.cluster._permissions import lacking
 from sp_ray_ml.cluster._plan_facts import PlanFacts, gather_plan_facts
 from sp_ray_ml.cluster._plan_findings import Finding, Plan
@@ -74,7 +74,10 @@ def _findings(
     yield from limits
     if all(finding.state == "ok" for finding in limits):
         yield from _pods(facts, request)
-    yield from quota_findings(request, facts.quotas or (), facts.namespace_pods, exists=bool(facts.exists))
+    yield from quota_findings(
+        request, facts.quotas or (), facts.namespace_pods, exists=bool(facts.exists),
+        queued=queue_of(manifest) is not None,
+    )  # fmt: skip
     if facts.quotas is not None and not facts.quotas:
         yield Finding("quota", "ok", "the namespace has no quota")
     if facts.nodes is not None:

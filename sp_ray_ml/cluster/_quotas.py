@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from sp_ray_ml.cluster._gpu_types import gpu_type_of_pod
-from sp_ray_ml.cluster._kinds import ANNOTATION, CLUSTER_LABEL, TEAM_LABEL
+from sp_ray_ml.cluster._gpu_quotas import gpu_type_findings
 from sp_ray_ml.cluster._plan_findings import Finding
 from sp_ray_ml.cluster._pod_resources import format_amount, pod_resources, quota_use
 from sp_ray_ml.cluster._quantity import parse_quantity
+from sp_ray_ml.cluster._quota_users import amount_of, how_to_raise, is_own, users
 from sp_ray_ml.cluster._requests import ClusterRequest, GroupRequest, all_containers
 
-__all__ = ["GPUS", "gpus_of", "limit_range_findings", "quota_findings", "users"]
+__all__ = ["limit_range_findings", "quota_findings"]
 
 Body = Mapping[str, Any]
-GPUS = f"{ANNOTATION}gpus"
-"""At a team's quota: how many GPUs of each type, as JSON. A quota of Kubernetes knows no types: it has their sum."""
 _COMPUTE = ("cpu", "memory")
-_MOST_USERS = 3
 
 
 # --- quotas -------------------------------------------------------------------------------------------------------
@@ -32,6 +28,7 @@ def quota_findings(
     pods: Sequence[Body] | None = None,
     *,
     exists: bool = False,
+    queued: bool = False,
 ) -> Iterator[Finding]:
     """What ResourceQuotas say of a request.
 
@@ -40,9 +37,13 @@ def quota_findings(
         quotas: ResourceQuotas of its namespace.
         pods: Pods of its namespace, to name who uses a quota; those of a cluster of the request's name are its own.
         exists: Whether the cluster is there, so that its objects beside pods are counted already.
+        queued: Whether it waits in a queue of Kueue's, which counts GPUs by type.
     """
     for quota in quotas:
-        found = [*_of_quota(request, quota, pods or (), exists), *_by_gpu_type(request, quota, pods or ())]
+        found = [
+            *_of_quota(request, quota, pods or (), exists),
+            *gpu_type_findings(request, quota, pods or (), queued=queued),
+        ]
         if found:
             yield from found
         else:
@@ -53,8 +54,8 @@ def _of_quota(request: ClusterRequest, quota: Body, pods: Sequence[Body], exists
     name, namespace = quota["metadata"]["name"], request.namespace
     groups = [group for group in request.groups if _in_scope(quota, group.spec)]
     scoped = bool(quota["spec"].get("scopes") or quota["spec"].get("scopeSelector"))
-    theirs = [pod for pod in pods if not _own(pod, request) and _in_scope(quota, pod["spec"])]
-    mine = [pod for pod in pods if _own(pod, request) and _in_scope(quota, pod["spec"])]
+    theirs = [pod for pod in pods if not is_own(pod, request) and _in_scope(quota, pod["spec"])]
+    mine = [pod for pod in pods if is_own(pod, request) and _in_scope(quota, pod["spec"])]
     used_now = (quota.get("status") or {}).get("used") or {}
     for resource, text in (quota["spec"].get("hard") or {}).items():
         if missing := _unspecified(resource, groups):
@@ -68,86 +69,28 @@ def _of_quota(request: ClusterRequest, quota: Body, pods: Sequence[Body], exists
         if exists and resource in request.objects:
             continue
         asked, most = _asked(resource, request, groups, scoped)
-        what = f"quota {name} allows {_amount(resource, hard)} ({resource})"
-        team = (quota["metadata"].get("labels") or {}).get(TEAM_LABEL)
-        raise_it = f"have it raised: kubectl edit quota {name} -n {namespace}"
-        if team:  # by hand it would be what it was with the next apply
-            raise_it = f"have whoever applies the file of team {team} raise it"
+        what = f"quota {name} allows {amount_of(resource, hard)} ({resource})"
+        raise_it = how_to_raise(quota, namespace)
         if asked > hard:
             yield Finding(
-                "quota", "never", f"{what}, the cluster alone asks for {_amount(resource, asked)}",
+                "quota", "never", f"{what}, the cluster alone asks for {amount_of(resource, asked)}",
                 f"Ask for less, or {raise_it}",
             )  # fmt: skip
         elif asked and asked + used > hard:
             by = users(resource, theirs)
             yield Finding(
                 "quota", "short",
-                f"{what}, {_amount(resource, used)} are used{by}, the cluster asks for "
-                f"{_amount(resource, asked)}: short by {_amount(resource, asked + used - hard)}",
+                f"{what}, {amount_of(resource, used)} are used{by}, the cluster asks for "
+                f"{amount_of(resource, asked)}: short by {amount_of(resource, asked + used - hard)}",
                 f"Ask for less, free some (sp-ray get cluster -n {namespace}), or {raise_it}",
             )  # fmt: skip
         elif most is not None and most + used > hard:
             yield Finding(
                 "quota", "ok",
-                f"{what}: at its most the cluster asks for {_amount(resource, most)}, "
-                f"so the autoscaler is stopped {_amount(resource, most + used - hard)} before that",
+                f"{what}: at its most the cluster asks for {amount_of(resource, most)}, "
+                f"so the autoscaler is stopped {amount_of(resource, most + used - hard)} before that",
                 f"Lower max_workers, or {raise_it}",
             )  # fmt: skip
-
-
-def gpus_of(pods: Sequence[Body]) -> dict[str, Decimal]:
-    """GPUs that pods ask for, by type; of pods that name none under the empty name."""
-    found: dict[str, Decimal] = {}
-    for pod in pods:
-        if pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}:
-            continue
-        if count := sum(n for name, n in pod_resources(pod["spec"]).items() if name.endswith("/gpu")):
-            kind = gpu_type_of_pod(pod["spec"]) or ""
-            found[kind] = found.get(kind, Decimal(0)) + count
-    return found
-
-
-def _by_gpu_type(request: ClusterRequest, quota: Body, pods: Sequence[Body]) -> Iterator[Finding]:
-    """What a team's quota has of each type, which nobody else counts where there is no Kueue."""
-    text = (quota["metadata"].get("annotations") or {}).get(GPUS)
-    if not text:
-        return
-    limits = {kind: Decimal(count) for kind, count in json.loads(text).items()}
-    used = gpus_of([pod for pod in pods if not _own(pod, request)])
-    asked: dict[str, Decimal] = {}
-    for group in request.groups:
-        for kind, count in gpus_of([{"spec": group.spec}]).items():
-            asked[kind] = asked.get(kind, Decimal(0)) + count * group.replicas
-    name, known = quota["metadata"]["name"], ", ".join(f"{n} {kind}" for kind, n in limits.items())
-    for kind, count in asked.items():
-        if kind not in limits:
-            what = f"GPUs of type {kind}" if kind else "GPUs without saying of which type"
-            yield Finding(
-                "quota", "never", f"quota {name} allows {known}; the cluster asks for {what}",
-                "Ask for one of these types: --worker-gpu-type, gpu_type in a file",
-            )  # fmt: skip
-        elif count > limits[kind]:
-            yield Finding(
-                "quota", "never", f"quota {name} allows {limits[kind]} GPUs of type {kind}, the cluster alone asks for {count}",
-                "Ask for fewer, or have the team's file changed",
-            )  # fmt: skip
-        elif count + used.get(kind, Decimal(0)) > limits[kind]:
-            yield Finding(
-                "quota", "short",
-                f"quota {name} allows {limits[kind]} GPUs of type {kind}, {used[kind]} are used, the cluster asks for {count}",
-                f"Ask for fewer, or free some (sp-ray get cluster -n {request.namespace})",
-            )  # fmt: skip
-
-
-def _amount(resource: str, amount: Decimal) -> str:
-    """An amount with its unit: `2 CPUs`, `3 secrets`."""
-    if resource.startswith("count/") and resource != "count/pods":
-        resource = resource.removeprefix("count/").partition(".")[0]
-    return format_amount(resource, amount)
-
-
-def _own(pod: Body, request: ClusterRequest) -> bool:
-    return bool((pod["metadata"].get("labels") or {}).get(CLUSTER_LABEL) == request.name)
 
 
 def _asked(
@@ -206,29 +149,6 @@ def _meets(scope: Body, spec: Body) -> bool:
     # CrossNamespacePodAffinity: pods with a term that names other namespaces.
     affinity = spec.get("affinity") or {}
     return any("namespaces" in str(affinity.get(kind)) for kind in ("podAffinity", "podAntiAffinity"))
-
-
-def users(resource: str, pods: Sequence[Body]) -> str:
-    """Who uses a quota: ` (4 CPUs by cluster other, …)`; empty where that is not seen."""
-    used: dict[str, Decimal] = {}
-    for pod in pods:
-        if pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}:
-            continue
-        if amount := quota_use(pod, resource):
-            meta = pod["metadata"]
-            cluster = (meta.get("labels") or {}).get(CLUSTER_LABEL)
-            owner = next(iter(meta.get("ownerReferences") or ()), None)
-            who = (
-                f"cluster {cluster}" if cluster
-                else f"{owner['kind']} {owner['name']}" if owner
-                else f"pod {meta.get('name')}"
-            )  # fmt: skip
-            used[who] = used.get(who, Decimal(0)) + amount
-    most = sorted(used.items(), key=lambda pair: -pair[1])[:_MOST_USERS]
-    named = [f"{_amount(resource, amount)} by {who}" for who, amount in most]
-    if len(used) > _MOST_USERS:
-        named.append(f"the rest by {len(used) - _MOST_USERS} more")
-    return f" ({', '.join(named)})" if named else ""
 
 
 # --- limit ranges -------------------------------------------------------------------------------------------------

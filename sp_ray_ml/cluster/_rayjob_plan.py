@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.cluster._create import CREATOR
+from sp_ray_ml.cluster._gpu_quotas import check_gpu_types
 from sp_ray_ml.cluster._manifest import has_token
 from sp_ray_ml.cluster._plan import plan as plan_cluster
 from sp_ray_ml.cluster._prepare import prepare
 from sp_ray_ml.cluster._rayjob import rayjob_objects
+from sp_ray_ml.cluster._versions import RAYS_OWN
 from sp_ray_ml.errors import ClusterUnhealthyError, ConfigError, VersionMismatchError
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.cluster._prepare import Request
     from sp_ray_ml.cluster.run_settings import RunCluster
 
-__all__ = ["SMALLER", "plan_rayjob"]
+__all__ = ["SMALLER", "check_image", "image_of", "plan_rayjob"]
 
 Body = dict[str, Any]
 
@@ -35,6 +37,7 @@ def plan_rayjob(
     metadata: Mapping[str, str],
     annotations: Mapping[str, str],
     plan: bool = True,
+    starts_now: bool = False,
 ) -> tuple[Request, list[Body]]:
     """What a run's RayJob takes, looked at and put together; nothing is made.
 
@@ -47,6 +50,7 @@ def plan_rayjob(
         metadata: Likewise.
         annotations: Likewise; who makes it is added, as KubeRay hands it on: the cluster's hours are theirs.
         plan: Find out whether the cluster can fit. What a queue has room for is the queue's to say.
+        starts_now: Whether it begins at once, so that what others use now is in its way.
 
     Returns:
         The cluster, and the objects: the RayJob first.
@@ -55,10 +59,12 @@ def plan_rayjob(
         ClusterNotFoundError: There is no such namespace.
         ClusterUnhealthyError: It can never come up; the message says why.
         VersionMismatchError: KubeRay makes no token for it.
-        ConfigError: It is to be kept, and the team's queue takes none that is.
+        ConfigError: It is to be kept, and the team's queue takes none that is; or the team has not so many GPUs of a type
+            left; or its image has no sp_ray_ml.
     """
     request = prepare(api, wanted.settings(name))
     api.check_namespace(request.namespace)
+    check_image(image_of(request))
     if has_token(request.cluster) and not request.cluster["spec"].get("authOptions"):
         raise VersionMismatchError(
             "the KubeRay operator knows no authOptions, so nobody makes the token of a cluster that it names itself",
@@ -76,7 +82,28 @@ def plan_rayjob(
                 "its cluster can never come up\n" + "\n".join(found.lines()), where=f"{request.namespace}/{name}",
                 hint=SMALLER,
             )  # fmt: skip
+    if starts_now and not wanted.queue:
+        check_gpu_types(api, request.cluster)
     creator = {CREATOR: who} if (who := api.user()) else {}
     return request, rayjob_objects(
         request, wanted, entrypoint, env=env, metadata=metadata, annotations={**annotations, **creator}
     )
+
+
+def image_of(request: Request) -> str:
+    """The image of a cluster's head."""
+    return str(request.cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"])
+
+
+def check_image(image: str) -> None:
+    """Refuse Ray's own image, which every cluster has that is told of none.
+
+    Raises:
+        ConfigError: It is that.
+    """
+    if image.removeprefix("docker.io/").startswith(RAYS_OWN):
+        raise ConfigError(
+            f"a RayJob needs an image with sp_ray_ml in it, as no client brings it there: {image} is Ray's own",
+            where="cluster.image",
+            hint="docker/ has a Dockerfile; docs/clusters.md says how it is built. A team's file may name it for all",
+        )  # fmt: skip

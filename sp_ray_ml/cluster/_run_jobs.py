@@ -17,7 +17,7 @@ from sp_ray_ml.cluster._dashboard import dashboard_of
 from sp_ray_ml.cluster._jobs import Job
 from sp_ray_ml.cluster._kinds import ANNOTATION, RAY_CLUSTER, RAY_JOB
 from sp_ray_ml.cluster._lifetime_rules import FOR_JOB, JOB_ENDED_AT
-from sp_ray_ml.cluster._lifetime_text import write_time
+from sp_ray_ml.cluster._lifetime_text import read_time, write_time
 from sp_ray_ml.errors import ClusterError, ClusterNotFoundError, KubernetesAccessError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "RunJob",
     "ask_state",
     "find_job",
+    "forget",
     "hand_on",
     "job_of",
     "list_run_jobs",
@@ -56,6 +57,8 @@ _RECORD = f"{ANNOTATION}job."
 _KEPT = 20
 """A cluster remembers so many jobs: all annotations together may have 256 KiB."""
 _AT_ONCE = 16
+_SENT_IN = datetime.timedelta(minutes=10)
+"""So long a run may take to be sent to its cluster."""
 
 State = Literal[
     "queued", "pending", "running", "succeeded", "failed", "stopped", "lost", "unknown", "suspended"
@@ -124,6 +127,12 @@ def record(api: Api, job: RunJob, cluster: Body, *, removed_with: bool = False) 
     api.patch(RAY_CLUSTER, job.namespace, job.cluster, {"metadata": {"annotations": notes}})
 
 
+def forget(api: Api, job: RunJob) -> None:
+    """Take back that a cluster has a job, which was not started after all."""
+    notes = {record_key(job): None}
+    api.patch(RAY_CLUSTER, job.namespace, job.cluster, {"metadata": {"annotations": notes}})
+
+
 def record_key(job: RunJob) -> str:
     """The annotation that says what a job is."""
     return f"{_RECORD}{job.id}"
@@ -176,11 +185,17 @@ def hand_on(api: Api, cluster: Mapping[str, Any], id: str, ask: Callable[[RunJob
         The job with whose end it goes; None where no other is there, and nothing was changed.
     """
     others = sorted((each for each in records_of(cluster) if each.id != id), key=lambda each: each.submitted)
-    heir = next((each for each in reversed(others) if ask(each) in ("pending", "running", "unknown")), None)
+    heir = next((each for each in reversed(others) if _is_on(each, ask(each))), None)
     if heir is not None:
         notes = {FOR_JOB: heir.id, JOB_ENDED_AT: None}
         api.patch(RAY_CLUSTER, heir.namespace, heir.cluster, {"metadata": {"annotations": notes}})
     return heir
+
+
+def _is_on(job: RunJob, state: str) -> bool:
+    # What a run takes along is sent first: Ray knows nothing of it until then.
+    age = datetime.datetime.now(datetime.UTC) - read_time(job.submitted)
+    return state in ("pending", "running", "unknown") or (state == "lost" and age < _SENT_IN)
 
 
 def job_of(dashboard: Dashboard, job: RunJob) -> Job:

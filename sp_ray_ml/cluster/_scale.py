@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import TYPE_CHECKING, Any
 
+from sp_ray_ml.cluster._gpu_quotas import check_gpu_types
 from sp_ray_ml.cluster._kinds import RAY_CLUSTER, queue_of
 from sp_ray_ml.cluster._validate import find_worker_group
 from sp_ray_ml.errors import ConfigError, KubernetesError
@@ -24,13 +26,16 @@ def scale(api: Api, namespace: str, name: str, worker_group: str, replicas: int)
 
     Raises:
         ClusterNotFoundError: There is no such cluster or group.
-        ConfigError: The number is none that the group can have.
+        ConfigError: The number is none that the group can have, or its team has not so many GPUs left.
     """
     where = f"{namespace}/{name}"
     for attempt in range(_ATTEMPTS):
         cluster = api.get(RAY_CLUSTER, namespace, name)
         index = find_worker_group(cluster, worker_group, where=where)
-        _check(cluster, cluster["spec"]["workerGroupSpecs"][index], worker_group, replicas, where)
+        group = cluster["spec"]["workerGroupSpecs"][index]
+        _check(cluster, group, worker_group, replicas, where)
+        if replicas > int(group.get("replicas") or 0) and not cluster["spec"].get("suspend"):
+            check_gpu_types(api, _scaled(cluster, index, replicas))
         place = f"/spec/workerGroupSpecs/{index}"
         patch: list[dict[str, Any]] = [
             {"op": "test", "path": f"{place}/groupName", "value": worker_group},
@@ -45,6 +50,12 @@ def scale(api: Api, namespace: str, name: str, worker_group: str, replicas: int)
                 raise
             time.sleep(0.05 * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def _scaled(cluster: dict[str, Any], index: int, replicas: int) -> dict[str, Any]:
+    found = copy.deepcopy(cluster)
+    found["spec"]["workerGroupSpecs"][index]["replicas"] = replicas
+    return found
 
 
 def _check(

@@ -48,11 +48,18 @@ def suspend(api: Api, cluster: Body, note: Callable[[str], None]) -> Body:
 
 
 def resume(api: Api, cluster: Body) -> Body:
-    """Have a suspended cluster's pods made again, or have it wait in its queue; returns it as it is then."""
+    """Have a suspended cluster's pods made again, or have it wait in its queue; returns it as it is then.
+
+    Raises:
+        ConfigError: Its team has not so many GPUs of a type left.
+    """
+    from sp_ray_ml.cluster._gpu_quotas import check_gpu_types
     from sp_ray_ml.cluster._kueue import set_active
     from sp_ray_ml.cluster._lifetime import resumed_annotations
 
     namespace, name = cluster["metadata"]["namespace"], cluster["metadata"]["name"]
+    if cluster["spec"].get("suspend"):
+        check_gpu_types(api, cluster)
     queued = set_active(api, cluster, True)
     # To leave the field out would not resume it.
     spec = {} if queued else {"spec": {"suspend": False}}

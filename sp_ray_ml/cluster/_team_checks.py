@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from decimal import Decimal
 from typing import Any
 
+from sp_ray_ml.cluster._gpu_quotas import gpus_of
 from sp_ray_ml.cluster._gpu_types import canonical_gpu_type, near_gpu_type
-from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NAMESPACE, QUOTA, RAY_CLUSTER
+from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, NAMESPACE, QUOTA, RAY_CLUSTER, TEAM_LABEL
 from sp_ray_ml.cluster._pod_resources import format_amount, quota_use
 from sp_ray_ml.cluster._quantity import parse_quantity
-from sp_ray_ml.cluster._quotas import gpus_of, users
+from sp_ray_ml.cluster._quota_users import users
 from sp_ray_ml.cluster._team_cloud import cloud_commands
 from sp_ray_ml.cluster._team_defaults import TEAM_CONFIG
 from sp_ray_ml.cluster._team_members import account_of
 from sp_ray_ml.cluster._team_plan import Allowance, TeamPlan, TeamProblem, changes_of
-from sp_ray_ml.cluster._team_state import TeamState, team_of
+from sp_ray_ml.cluster._team_state import Key, TeamState, team_of
 from sp_ray_ml.cluster.team_settings import Team
 from sp_ray_ml.errors import KubernetesError
 
@@ -27,6 +28,7 @@ _OPTIONS = {
     "adopt": "--adopt", "below_use": "--below-use", "with_clusters": "--with-clusters", "force": "--force",
 }  # fmt: skip
 _CLUSTERS = f"count/{RAY_CLUSTER.plural}.{RAY_CLUSTER.group}"
+_STORAGE = "requests.storage"
 _AGENT = "sp-ray/agent"
 
 
@@ -68,9 +70,8 @@ def _others(state: TeamState, namespace: str) -> str | None:
 def _namespaces(state: TeamState, theirs: Set[str]) -> Iterator[TeamProblem]:
     for (kind, space, name), body in state.live.items():
         if kind != NAMESPACE:
-            other = team_of(body)
-            if other not in (None, state.name) and space not in theirs:
-                yield TeamProblem(f"{kind.name} {name} is team {other}'s", "Give it another name in the file")
+            if space not in theirs:
+                yield from _object_of_others(state, (kind, space, name))
             continue
         if body["metadata"].get("deletionTimestamp"):
             yield TeamProblem(
@@ -89,6 +90,27 @@ def _namespaces(state: TeamState, theirs: Set[str]) -> Iterator[TeamProblem]:
                 f"namespace {name} is there and no team's{_what_runs(state, name)}",
                 "Take another one, or make it this team's, what is in it too, by --adopt", "adopt",
             )  # fmt: skip
+
+
+def _object_of_others(state: TeamState, key: Key) -> Iterator[TeamProblem]:
+    """An object of a name that is wanted, with the label of another team or, where all share the names, with none."""
+    kind, space, name = key
+    other = team_of(state.live[key])
+    if other == state.name:
+        return
+    if space is None:
+        if other:
+            yield TeamProblem(f"{kind.name} {name} is team {other}'s", "Give it another name in the file")
+        else:
+            yield TeamProblem(
+                f"{kind.name} {name} is there and no team's",
+                "Give it another name in the file, or make it this team's by --adopt", "adopt",
+            )  # fmt: skip
+    elif other and not isinstance(state.merged.get(key), KubernetesError):  # else that says it
+        yield TeamProblem(
+            f"{kind.name} {space}/{name} has been given to team {other} by its label {TEAM_LABEL}",
+            "Have it back by --force", "force",
+        )  # fmt: skip
 
 
 def _what_runs(state: TeamState, namespace: str) -> str:
@@ -143,7 +165,11 @@ def _quotas(state: TeamState, team: Team) -> Iterator[TeamProblem]:
         for resource, text in quota["spec"]["hard"].items():
             if resource == _CLUSTERS:
                 used = Decimal(len(clusters))
-            elif resource.startswith("requests.") and resource != "requests.storage":
+            elif (
+                resource == _STORAGE
+            ):  # volumes outlive pods: what they take is known to the quota that is there
+                used = _used(state.live.get((QUOTA, namespace, TEAM_CONFIG)), resource)
+            elif resource.startswith("requests."):
                 used = sum((quota_use(dict(pod), resource) for pod in pods), Decimal(0))
             else:
                 continue
@@ -159,6 +185,11 @@ def _quotas(state: TeamState, team: Team) -> Iterator[TeamProblem]:
             limit = (team.quotas.gpus or {}).get(kind)
             if team.quotas.gpus is not None and kind and used > (limit or 0):
                 yield _below(namespace, f"GPUs of type {kind}", str(limit or 0), str(used), "")
+
+
+def _used(quota: Body | None, resource: str) -> Decimal:
+    used = ((quota or {}).get("status") or {}).get("used") or {}
+    return parse_quantity(used.get(resource, 0))
 
 
 def _below(namespace: str, what: str, hard: str, used: str, by: str) -> TeamProblem:
@@ -206,15 +237,20 @@ def _notes(state: TeamState, team: Team, *, kueue: bool) -> Iterator[str]:
     inside = [each for each in team.owners if (account := account_of(each)) and account[0] in team.namespaces]
     if inside:
         yield f"every contributor is an owner: their pods can run as {', '.join(inside)}, in the team's own namespace"
+    for space, bodies in state.foreign.items():
+        if named := [f"{body['kind']} {body['metadata']['name']}" for body in bodies]:
+            yield f"not touched in namespace {space}: {', '.join(named)}; who they let in stays let in"
     if len(team.namespaces) > 1 and _limited(team):
         yield f"the quotas hold in each of the {len(team.namespaces)} namespaces: together the team may use so many times that"
     if team.quotas.gpus:
-        counted = "each type by Kueue" if team.queue and kueue else "each type by sp-ray create only"
+        counted = "each type by Kueue" if team.queue and kueue else "each type by sp-ray only"
         yield f"GPUs: the API server counts their sum, {counted}"
         if state.node_gpus is None:
             yield "not checked, as you may not see the nodes: whether there are GPUs of these types"
     if team.queue and not kueue:
         yield "Kueue is not installed here: no queue is made, and the share means nothing until it is"
+    if team.queue and not team.quotas.gpus:
+        yield "no GPUs through the team's queue, as Kueue gives out what is named only: say quotas.gpus where there are to be some"
     if team.queue and kueue:
         yield "the ResourceFlavors that the queue names are Kueue's, and not made here: kubectl get resourceflavors"
     if team.pod_security == "privileged":

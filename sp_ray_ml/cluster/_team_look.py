@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -11,12 +12,22 @@ from typing import TYPE_CHECKING, Any
 from sp_ray_ml._names import near_match
 from sp_ray_ml.cluster._api_errors import unless_forbidden
 from sp_ray_ml.cluster._create import CREATOR
-from sp_ray_ml.cluster._kinds import CLUSTER_LABEL, CONFIG_MAP, NAMESPACE, POD, QUOTA, RAY_CLUSTER, TEAM_LABEL
+from sp_ray_ml.cluster._gpu_quotas import GPUS, gpus_of
+from sp_ray_ml.cluster._kinds import (
+    CLUSTER_LABEL,
+    CONFIG_MAP,
+    NAMESPACE,
+    POD,
+    QUOTA,
+    RAY_CLUSTER,
+    ROLE_BINDING,
+    TEAM_LABEL,
+)
 from sp_ray_ml.cluster._pod_resources import pod_resources
 from sp_ray_ml.cluster._quantity import format_bytes, format_number, parse_quantity
-from sp_ray_ml.cluster._quotas import GPUS, gpus_of
 from sp_ray_ml.cluster._team_defaults import DEFAULTS_KEY, TEAM_CONFIG
 from sp_ray_ml.cluster._team_manifest import TEAM_FILE
+from sp_ray_ml.cluster._team_members import member_of
 from sp_ray_ml.errors import ClusterNotFoundError, KubernetesAccessError
 
 if TYPE_CHECKING:
@@ -27,6 +38,8 @@ __all__ = ["TeamDescription", "all_teams", "describe", "find_team", "team_namesp
 Body = dict[str, Any]
 _GPU = "requests.nvidia.com/gpu"
 _CLUSTERS = f"count/{RAY_CLUSTER.plural}.{RAY_CLUSTER.group}"
+_ROLES = ("owner", "contributor", "viewer")
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _CLOSED = ("services.loadbalancers", "services.nodeports", "count/ingresses.networking.k8s.io")
 
 
@@ -37,7 +50,7 @@ class TeamDescription:
     Attributes:
         name: Its name.
         namespaces: Its namespaces.
-        members: Members by role, as the file names them.
+        members: Members by role: who is bound to it, as a team file names them.
         quotas: Of each namespace what is used and what is allowed, by the names of Kubernetes' quotas.
         gpus: Of each namespace the same by GPU type; None allowed where the file says nothing of types.
         clusters: Of each namespace its clusters: name, who made it, CPUs and GPUs that its pods ask for, suspended.
@@ -169,7 +182,8 @@ def _team_at(api: Api, space: str) -> tuple[str | None, list[str]]:
     """The team of a namespace, and all its namespaces, by the ConfigMap that members may read."""
     found = api.find(CONFIG_MAP, space, TEAM_CONFIG)
     data = (found or {}).get("data") or {}
-    return data.get("team"), list(_parsed(data.get(TEAM_FILE)).get("namespaces") or [space])
+    named = _texts(_parsed(data.get(TEAM_FILE)).get("namespaces"))
+    return _printable(data.get("team")), [each for each in named if _NAME.fullmatch(each)] or [space]
 
 
 def all_teams(api: Api) -> list[TeamDescription]:
@@ -190,12 +204,15 @@ def describe(api: Api, name: str, namespaces: Sequence[str]) -> TeamDescription:
     clusters: dict[str, list[Body]] = {}
     file: Body = {}
     defaults: Body = {}
-    unseen = []
+    members: dict[str, list[str]] = {role: [] for role in _ROLES}
+    unseen: list[str] = []
     for space in namespaces:
         try:
             config = (api.find(CONFIG_MAP, space, TEAM_CONFIG) or {}).get("data") or {}
             file = file or _parsed(config.get(TEAM_FILE))
             defaults = defaults or _parsed(config.get(DEFAULTS_KEY))
+            for role, found in _members(api, space, file, unseen).items():
+                members[role] += [each for each in found if each not in members[role]]
             pods = api.list(POD, space, fields="status.phase!=Succeeded,status.phase!=Failed")[0]
             quota = api.find(QUOTA, space, TEAM_CONFIG)
             if quota:
@@ -215,10 +232,38 @@ def describe(api: Api, name: str, namespaces: Sequence[str]) -> TeamDescription:
             if error.status == 401:
                 raise
             unseen.append(f"namespace {space}: {error.message}")
-    members = {role: list(file.get(f"{role}s") or ()) for role in ("owner", "contributor", "viewer")}
     return TeamDescription(
         name, tuple(namespaces), members, quotas, gpus, clusters, defaults, file, tuple(unseen)
     )
+
+
+def _members(api: Api, space: str, file: Body, unseen: list[str]) -> dict[str, list[str]]:
+    """Members by role: who is bound, or, where that may not be seen, whom the team file names."""
+    bindings = unless_forbidden(lambda: api.list(ROLE_BINDING, space)[0])
+    if bindings is None:
+        unseen.append(
+            f"namespace {space}: its RoleBindings; members are as its ConfigMap has them, which they may write"
+        )
+        return {role: _texts(file.get(f"{role}s")) for role in _ROLES}
+    bound = {each["metadata"]["name"]: each.get("subjects") or () for each in bindings}
+    return {
+        role: [_printable(member_of(each)) for each in bound.get(f"sp-ray-{role}", ())] for role in _ROLES
+    }
+
+
+def _texts(value: Any) -> list[str]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+
+def _printable(value: Any) -> Any:
+    """Text that tells a terminal nothing: members may write ConfigMaps, and owners RoleBindings."""
+    if isinstance(value, str):
+        return "".join(filter(str.isprintable, value))
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    if isinstance(value, dict):
+        return {_printable(key): _printable(each) for key, each in value.items()}
+    return value
 
 
 def _cluster(body: Body, pods: Sequence[Body]) -> Body:
@@ -227,7 +272,7 @@ def _cluster(body: Body, pods: Sequence[Body]) -> Body:
     cpus = sum((pod_resources(pod["spec"]).get("cpu", Decimal(0)) for pod in mine), Decimal(0))
     return {
         "name": meta["name"],
-        "creator": "".join(filter(str.isprintable, (meta.get("annotations") or {}).get(CREATOR, ""))),
+        "creator": _printable((meta.get("annotations") or {}).get(CREATOR, "")),
         "pods": len(mine),
         "cpus": format_number(cpus),
         "gpus": format_number(sum(gpus_of(mine).values(), Decimal(0))),
@@ -237,7 +282,7 @@ def _cluster(body: Body, pods: Sequence[Body]) -> Body:
 
 def _parsed(text: str | None) -> Body:
     try:
-        found = json.loads(text or "{}")
-    except ValueError:
+        found = _printable(json.loads(text or "{}"))
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 from sp_ray_ml.cluster._agent_manifest import NAME as AGENT
 from sp_ray_ml.cluster._agent_manifest import TEAM_ROLE as AGENT_ROLE
+from sp_ray_ml.cluster._gpu_quotas import GPUS
 from sp_ray_ml.cluster._kinds import (
     ANNOTATION,
     CONFIG_MAP,
@@ -28,7 +29,6 @@ from sp_ray_ml.cluster._kinds import (
 )
 from sp_ray_ml.cluster._network_policy import namespace_policy
 from sp_ray_ml.cluster._quantity import format_number, parse_quantity
-from sp_ray_ml.cluster._quotas import GPUS
 from sp_ray_ml.cluster._team_cloud import cloud_endpoints, identity_annotations, identity_labels
 from sp_ray_ml.cluster._team_defaults import DEFAULTS_KEY, TEAM_CONFIG
 from sp_ray_ml.cluster._team_members import subject
@@ -41,7 +41,7 @@ __all__ = ["ADOPTED", "TEAM_FILE", "TeamFacts", "kueue_kinds", "team_kind", "tea
 Body = dict[str, Any]
 
 ADOPTED = f"{ANNOTATION}adopted"
-"""At a namespace that was there before its team: it outlives the team."""
+"""At what was there before its team, a namespace or an object in it: it outlives the team."""
 TEAM_FILE = "team.json"
 KUEUE = "kueue.x-k8s.io"
 _SECURITY = "pod-security.kubernetes.io"
@@ -194,7 +194,9 @@ def _cluster_queue(team: Team, version: str) -> Body:
     def amount(name: str, text: str) -> Body:
         most = parse_quantity(text) * places
         own = most * Decimal(str(queue.guaranteed))
-        own = own.quantize(Decimal("0.001")) if name == "cpu" else Decimal(int(own))
+        # A part of a GPU is none: of a few, what is guaranteed would be nothing.
+        whole = ROUND_CEILING if name == _GPU else ROUND_FLOOR
+        own = own.quantize(Decimal("0.001") if name == "cpu" else Decimal(1), whole)
         found: Body = {"name": name, "nominalQuota": format_number(own)}
         if queue.cohort:
             found["borrowingLimit"] = format_number(most - own)
@@ -208,7 +210,7 @@ def _cluster_queue(team: Team, version: str) -> Body:
     ]
     if quotas.gpus:
         flavors = [
-            {"name": queue.gpu_flavors.get(kind, kind), "resources": [amount(_GPU, str(count))]}
+            {"name": queue.gpu_flavors.get(kind, kind.lower()), "resources": [amount(_GPU, str(count))]}
             for kind, count in quotas.gpus.items()
         ]
         groups.append({"coveredResources": [_GPU], "flavors": flavors})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from sp_ray_ml._names import near_match
 
-__all__ = ["account_of", "check_member", "subject"]
+__all__ = ["account_of", "check_member", "member_of", "subject"]
 
 _KINDS = ("user", "group", "serviceaccount")
 _ADDRESS = re.compile(r"[^\s@:/]+@[^\s@:/]+\.[^\s@:/]+")
@@ -57,3 +58,11 @@ def subject(text: str) -> dict[str, Any]:
     if account := account_of(text):
         return {"kind": "ServiceAccount", "namespace": account[0], "name": account[1]}
     return {"kind": kind.capitalize(), "apiGroup": _RBAC, "name": name}
+
+
+def member_of(subject: Mapping[str, Any]) -> str:
+    """A RoleBinding's subject as a team file names it."""
+    kind, name = str(subject.get("kind", "")).lower(), str(subject.get("name", ""))
+    if kind == "serviceaccount":
+        name = f"{subject.get('namespace')}/{name}"
+    return name if kind == "user" and _ADDRESS.fullmatch(name) else f"{kind}:{name}"

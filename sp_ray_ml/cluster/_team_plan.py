@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sp_ray_ml.cluster._kinds import NAMESPACE
 from sp_ray_ml.cluster._team_defaults import DEFAULTS_KEY
-from sp_ray_ml.cluster._team_manifest import ADOPTED, TEAM_FILE
-from sp_ray_ml.cluster._team_state import Key, TeamState, without_servers_own
+from sp_ray_ml.cluster._team_manifest import TEAM_FILE
+from sp_ray_ml.cluster._team_state import Key, TeamState, is_adopted, without_servers_own
 from sp_ray_ml.errors import KubernetesError
 
 __all__ = ["Change", "FieldChange", "TeamPlan", "TeamProblem", "changes_of"]
@@ -22,6 +22,24 @@ Allowance = Literal["adopt", "below_use", "with_clusters", "force"]
 
 _SIGNS = {"create": "+", "change": "~", "remove": "-", "release": "-"}
 _SHOWN = 60
+_BEFORE = 20
+
+
+def _shown(old: str | None, new: str | None) -> tuple[str, str]:
+    """Both values of a field; of long ones the part in which they differ."""
+    pairs = zip(old or "", new or "", strict=False)
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    first, second = (_part(value, max(0, same - _BEFORE)) for value in (old, new))
+    return first, second
+
+
+def _part(value: str | None, start: int) -> str:
+    if value is None:
+        return "nothing"
+    if len(value) <= _SHOWN:
+        return value
+    part = value[start : start + _SHOWN]
+    return f"{'…' if start else ''}{part}{'…' if start + _SHOWN < len(value) else ''}"
 
 
 @dataclass(frozen=True)
@@ -30,7 +48,7 @@ class FieldChange:
 
     Attributes:
         path: Its path, `spec.hard.requests.cpu`; empty for a part of a list.
-        old: What is there, as text; None where there is nothing.
+        old: What is there, as text and whole; None where there is nothing.
         new: What is to be there, likewise.
     """
 
@@ -39,10 +57,14 @@ class FieldChange:
     new: str | None
 
     def __str__(self) -> str:
-        if not self.path:
+        if not self.path:  # never cut: two members or rules may differ in their last letter
             return f"- {self.old}" if self.new is None else f"+ {self.new}"
-        old, new = ("nothing" if value is None else value for value in (self.old, self.new))
+        old, new = _shown(self.old, self.new)
         return f"{self.path}: {old} → {new}"
+
+    def as_new(self) -> str:
+        """As it is shown of an object that is new."""
+        return f"{self.path}: {_shown(None, self.new)[1]}" if self.path else str(self)
 
 
 @dataclass(frozen=True)
@@ -50,7 +72,7 @@ class Change:
     """What becomes of one object.
 
     Attributes:
-        action: `create`, `change`, `remove`, or `release` for a namespace that stays without its team.
+        action: `create`, `change`, `remove`, or `release` for one that was there before its team, and stays.
         kind: The object's kind.
         namespace: Its namespace; None for one that is in none.
         name: Its name.
@@ -69,9 +91,7 @@ class Change:
         more = " (stays, without the team)" if self.action == "release" else ""
         yield f"{_SIGNS[self.action]} {self.kind} {place}{more}"
         new = self.action == "create"
-        yield from (
-            f"    {each.path}: {each.new}" if new and each.path else f"    {each}" for each in self.fields
-        )
+        yield from (f"    {each.as_new() if new else each}" for each in self.fields)
 
 
 @dataclass(frozen=True)
@@ -113,7 +133,8 @@ class TeamPlan:
         found += [f"  {line}" for change in self.changes for line in change.lines()]
         for problem in self.problems:
             found += [f"refused: {problem.sentence}", f"  {problem.remedy}"]
-        return found
+        # Names of members are what an owner wrote: none moves the cursor over what is shown.
+        return ["".join(c if c.isprintable() else "\ufffd" for c in line) for line in found]
 
     def _summary(self) -> str:
         if self.problems and not self.changes:
@@ -149,18 +170,9 @@ def changes_of(state: TeamState) -> tuple[list[Change], int]:
         elif isinstance(merged, KubernetesError):
             found.append(_change("change", key, ()))  # what is refused is told among the problems
     for key in state.dropped():
-        adopted = key[0] == NAMESPACE and (state.live[key]["metadata"].get("annotations") or {}).get(ADOPTED)
-        if key[0] == NAMESPACE or not _goes_with_namespace(key, state):
-            found.append(_change("release" if adopted else "remove", key, ()))
+        if not state.goes_with_namespace(key):
+            found.append(_change("release" if is_adopted(state.live[key]) else "remove", key, ()))
     return found, same
-
-
-def _goes_with_namespace(key: Key, state: TeamState) -> bool:
-    """Whether a dropped object lies in a namespace that is removed itself."""
-    space = (NAMESPACE, None, key[1] or "")
-    if space not in state.live or space in state.wanted:
-        return False
-    return not (state.live[space]["metadata"].get("annotations") or {}).get(ADOPTED)
 
 
 def _change(action: Action, key: Key, fields: tuple[FieldChange, ...]) -> Change:
@@ -227,12 +239,13 @@ def _member(subject: Body) -> str:
 
 
 def _rule(rule: Body) -> str:
-    group = (rule.get("apiGroups") or [""])[0]
-    what = ", ".join(f"{name}.{group}" if group else name for name in rule.get("resources") or ())
-    names = f" called {', '.join(rule['resourceNames'])}" if rule.get("resourceNames") else ""
-    return f"{', '.join(rule.get('verbs') or ())}: {what}{names}"
+    """All that a rule says: what is left out here would be no change."""
+    groups, names = rule.get("apiGroups") or ("",), rule.get("resources") or ("nothing",)
+    what = ", ".join(f"{name}.{group}" if group else name for group in groups for name in names)
+    called = f" called {', '.join(rule['resourceNames'])}" if rule.get("resourceNames") else ""
+    urls = f", {', '.join(rule['nonResourceURLs'])}" if rule.get("nonResourceURLs") else ""
+    return f"{', '.join(rule.get('verbs') or ())}: {what}{called}{urls}"
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -14,6 +14,7 @@ from sp_ray_ml.cluster._api_errors import unless_forbidden
 from sp_ray_ml.cluster._facts import api_server, operator_namespaces
 from sp_ray_ml.cluster._gpu_types import gpu_type_of_node
 from sp_ray_ml.cluster._kinds import (
+    CLUSTER_LABEL,
     CONFIG_MAP,
     LIMIT_RANGE,
     NAMESPACE,
@@ -49,10 +50,12 @@ __all__ = [
     "TeamState",
     "digest",
     "gather_team",
+    "is_adopted",
     "key_of",
     "kueue_version",
     "team_facts",
     "team_of",
+    "with_adopted",
 ]
 
 Body = dict[str, Any]
@@ -83,6 +86,7 @@ class TeamState:
         pods: Pods that have not ended in it.
         node_gpus: GPU types of nodes; None where these may not be seen.
         accounts: Whether each service account among the members is there; None where that may not be seen.
+        foreign: RoleBindings and NetworkPolicies of no team in namespaces that were there before this one.
     """
 
     name: str
@@ -93,6 +97,7 @@ class TeamState:
     pods: Mapping[str, Sequence[Body]] = field(default_factory=dict)
     node_gpus: frozenset[str] | None = None
     accounts: Mapping[tuple[str, str], bool | None] = field(default_factory=dict)
+    foreign: Mapping[str, Sequence[Body]] = field(default_factory=dict)
 
     def dropped(self) -> list[Key]:
         """What the team had and is not to have any longer; namespaces last."""
@@ -100,6 +105,11 @@ class TeamState:
             key for key, body in self.live.items() if key not in self.wanted and team_of(body) == self.name
         ]
         return sorted(ours, key=lambda key: key[0] == NAMESPACE)
+
+    def goes_with_namespace(self, key: Key) -> bool:
+        """Whether an object lies in a namespace that is removed itself."""
+        space = (NAMESPACE, None, key[1] or "")
+        return space in self.live and space not in self.wanted and not is_adopted(self.live[space])
 
     def digests(self) -> dict[Key, str]:
         """A digest of each object that is there, without what changes by itself."""
@@ -109,6 +119,11 @@ class TeamState:
 def team_of(body: Body) -> str | None:
     """The team that an object was made for."""
     return (body["metadata"].get("labels") or {}).get(TEAM_LABEL)
+
+
+def is_adopted(body: Body) -> bool:
+    """Whether an object was there before its team: it outlives that."""
+    return bool((body["metadata"].get("annotations") or {}).get(ADOPTED))
 
 
 def key_of(body: Body) -> Key:
@@ -195,12 +210,19 @@ def gather_team(
         live = {key_of({**NS, **body}): {**NS, **body} for body in spaces.values()}
         live |= {key_of(body): body for answer in lists for body in answer.result()}
         # Those of our names that do not say that they are ours, and a namespace that is there by now.
+        # What they let in stays as it is when a namespace is adopted.
+        foreign = {
+            space: pool.submit(unless_forbidden, partial(_foreign, api, space))
+            for space, body in spaces.items()
+            if team_of(body) is None or is_adopted(body)
+        }
         unseen = {
             key: pool.submit(api.find, *key)
             for key in wanted
             if key not in live and (key[1] in spaces or key[1] is None) and key[0] != NAMESPACE
         }
         live |= {key: body for key, answer in unseen.items() if (body := answer.result())}
+        wanted = with_adopted(wanted, live)
         tried = {
             key: pool.submit(_try, api, key, body, force=force)
             for key, body in wanted.items()
@@ -222,7 +244,22 @@ def gather_team(
             if known is None
             else frozenset(kind for node in known if (kind := gpu_type_of_node(node))),
             accounts={account: answer.result() for account, answer in accounts.items()},
+            foreign={space: answer.result() or () for space, answer in foreign.items()},
         )
+
+
+def with_adopted(wanted: Mapping[Key, Body], live: Mapping[Key, Body]) -> dict[Key, Body]:
+    """What is wanted; objects that were there before the team say so, and outlive it. Rights of our names never do."""
+    found = dict(wanted)
+    for key, body in wanted.items():
+        there = live.get(key)
+        if there is None or key[0] in (NAMESPACE, ROLE, ROLE_BINDING):
+            continue
+        if team_of(there) is None or is_adopted(there):
+            meta = body["metadata"]
+            notes = {**(meta.get("annotations") or {}), ADOPTED: "true"}
+            found[key] = {**body, "metadata": {**meta, "annotations": notes}}
+    return found
 
 
 NS = {"apiVersion": NAMESPACE.api_version, "kind": NAMESPACE.name}
@@ -230,11 +267,7 @@ NS = {"apiVersion": NAMESPACE.api_version, "kind": NAMESPACE.name}
 
 def _adopted(spaces: Mapping[str, Body], *, adopt: bool) -> list[str]:
     """Namespaces that were there before their team."""
-    return [
-        space
-        for space, body in spaces.items()
-        if (body["metadata"].get("annotations") or {}).get(ADOPTED) or (adopt and team_of(body) is None)
-    ]
+    return [space for space, body in spaces.items() if is_adopted(body) or (adopt and team_of(body) is None)]
 
 
 def _accounts(team: Team | None) -> list[tuple[str, str]]:
@@ -248,6 +281,18 @@ def _labelled(api: Api, kind: Kind, space: str | None, name: str) -> list[Body]:
 
 def _clusters(api: Api, space: str) -> list[Body]:
     return api.list(RAY_CLUSTER, space)[0]
+
+
+def _foreign(api: Api, space: str) -> list[Body]:
+    """RoleBindings and NetworkPolicies that are no team's; a cluster's own policy has its name."""
+    found = [body for kind in (ROLE_BINDING, NETWORK_POLICY) for body in api.list(kind, space)[0]]
+    return [body for body in found if team_of(body) is None and not _of_cluster(body)]
+
+
+def _of_cluster(policy: Body) -> bool:
+    meta = policy["metadata"]
+    named = (meta.get("labels") or {}).get(CLUSTER_LABEL) == meta["name"]
+    return bool(named and policy["kind"] == NETWORK_POLICY.name)
 
 
 def _is_there(api: Api, space: str, account: str) -> bool:

@@ -124,6 +124,8 @@ class UsageReport:
             f"COST {self.currency}".strip(),
         ]  # fmt: skip
         cells = [heads, *(row.cells() for row in self.rows), self.total.cells()]
+        if self.since:
+            cells[-1][0] += f" since {self.since} UTC"
         unasked = any(row[4] != "0" for row in cells[1:])
         gpus = any(row[5] != "0" for row in cells[1:])
         kept = [

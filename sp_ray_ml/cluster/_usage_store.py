@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,8 @@ USAGE_LABEL = f"{ANNOTATION}usage"
 _KEPT_MONTHS = 13
 _BUDGET = 800 * 2**10
 """A ConfigMap may have 1 MiB; beyond this, clusters that ended first are summed up by person."""
+_MOST_HOURS = 1e12
+"""Of a day: whoever wrote more wrote no hours."""
 _EARLIER = "(earlier clusters)"
 _TRIES = 6
 _AT_ONCE = 8
@@ -188,7 +189,7 @@ def _entries(body: Body) -> dict[str, Entry]:
         for entry in found.values():
             _check_entry(entry)
         return found
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ClusterError(
             "the hours that are kept cannot be read",
             where=f"ConfigMap {body['metadata']['namespace']}/{body['metadata']['name']}",
@@ -203,9 +204,9 @@ def _check_entry(entry: Any) -> None:
         read_time(entry["until"])
     for date, sums in entry["days"].items():
         datetime.date.fromisoformat(date)
-        for value in sums.values():
-            for hours in value.values() if isinstance(value, Mapping) else (value,):
-                if not isinstance(hours, int | float) or not 0 <= hours < math.inf:
+        for name, value in sums.items():
+            for hours in value.values() if name == "gpu" else (value,):
+                if not isinstance(hours, int | float) or not 0 <= hours < _MOST_HOURS:
                     raise ValueError(hours)
 
 

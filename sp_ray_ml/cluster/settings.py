@@ -27,6 +27,8 @@ __all__ = [
 _LONGEST_NAME = 53
 """The operator refuses longer names, in an Event only: it adds to them for pods and Services."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_CPUS = re.compile(r"[+]?[\d.]+([eE][+-]?\d+|m)?")
+"""Kubernetes would take 64Gi for a number of CPUs, too."""
 _HOME_SIZE = "10Gi"
 
 
@@ -65,7 +67,9 @@ def _quantity(value: Any) -> str:
     return str(value).strip()
 
 
-def _positive(value: str) -> str:
+def _cpus(value: str) -> str:
+    if not _CPUS.fullmatch(value):
+        raise ValueError(f"{value} is no number of CPUs: expected one such as 4, 0.5 or 500m")
     if parse_quantity(value) == 0:
         raise ValueError("must be more than 0")
     return value
@@ -81,7 +85,7 @@ def _memory(value: str) -> str:
 
 
 _text = pydantic.BeforeValidator(_quantity, json_schema_input_type=str | float)
-CpuQuantity = Annotated[str, _text, pydantic.AfterValidator(_positive)]
+CpuQuantity = Annotated[str, _text, pydantic.AfterValidator(_cpus)]
 """CPUs: `4`, `0.5`, `500m`."""
 MemoryQuantity = Annotated[str, _text, pydantic.AfterValidator(_memory)]
 """Bytes: `48Gi`."""

@@ -141,6 +141,7 @@ def delete_team(
     Raises:
         ClusterNotFoundError: There is no such team; near names are in the message.
         ClusterError: Clusters run there, or another one is at work on it.
+        StorageError: What its clusters leave behind can be saved nowhere: their namespace stays.
         KubernetesError: The API server refused.
     """
     from sp_ray_ml.cluster._api import Api

@@ -7,18 +7,12 @@ from typing import Annotated
 
 import pydantic
 
-from sp_ray_ml.cluster._gpu_types import canonical_gpu_type, gpu_terms
+from sp_ray_ml.cluster._gpu_types import by_counted_gpu_type
 from sp_ray_ml.config import Settings
 
 __all__ = ["Prices", "read_prices"]
 
 Price = Annotated[float, pydantic.Field(ge=0)]
-
-
-def _types(value: dict[str, float]) -> dict[str, float]:
-    for name in value:
-        gpu_terms(name)
-    return {canonical_gpu_type(name) or name: price for name, price in value.items()}
 
 
 class Prices(Settings):
@@ -38,7 +32,7 @@ class Prices(Settings):
     """One CPU for an hour."""
     memory_gib_hour: Price = 0.0
     """One GiB of memory for an hour."""
-    gpu_hour: Annotated[dict[str, Price], pydantic.AfterValidator(_types)] = pydantic.Field(
+    gpu_hour: Annotated[dict[str, Price], pydantic.AfterValidator(by_counted_gpu_type)] = pydantic.Field(
         default_factory=dict
     )
     """One GPU for an hour, by type. Of a type that is not here the hours are told, and are not in the cost."""

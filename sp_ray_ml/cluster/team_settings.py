@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from sp_ray_ml.cluster._gpu_types import canonical_gpu_type, gpu_terms
+from sp_ray_ml.cluster._agent_manifest import NAME as AGENT
+from sp_ray_ml.cluster._facts import OPERATOR_NAMESPACES
+from sp_ray_ml.cluster._gpu_types import by_counted_gpu_type, counted_gpu_type
 from sp_ray_ml.cluster._network_policy import check_endpoint
 from sp_ray_ml.cluster._team_members import check_member
 from sp_ray_ml.cluster.settings import (
     ClusterSettings,
     CpuQuantity,
+    Group,
     HeadGroup,
     Limit,
     MemoryQuantity,
@@ -26,7 +29,7 @@ __all__ = ["Team", "TeamCluster", "TeamIdentity", "TeamQueue", "TeamQuotas"]
 _LONGEST_NAME = 40
 """Names are made of it, and a label's value may have 63 characters."""
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_NOT_OURS = {"default", "kuberay", "kuberay-operator", "kueue-system"}
+_NOT_OURS = {*OPERATOR_NAMESPACES, "kueue-system"}
 _GOOGLE = re.compile(r"[a-z][-a-z0-9]{3,28}[a-z0-9]@[a-z][-a-z0-9:.]+\.iam\.gserviceaccount\.com")
 _ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -50,7 +53,15 @@ def _name(value: str, what: str, longest: int = 63) -> str:
 
 
 def _team_name(value: str) -> str:
+    if value.startswith("sp-ray-"):
+        raise ValueError(f"{value} is for what this package makes: a team's name does not begin with sp-ray-")
     return _name(value, "a team's name", _LONGEST_NAME)
+
+
+def _account_name(value: str) -> str:
+    if value == AGENT:
+        raise ValueError(f"{value} is the agent's: clusters' pods would be taken for it")
+    return value
 
 
 def _object_name(value: str) -> str:
@@ -63,17 +74,6 @@ def _namespace(value: str) -> str:
     return _name(value, "a namespace's name")
 
 
-def _types(value: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, count in value.items():
-        gpu_terms(name)
-        short = canonical_gpu_type(name) or name
-        if short in found:
-            raise ValueError(f"{name} is {short}, which is there already")
-        found[short] = count
-    return found
-
-
 def _or_nothing(value: Any, quantity: Any) -> Any:
     return "0" if str(value) == "0" else quantity(value)
 
@@ -84,15 +84,16 @@ Count = Annotated[int, pydantic.Field(ge=0)]
 
 
 class TeamQuotas(Settings):
-    """What a team may use at once, in each of its namespaces. What is not said is not limited."""
+    """What a team may use at once, in each of its namespaces. What is not said is not limited; but through a queue there
+    are no GPUs that are not said."""
 
     cpus: CpuQuantity | None = None
     """CPUs that its pods ask for."""
     memory: MemoryQuantity | None = None
     """Memory that they ask for."""
-    gpus: Annotated[dict[str, Count], pydantic.AfterValidator(_types)] | None = None
-    """GPUs by type, `{t4: 8, a100: 2}`; `{}` for none at all. The API server counts their sum; each type is counted by
-    `sp-ray create` and, where there is a queue, by Kueue."""
+    gpus: Annotated[dict[str, Count], pydantic.AfterValidator(by_counted_gpu_type)] | None = None
+    """GPUs of NVIDIA by type, `{t4: 8, a100: 2}`; `{}` for none at all. The API server counts their sum; each type is
+    counted by `sp-ray` and, where there is a queue, by Kueue, which gives out none without."""
     clusters: Count | None = None
     """Ray clusters."""
     storage: Annotated[MemoryQuantity, pydantic.WrapValidator(_or_nothing)] | None = None
@@ -176,10 +177,10 @@ class TeamQueue(Settings):
     """Teams of one cohort borrow what another one leaves unused, until that one needs it."""
     flavor: Name = "default-flavor"
     """The ResourceFlavor of CPUs and memory, which whoever runs Kueue has made."""
-    gpu_flavors: Annotated[dict[str, Name], pydantic.AfterValidator(_types)] = pydantic.Field(
+    gpu_flavors: Annotated[dict[str, Name], pydantic.AfterValidator(by_counted_gpu_type)] = pydantic.Field(
         default_factory=dict
     )
-    """The ResourceFlavor of each GPU type of the quotas; of the type's name without."""
+    """The ResourceFlavor of each GPU type of the quotas; of the type's name in small letters without."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> TeamQueue:
@@ -193,7 +194,7 @@ class TeamQueue(Settings):
 class TeamIdentity(Settings):
     """Who a team's clusters are to the cloud. The rights there are given in the cloud; the plan names the commands."""
 
-    service_account: Name | None = None
+    service_account: Annotated[Name, pydantic.AfterValidator(_account_name)] | None = None
     """The Kubernetes service account of the clusters' pods; of the team's name without."""
     gke: str | None = None
     """Google service account, `graph@project.iam.gserviceaccount.com`."""
@@ -291,17 +292,28 @@ class Team(Settings):
 
     @pydantic.model_validator(mode="after")
     def _check_gpus(self) -> Team:
-        wanted = self.cluster.workers.gpu_type
         limits = self.quotas.gpus
-        short = canonical_gpu_type(wanted) or wanted if wanted else None
-        if short and limits is not None and not limits.get(short):
-            raise ValueError(f"cluster.workers.gpu_type is {wanted}, of which quotas.gpus allows none")
+        for name in ("head", "workers"):
+            self._check_default_gpus(f"cluster.{name}", getattr(self.cluster, name))
         for kind in self.queue.gpu_flavors if self.queue else ():
             if kind not in (limits or {}):
                 raise ValueError(f"queue.gpu_flavors has {kind}, of which quotas.gpus has none")
         if self.queue and (self.quotas.cpus is None or self.quotas.memory is None):
             raise ValueError("queue: what it gives out is quotas.cpus and quotas.memory: say both")
         return self
+
+    def _check_default_gpus(self, path: str, group: Group) -> None:
+        """Refuse defaults by which no cluster could be made."""
+        limits, kind = self.quotas.gpus, group.gpu_type
+        if not group.gpus:
+            return
+        if limits is None and self.queue:
+            raise ValueError(
+                f"{path} asks for GPUs, and through a queue there are those of quotas.gpus only: say them"
+            )
+        if limits is not None and not (kind and limits.get(counted_gpu_type(kind))):
+            asks = f"{path}.gpu_type is {kind}" if kind else f"{path} asks for GPUs of no type"
+            raise ValueError(f"{asks}, of which quotas.gpus allows none")
 
     @property
     def service_account(self) -> str:

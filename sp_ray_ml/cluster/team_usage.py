@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sp_ray_ml.errors import ClusterError, KubernetesAccessError, KubernetesError
+from sp_ray_ml.errors import ClusterError, ConfigError, KubernetesAccessError, KubernetesError
 
 if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
@@ -39,7 +39,8 @@ def report_team(
     Args:
         name: The team; all teams without.
         by: What a row is of: `team`, `cluster` or `person` (who made the cluster).
-        since: The first day that counts, in UTC, or how long ago it was; all that is kept (13 months) without.
+        since: The first day that counts, in UTC, or how long ago it was, a day or more; all that is kept (13 months)
+            without.
         prices: `Prices`, or the path of a price table; hours only without.
         namespace: One of the team's namespaces, for who may not list them all.
         kubeconfig: Path of a kubeconfig.
@@ -47,7 +48,7 @@ def report_team(
 
     Raises:
         ClusterNotFoundError: There is no such team.
-        ConfigError: The price table is wrong.
+        ConfigError: The price table is wrong, or `since` is.
     """
     from sp_ray_ml.cluster._api import Api
     from sp_ray_ml.cluster._usage_report import report_of
@@ -55,7 +56,7 @@ def report_team(
 
     table = read_prices(prices) if isinstance(prices, str | os.PathLike) else prices
     now = datetime.datetime.now(datetime.UTC)
-    first = (now - since).date() if isinstance(since, datetime.timedelta) else since
+    first = _first_day(since, now) if isinstance(since, datetime.timedelta) else since
     notes: list[str] = []
     with Api(kubeconfig, context) as api:
         teams = {
@@ -63,6 +64,20 @@ def report_team(
             for team, spaces in _teams(api, name, namespace).items()
         }
     return report_of(teams, by, since=first, prices=table, notes=notes)
+
+
+def _first_day(back: datetime.timedelta, now: datetime.datetime) -> datetime.date:
+    if back < datetime.timedelta(days=1):
+        raise ConfigError(
+            "hours are kept by the day: less than one cannot be told apart", where="since",
+            hint="Say 1d, or a day such as 2026-11-01: both count from its beginning on, in UTC",
+        )  # fmt: skip
+    try:
+        return (now - back).date()
+    except OverflowError:
+        raise ConfigError(
+            "that is before the first day there is", where="since", hint="Say less, 52w, or nothing for all"
+        ) from None
 
 
 def _teams(api: Api, name: str | None, namespace: str | None) -> Mapping[str, list[str]]:

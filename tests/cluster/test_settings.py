@@ -66,6 +66,12 @@ def test_all_mistakes_are_named_at_once():
         ),
         ({"workers": [{"min_workers": 2}]}, "workers.0", "replicas 1 is less than min_workers 2"),
         ({"head": {"cpus": 0}}, "head.cpus", "must be more than 0"),
+        (
+            {"head": {"cpus": "64Gi"}},
+            "head.cpus",
+            "64Gi is no number of CPUs: expected one such as 4, 0.5 or 500m",
+        ),
+        ({"head": {"cpus": "4k"}}, "head.cpus", "is no number of CPUs"),
         ({"head": {"memory": "48"}}, "head.memory", "48 is 48 bytes; did you mean 48Gi?"),
         ({"head": {"cpus": 1, "cpu_request": 2}}, "head", "cpu_request 2 is more than the limit 1"),
         ({"ttl": "5s"}, "ttl", "must be a minute or more"),

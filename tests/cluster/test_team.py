@@ -18,11 +18,22 @@ from sp_ray_ml._document import Document, read_document
 from sp_ray_ml.cli.__main__ import main
 from sp_ray_ml.cluster import ClusterSettings, HeadGroup, Team, WorkerGroup
 from sp_ray_ml.cluster._agent_manifest import agent_objects, cluster_objects
-from sp_ray_ml.cluster._kinds import NAMESPACE, QUOTA, ROLE_BINDING, TEAM_LABEL
+from sp_ray_ml.cluster._facts import OPERATOR_NAMESPACES
+from sp_ray_ml.cluster._gpu_quotas import GPUS
+from sp_ray_ml.cluster._gpu_types import gpu_type_of_pod
+from sp_ray_ml.cluster._kinds import (
+    CONFIG_MAP,
+    NAMESPACE,
+    QUOTA,
+    ROLE,
+    ROLE_BINDING,
+    SERVICE_ACCOUNT,
+    TEAM_LABEL,
+)
 from sp_ray_ml.cluster._manifest import Facts, build, companions, token_secret
 from sp_ray_ml.cluster._network_policy import network_policy
 from sp_ray_ml.cluster._permissions import needs
-from sp_ray_ml.cluster._quotas import GPUS, quota_findings
+from sp_ray_ml.cluster._quotas import quota_findings
 from sp_ray_ml.cluster._requests import cluster_request
 from sp_ray_ml.cluster._schedule_manifest import Schedule, schedule_objects
 from sp_ray_ml.cluster._team_checks import plan_of
@@ -30,7 +41,7 @@ from sp_ray_ml.cluster._team_cloud import cloud_commands
 from sp_ray_ml.cluster._team_defaults import fill
 from sp_ray_ml.cluster._team_manifest import TeamFacts, team_objects
 from sp_ray_ml.cluster._team_roles import AGENT_RULES, ROLES
-from sp_ray_ml.cluster._team_state import TeamState, key_of
+from sp_ray_ml.cluster._team_state import TeamState, key_of, with_adopted
 from sp_ray_ml.cluster.team import read_team, team_manifests, write_manifests
 from sp_ray_ml.config import check, json_schema, to_yaml
 from sp_ray_ml.errors import ConfigError, KubernetesError
@@ -122,11 +133,36 @@ def test_every_mistake_of_a_team_file_is_named_with_its_line_and_the_near_word(t
         ({"owners": []}, "owners: expected 1 or more, got"),
         ({"quotas": {"memory": 0}}, "quotas.memory: must be more than 0"),
         ({"queue": {"gpu_flavors": {"t4": "gpu-t4"}}}, "queue.gpu_flavors has t4, of which quotas.gpus has none"),
+        ({"queue": {}, "cluster": {"workers": {"gpus": 1, "gpu_type": "t4"}}}, "through a queue .* quotas.gpus only: say them"),
+        ({"queue": {}, "cluster": {"head": {"gpus": 1}}}, "cluster.head asks for GPUs, and through a queue"),
+        ({"quotas": {"gpus": {"t4": 1}}, "cluster": {"workers": {"gpus": 1}}}, "cluster.workers asks for GPUs of no type, of which quotas.gpus allows none"),
+        ({"quotas": {"gpus": {}}, "cluster": {"head": {"gpus": 1, "gpu_type": "t4"}}}, "cluster.head.gpu_type is t4, of which quotas.gpus allows none"),
+        ({"quotas": {"cpus": "64Gi"}}, "quotas.cpus: 64Gi is no number of CPUs"),
+        ({"name": "sp-ray-agent"}, "a team's name does not begin with sp-ray-"),
+        ({"identity": {"service_account": "sp-ray-agent"}}, "sp-ray-agent is the agent's"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(more, said):
     with pytest.raises(ConfigError, match=said):
         team(**more)
+
+
+@pytest.mark.parametrize("space", [*OPERATOR_NAMESPACES, "kube-system", "kueue-system"])
+def test_no_namespace_that_an_operator_may_be_in_becomes_a_teams(space):
+    with pytest.raises(ConfigError, match="it can be no team's"):
+        team(namespaces=[space])
+
+
+def test_a_part_of_a_gpu_is_allowed_under_the_name_that_pods_ask_for_it_by():
+    slice_ = "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"
+    wanted = team(
+        quotas={"gpus": {"Tesla-T4-SHARED": 4, "Tesla-T4": 1, slice_: 7}},
+        cluster={"workers": {"gpus": 1, "gpu_type": "Tesla-T4-SHARED"}},
+    )
+    assert wanted.quotas.gpus == {"Tesla-T4-SHARED": 4, "t4": 1, slice_: 7}
+    settings = ClusterSettings(name="mine", workers=[WorkerGroup(gpus=1, gpu_type=slice_)])
+    body = build(settings, Facts("lab", "ray", "ray", "2.60.0"))["spec"]["workerGroupSpecs"][0]
+    assert gpu_type_of_pod(body["template"]["spec"]) == slice_
 
 
 def test_a_team_may_have_no_volumes():
@@ -221,6 +257,26 @@ def test_queue_has_the_guaranteed_part_and_may_borrow_up_to_the_quotas(version, 
     assert found["LocalQueue", "graph"]["spec"] == {"clusterQueue": "graph"}
     labels = json.loads(found["ConfigMap", "sp-ray-team"]["data"]["cluster.json"])["labels"]
     assert labels == {"kueue.x-k8s.io/queue-name": "graph"}
+
+
+def test_a_guaranteed_part_of_a_gpu_is_a_whole_one():
+    wanted = team(
+        quotas={"cpus": 8, "memory": "32Gi", "gpus": {"t4": 3, "a100": 1}}, queue={"cohort": "all", "guaranteed": 0.5}
+    )  # fmt: skip
+    flavors = objects(wanted, TeamFacts(kueue="v1beta2"))["ClusterQueue", "graph"]["spec"]["resourceGroups"][
+        1
+    ]["flavors"]
+    assert [each["resources"] for each in flavors] == [
+        [{"name": "nvidia.com/gpu", "nominalQuota": "2", "borrowingLimit": "1"}],
+        [{"name": "nvidia.com/gpu", "nominalQuota": "1", "borrowingLimit": "0"}],
+    ]
+
+
+def test_that_a_queue_gives_out_no_gpus_is_said():
+    wanted = team(queue={})
+    assert any("no GPUs through the team's queue" in note for note in plan_of(state(wanted), wanted).notes)
+    wanted = team(queue={}, quotas={"cpus": 8, "memory": "32Gi", "gpus": {"t4": 1}})
+    assert not any("no GPUs" in note for note in plan_of(state(wanted), wanted).notes)
 
 
 def test_a_queue_without_a_cohort_takes_nothing_back_from_others():
@@ -559,6 +615,48 @@ def test_a_plan_shows_each_field_that_changes_and_members_that_come_and_go():
     assert "defaults.ttl: nothing → 2d" in text
 
 
+def test_long_texts_are_shown_where_they_differ_and_are_whole_in_json():
+    url = f"gs://{'a' * 100}/"
+    new = team(cluster={"black_box": f"{url}new"})
+    plan = plan_of(state(new, there(team(cluster={"black_box": f"{url}old"}))), new)
+    (line,) = [each for each in plan.lines() if "black_box" in each]
+    assert line.endswith(f"defaults.black_box: …{'a' * 19}/old → …{'a' * 19}/new")
+    changes = [field for change in plan.as_dict()["changes"] for field in change["fields"]]
+    assert {"path": "defaults.black_box", "old": f"{url}old", "new": f"{url}new"} in changes
+
+
+def test_a_member_whose_name_differs_in_its_last_letter_is_seen():
+    long = f"group:{'x' * 80}"
+    new = team(viewers=[f"{long}b"])
+    lines = plan_of(state(new, there(team(viewers=[f"{long}a"]))), new).lines()
+    assert f"      - Group {'x' * 80}a" in lines
+    assert f"      + Group {'x' * 80}b" in lines
+
+
+@pytest.mark.parametrize(
+    ("widened", "said"),
+    [
+        ({"apiGroups": ["", "*"]}, "get: pods/log, namespaces, pods/log.*, namespaces.*"),
+        ({"resourceNames": ["other"]}, "get: pods/log, namespaces called other"),
+        ({"nonResourceURLs": ["/metrics"]}, "get: pods/log, namespaces, /metrics"),
+    ],
+)
+def test_every_way_in_which_a_role_was_widened_is_a_change(widened, said):
+    live = there(team())
+    rules = live[ROLE, "team-graph", "sp-ray-viewer"]["rules"]
+    index = next(i for i, rule in enumerate(rules) if rule["verbs"] == ["get"])
+    rules[index] = {**rules[index], **widened}
+    lines = plan_of(state(team(), live), team()).lines()
+    assert f"      - {said}" in lines
+    assert "      + get: pods/log, namespaces" in lines
+
+
+def test_no_name_that_an_owner_wrote_moves_the_cursor_over_a_plan():
+    live = there(team())
+    live[ROLE_BINDING, "team-graph", "sp-ray-viewer"]["subjects"] = [{"kind": "User", "name": "a\x1b[2J"}]
+    assert "      - User a\ufffd[2J" in plan_of(state(team(), live), team()).lines()
+
+
 def test_what_the_file_dropped_is_removed_and_what_others_made_stays():
     live = there(team(namespaces=["team-graph", "team-old"]))
     foreign = {
@@ -606,6 +704,63 @@ def test_a_namespace_of_nobody_is_taken_only_when_told_and_then_outlives_the_tea
     gone = plan_of(state(None, {**there(team()), **adopted}), None)
     assert ("release", "Namespace") in [(each.action, each.kind) for each in gone.changes]
     assert ("remove", "ResourceQuota") in [(each.action, each.kind) for each in gone.changes]
+
+
+def test_what_was_there_before_a_team_says_so_when_it_is_taken_and_is_let_go_when_it_is_dropped():
+    account = SERVICE_ACCOUNT, "team-graph", "graph"
+    bare = {
+        key: {**body, "metadata": {**body["metadata"], "labels": {}}}
+        for key, body in there(team()).items() if key in (account, (ROLE, "team-graph", "sp-ray-owner"))
+    }  # fmt: skip
+    wanted = state(team()).wanted
+    taken = with_adopted(wanted, bare)
+    assert {key for key in wanted if taken[key] != wanted[key]} == {account}  # rights of our names are ours
+    assert taken[account]["metadata"]["annotations"] == {"sp-ray/adopted": "true"}
+    # What is marked stays so, or the next apply would take the mark away.
+    assert with_adopted(wanted, {account: taken[account]})[account] == taken[account]
+    new = team(identity={"service_account": "robot"})
+    plan = plan_of(state(new, {**there(team()), account: taken[account]}), new)
+    assert ("release", "ServiceAccount", "graph") in [
+        (each.action, each.kind, each.name) for each in plan.changes
+    ]
+
+
+def test_a_cluster_queue_of_nobody_is_taken_only_when_told():
+    facts, wanted = TeamFacts(kueue="v1beta2"), team(queue={})
+    bodies = {key_of(body): body for body in team_objects(wanted, facts)}
+    key = next(each for each in bodies if each[0].name == "ClusterQueue")
+    bare = {**bodies[key], "metadata": {"name": "graph", "uid": "1"}}
+    now = TeamState("graph", bodies, {key: bare}, merged={key: bodies[key]})
+    (problem,) = plan_of(now, wanted, kueue=True).problems
+    assert (problem.sentence, problem.allowance) == ("ClusterQueue graph is there and no team's", "adopt")
+    assert plan_of(now, wanted, frozenset({"adopt"}), kueue=True).problems == ()
+
+
+def test_an_object_whose_label_somebody_changed_is_had_back_by_force_and_blocks_nothing_else():
+    config = CONFIG_MAP, "team-graph", "sp-ray-team"
+    live = there(team())
+    live[config]["metadata"]["labels"] = {TEAM_LABEL: "zzz"}
+    (problem,) = plan_of(state(team(), live), team()).problems
+    assert problem.allowance == "force"
+    assert (
+        problem.sentence
+        == "ConfigMap team-graph/sp-ray-team has been given to team zzz by its label sp-ray/team"
+    )
+    plan = plan_of(state(team(), live), team(), frozenset({"force"}))
+    assert plan.problems == ()
+    assert "      metadata.labels.sp-ray/team: zzz → graph" in plan.lines()
+    conflict = KubernetesError("others", status=409, reason="Conflict")  # then it is said once
+    now = state(team(), live)
+    (problem,) = plan_of(replace(now, merged={**now.merged, config: conflict}), team()).problems
+    assert problem.allowance == "force"
+
+
+def test_storage_below_what_volumes_take_is_refused():
+    new, live = team(quotas={"storage": "1Gi"}), there(team(quotas={"storage": "10Gi"}))
+    live[QUOTA, "team-graph", "sp-ray-team"]["status"] = {"used": {"requests.storage": "3Gi"}}
+    (problem,) = plan_of(state(new, live), new).problems
+    assert problem.allowance == "below_use"
+    assert "allows 1Gi of storage (requests.storage), 3Gi of storage are in use" in problem.sentence
 
 
 def test_a_quota_below_what_runs_is_refused_with_what_runs_unless_told():

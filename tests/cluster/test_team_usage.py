@@ -10,12 +10,18 @@ import pytest
 
 from sp_ray_ml.cli._cluster_options import table
 from sp_ray_ml.cli.team_usage import _cells
+from sp_ray_ml.cluster._delete import delete
+from sp_ray_ml.cluster._kinds import RAY_CLUSTER
+from sp_ray_ml.cluster._lifetime_text import read_duration
 from sp_ray_ml.cluster._usage import Share, advance, now_of, total_of
 from sp_ray_ml.cluster._usage_ray import share_of
 from sp_ray_ml.cluster._usage_report import report_of
 from sp_ray_ml.cluster._usage_store import _entries, _folded
 from sp_ray_ml.cluster.team_prices import Prices, read_prices
+from sp_ray_ml.cluster.team_usage import _first_day
 from sp_ray_ml.errors import ClusterError, ConfigError
+
+from .kept import Kept
 
 NOON = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC)
 
@@ -103,6 +109,10 @@ def test_a_cluster_that_was_suspended_resumed_deleted_and_made_again_has_the_hou
         '{"name": "a", "uid": "", "creator": "", "until": null, "days": {"2026-11-24": {"cpu": NaN}}}',
         '{"name": "a", "uid": "", "creator": "", "until": null, "days": {"2026-11-24": {"cpu": -5}}}',
         '{"name": "a", "uid": "", "creator": "", "until": null, "days": {"2026-11-24": {"gpu": {"t4": "2"}}}}',
+        '{"name": "a", "uid": "", "creator": "", "until": null, "days": {"2026-11-24": {"gpu": 5}}}',
+        '{"name": "a", "uid": "", "creator": "", "until": null, "days": {"2026-11-24": {"cpu": {"a": 1}}}}',
+        '{"name": "a", "uid": "", "creator": "", "until": null, "days": {"2026-11-24": {"cpu": 1e300}}}',
+        '{"name": "a", "uid": "", "creator": "", "until": null, "days": {"2026-11-24": 3}}', "[" * 100_000,
     ],
 )  # fmt: skip
 def test_hours_that_somebody_else_wrote_are_named_and_not_added_up(text):
@@ -111,6 +121,29 @@ def test_hours_that_somebody_else_wrote_are_named_and_not_added_up(text):
         _entries(body)
     body["data"] = {"mine.00": json.dumps(advance(entry(), [pod(-2, gpus=1)], NOON, Share(0.5, 0.5)))}
     assert total(_entries(body)["mine.00"])["cpu"] == 4.0
+
+
+def config_map(name: str, data: dict[str, str], **labels: str) -> dict[str, Any]:
+    meta = {
+        "name": name,
+        "namespace": "n",
+        "labels": {key.replace("_", "/"): text for key, text in labels.items()},
+    }
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}
+
+
+def test_hours_that_cannot_be_read_hinder_no_deletion_and_it_is_said(caplog):
+    cluster = {
+        "apiVersion": RAY_CLUSTER.api_version, "kind": "RayCluster",
+        "metadata": {"name": "mine", "namespace": "n", "uid": "u-1"}, "spec": {},
+    }  # fmt: skip
+    month = f"sp-ray-usage-{datetime.datetime.now(datetime.UTC):%Y-%m}"
+    damaged = config_map(month, {"mine.00": '{"name": 1}'}, **{"sp-ray_usage": "true"})
+    api = Kept(cluster, config_map("sp-ray-team", {"team": "graph"}), damaged)
+    with caplog.at_level("WARNING", logger="sp_ray_ml"):
+        assert delete(api, "n", "mine", "u-1", False) is None
+    assert api.find(RAY_CLUSTER, "n", "mine") is None
+    assert f"n/mine: its last hours are not summed for its team: ConfigMap n/{month}" in caplog.text
 
 
 def test_no_terminal_is_told_anything_by_a_name_that_a_member_wrote(capsys):
@@ -245,6 +278,33 @@ def test_a_report_counts_from_the_day_it_is_asked_for():
     assert found.table()[0] == [
         "CLUSTER", "CPU-HOURS", "USED", "IDLE", "NOT ASKED", "GPU-HOURS", "USED", "IDLE", "BY TYPE",
     ]  # fmt: skip
+
+
+def test_the_table_says_from_which_day_on_it_counts():
+    found = report_of(entries(), "cluster", since=datetime.date(2026, 11, 2))
+    assert found.table()[-1][0] == "all since 2026-11-02 UTC"
+    assert report_of(entries(), "cluster").table()[-1][0] == "all"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("12h", r"hours are kept by the day.* Say 1d, or a day"), ("200000w", "before the first day")],
+)
+def test_a_time_back_that_is_no_number_of_days_is_refused_with_the_way_out(text, said):
+    with pytest.raises(ConfigError, match=said):
+        _first_day(read_duration(text), NOON)
+    assert _first_day(read_duration("1d"), NOON) == datetime.date(2026, 11, 23)
+
+
+def test_prices_name_a_part_of_a_gpu_by_its_own_name_and_no_type_twice():
+    slice_ = "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb"
+    prices = Prices(cpu_hour=0, gpu_hour={"Tesla-T4-SHARED": 0.1, "Tesla-T4": 0.4, slice_: 0.2})
+    assert prices.gpu_hour == {"Tesla-T4-SHARED": 0.1, "t4": 0.4, slice_: 0.2}
+    shared = pod(-1, gpus=1, nodeSelector={"nvidia.com/gpu.product": "Tesla-T4-SHARED"})
+    found = advance(entry(namespace="n"), [shared], NOON)
+    assert report_of({"graph": [found]}, "team", prices=prices).total.cost == pytest.approx(0.1)
+    with pytest.raises(ConfigError, match="tesla-t4 is t4, which is there already"):
+        Prices(cpu_hour=0, gpu_hour={"t4": 0.4, "tesla-t4": 0.5})
 
 
 def test_a_misspelt_price_is_named_with_its_line(tmp_path):
