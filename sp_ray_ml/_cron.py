@@ -74,7 +74,7 @@ def next_times(
         ConfigError: As `check_cron`.
     """
     zone = _zone(timezone, where)
-    fields = _NICKNAMES.get(expression.strip().lower(), expression).split()
+    fields = _NICKNAMES.get(expression, expression).split()
     _check_fields(fields, expression, where)
     start = (after or datetime.datetime.now(datetime.UTC)).astimezone(zone)
     found: list[datetime.datetime] = []

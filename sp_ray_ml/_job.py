@@ -62,7 +62,8 @@ class Work:
     @property
     def commit(self) -> str:
         """Names what is predicted: the warehouse knows by it what it has."""
-        return _commit(self.folder, self.done["predict"])
+        assert self.pipeline.predict is not None
+        return _commit(self.folder, self.pipeline.predict, self.done["predict"])
 
 
 W = TypeVar("W", bound=Work)
@@ -232,7 +233,7 @@ def write_outputs(
     """
     written = folder.step(
         "write",
-        lambda step: write(step, _commit(folder, predicted)),
+        lambda step: write(step, _commit(folder, predict, predicted)),
         inputs=[predict],
         after=[predicted],
         keep=False,
@@ -240,8 +241,16 @@ def write_outputs(
     return _written(predict, written)
 
 
-def _commit(folder: RunFolder, predicted: Step) -> str:
-    return f"{folder.info['id']}:{predicted.fingerprint}"
+def _commit(folder: RunFolder, predict: Predict, predicted: Step) -> str:
+    name = f"{folder.info['id']}:{predicted.fingerprint}"
+    if predict.output.mode == "append":  # these rows stay, whatever comes after them
+        return name
+    # Back at former settings: what has come between is to be written over, though the warehouse has had these rows.
+    last = folder.info.get("written") or {"name": name, "times": 0}
+    if last["name"] != name or "written" not in folder.info:
+        last = {"name": name, "times": last["times"] + (last["name"] != name)}
+        folder.remember(written=last)
+    return f"{name}:{last['times']}" if last["times"] else name
 
 
 def _written(predict: Predict, written: Step) -> dict[str, str]:

@@ -189,6 +189,12 @@ class RunFolder:
         self.info = {**self.info, **values, "updated": _now()}
         write_json(self.path / "run.json", self.info)
 
+    def remember(self, **values: Any) -> None:
+        """The same, where the run is kept before this returns: what comes next depends on it."""
+        self.save(**values)
+        if self._mirror is not None:
+            self._mirror.put(self.path / "run.json")
+
     def _progress(self, done: float, total: float, text: str) -> None:
         if self._mirror is not None:
             self._mirror.raise_lost()

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml._cron import check_cron, next_times
 from sp_ray_ml._on_cluster.places import check_places, working_folder
-from sp_ray_ml._on_cluster.start import ENTRYPOINT, environment_of, spec_of
+from sp_ray_ml._on_cluster.start import ENTRYPOINT, environment_of, local_tracking, refuse_secrets, spec_of
 from sp_ray_ml._on_cluster.store import RUN_URL, described, publish
 from sp_ray_ml.cluster import _schedule_manifest as manifest
 from sp_ray_ml.cluster._project_packages import own_package, project_packages
-from sp_ray_ml.cluster._versions import RAYS_OWN
 from sp_ray_ml.cluster._working_dir import Package, folder_package
 from sp_ray_ml.cluster.run_settings import EPHEMERAL, RunCluster
 from sp_ray_ml.config import document_of, redact
@@ -73,7 +72,7 @@ def plan_schedule(
     """
     from sp_ray_ml.cluster._agent_manifest import NAME as AGENT
     from sp_ray_ml.cluster._agent_manifest import rights_given
-    from sp_ray_ml.cluster._rayjob_plan import plan_rayjob
+    from sp_ray_ml.cluster._rayjob_plan import image_of, plan_rayjob
     from sp_ray_ml.pipeline import plan, preflight_output
 
     check_cron(cron, timezone, where="--cron")
@@ -83,6 +82,7 @@ def plan_schedule(
     here = working_folder()
     folder = folder_package(here)
     check_places(p, here, folder)
+    refuse_secrets(p)
     plan(p)
     preflight_output(p)
     travels = (
@@ -95,8 +95,7 @@ def plan_schedule(
     request, (body, *beside) = plan_rayjob(
         api, wanted, called, ENTRYPOINT, env=env, metadata={}, annotations={}
     )  # fmt: skip
-    image = str(request.cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"])
-    _check_image(image)
+    image = image_of(request)
     # In a team's namespace members make no Roles: the agent's account may submit there.
     account = AGENT if rights_given(api, request.namespace) else ""
     secrets = tuple(request.settings.image_pull_secrets)
@@ -132,16 +131,6 @@ def _cluster_of(p: Pipeline, namespace: str | None = None) -> RunCluster:
     return RunCluster.model_validate({**data, "name": EPHEMERAL, "submit": "rayjob"})
 
 
-def _check_image(image: str) -> None:
-    """Refuse Ray's own image, which every cluster has that is told of none."""
-    if image.removeprefix("docker.io/").startswith(RAYS_OWN):
-        raise ConfigError(
-            f"a schedule needs an image with sp_ray_ml in it, as its pod submits the run when nobody is there: {image} is "
-            "Ray's own", where="cluster.image",
-            hint="docker/ has a Dockerfile; docs/clusters.md says how it is built. A team's file may name it for all",
-        )  # fmt: skip
-
-
 def _name(run: str) -> str:
     stem = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-")
     stem = stem if stem[:1].isalpha() else f"run-{stem}".strip("-")
@@ -174,6 +163,10 @@ def _notes(p: Pipeline, schedule: manifest.Schedule, folder: Package, *, secret:
         f"the config and {count} file{'' if count == 1 else 's'} of this folder travel as they are now, by "
         f"{redact(str(p.runs))}/.packages: schedule it again when they change",
     ]
+    if uri := local_tracking(p):
+        found.append(
+            f"tracking.uri {redact(uri)} is of this machine: each run keeps its journal, which `sp-ray sync` sends there"
+        )
     if secret:
         found.append("the cluster's settings hold passwords: they are kept in a Secret, not in a ConfigMap")
     assert isinstance(p.cluster, RunCluster)

@@ -26,7 +26,7 @@ from sp_ray_ml._on_cluster.ended import keep_stop
 from sp_ray_ml._on_cluster.events import Events, Reader, error_of, result_of, was_lost
 from sp_ray_ml._on_cluster.hold import RunReporter
 from sp_ray_ml._on_cluster.places import check_places, working_folder
-from sp_ray_ml._on_cluster.start import modules_of, spec_of
+from sp_ray_ml._on_cluster.start import local_tracking, modules_of, refuse_secrets, spec_of
 from sp_ray_ml._on_cluster.store import JOB_CONFIG, RUN_FILE
 from sp_ray_ml._predict_job import PredictResult
 from sp_ray_ml._runs import Step
@@ -39,7 +39,15 @@ from sp_ray_ml.cluster._jobs import Job
 from sp_ray_ml.cluster._kinds import RAY_CLUSTER, RAY_JOB
 from sp_ray_ml.cluster._lifetime_rules import FOR_JOB, SUSPENDED_AT, waits_in_queue
 from sp_ray_ml.cluster._ready import Progress
-from sp_ray_ml.cluster._run_jobs import RunJob, hand_on, list_run_jobs, metadata_of, record_key, record_of
+from sp_ray_ml.cluster._run_jobs import (
+    RunJob,
+    hand_on,
+    list_run_jobs,
+    metadata_of,
+    now,
+    record_key,
+    record_of,
+)
 from sp_ray_ml.cluster._snapshot import Cause
 from sp_ray_ml.cluster._working_dir import folder_package
 from sp_ray_ml.errors import (
@@ -50,6 +58,7 @@ from sp_ray_ml.errors import (
     KubernetesError,
     Problem,
     StorageError,
+    VersionMismatchError,
     WarehouseError,
 )
 from sp_ray_ml.pipeline import load_config, pipeline_of, predict
@@ -315,6 +324,25 @@ def test_what_a_config_has_after_its_variables_travels_as_it_is(monkeypatch):
     assert here.table.table == "SELECT '$$' AS x"
     named = with_cluster(here, "shows", None, share_nodes=False)
     assert (named.tracking.uri, named.table) == (here.tracking.uri, here.table)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///team.db", "file:./mlruns", "mlruns"])
+def test_a_mlflow_of_this_machine_is_none_of_the_pods_and_has_the_journal_from_here(uri):
+    p = pipeline(tracking={"uri": uri, "experiment": "ratings"})
+    assert local_tracking(p).startswith(("sqlite:////", "file:"))
+    sent = spec_of(p, fresh=False, verbose=False)["config"]["tracking"]
+    assert (sent["uri"], sent["experiment"]) == (None, "ratings")
+    server = pipeline(tracking={"uri": "https://mlflow.example"})
+    assert local_tracking(server) is None
+    assert (
+        spec_of(server, fresh=False, verbose=False)["config"]["tracking"]["uri"] == "https://mlflow.example"
+    )
+
+
+def test_a_config_with_a_secret_is_not_written_beside_the_runs():
+    refuse_secrets(pipeline())
+    with pytest.raises(ConfigError, match="would lie in the bucket"):
+        refuse_secrets(pipeline(tracking={"uri": "https://me:hunter2@mlflow.example"}))
 
 
 @pytest.mark.parametrize("home", [".", "ada"])
@@ -628,6 +656,15 @@ def test_who_only_follows_a_run_that_failed_by_a_lost_pod_is_told_of_it_once(tol
     assert len(told.notes) == 2
 
 
+def test_a_rayjob_whose_image_has_no_package_is_not_waited_for(told):
+    said = "/usr/bin/python: Error while finding module specification (No module named 'sp_ray_ml')\n"
+    cluster = Cluster(("FAILED", said))
+    cluster.job = replace(cluster.job, by_operator=True)
+    cluster.restarts_itself = lambda: True
+    with pytest.raises(VersionMismatchError, match="the image has no sp_ray_ml"):
+        follow(cluster, told)
+
+
 def test_a_rayjob_that_kuberay_starts_no_more_has_failed_and_is_not_waited_for(told):
     cluster = Cluster(("FAILED", "Killed\n"), again=False)
     cluster.job = replace(cluster.job, by_operator=True)
@@ -764,6 +801,11 @@ def test_a_cluster_goes_with_the_last_run_that_is_on_it():
     heir = hand_on(server, cluster, "a-1", lambda job: states[job.id])
     assert (heir.id, server.notes[FOR_JOB]) == ("b-2", "b-2")
     assert hand_on(server, cluster, "b-2", lambda job: states[job.id]) is None
+    # One that is just being sent is not known to Ray yet.
+    coming = replace(first, id="d-4", submitted=now())
+    notes[record_key(coming)] = json.dumps(record_of(coming))
+    states |= {"b-2": "lost", "d-4": "lost"}
+    assert hand_on(server, cluster, "c-3", lambda job: states[job.id]).id == "d-4"
 
 
 def test_a_rayjob_is_listed_once_though_its_cluster_has_its_annotations():

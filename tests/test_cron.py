@@ -71,6 +71,7 @@ def test_next_times_are_those_of_kubernetes(expression: str, zone: str, after: s
         ("0 3 * * sunday", "'sunday' is no weekday: these are 0 (Sunday) to 6, or sun to sat"),
         ("0 3 * * fri-mon", "or sun to sat, from the lower to the higher"),
         ("@nightly", "no such nickname"),
+        ("@Daily", "no such nickname; did you mean @daily?"),
         ("0 0 30 2 *", "it never comes"),
         ("0 0 31 4,6 *", "it never comes"),
     ],

@@ -121,7 +121,7 @@ def _folder(
         with RunFolder(place / p.name, console) as folder:
             yield folder
         return
-    given = [cache_version(step), [before[name].fingerprint for name in step.reads]]
+    given = [p.name, cache_version(step), [before[name].fingerprint for name in step.reads]]
     mark = fingerprint(given, {name: tables[name] for name in step.tables})
     url = join(str(p.runs), _BESIDE_RUNS, f"{step.name}-{mark[:16]}")
     with ExitStack() as held:

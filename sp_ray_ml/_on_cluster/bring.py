@@ -59,13 +59,16 @@ def _bring(url: str, here: Path, steps: Sequence[Step]) -> None:
                 scratch.replace(step.folder)
 
 
-def send_journal(url: str, reporter: Reporter, *, failed: bool = False) -> str | None:
+def send_journal(
+    url: str, reporter: Reporter, *, failed: bool = False, mlflow: str | None = None
+) -> str | None:
     """Send the journal of a run that has ended to the user's own MLflow; the run's id there.
 
     Args:
         url: The run's folder.
         reporter: Told of what could not be sent.
         failed: It may have failed before it had a journal.
+        mlflow: The tracking URI; that of the run or of this machine without.
     """
     from sp_ray_ml.tracking import sync
 
@@ -73,7 +76,7 @@ def send_journal(url: str, reporter: Reporter, *, failed: bool = False) -> str |
     try:
         if failed and not read_appended(join(url, "journal")):
             return None
-        outcome = sync(url)
+        outcome = sync(url, uri=mlflow)
     except SpRayError as error:
         reporter.note(f"tracking: {error}; send it later: sp-ray sync {url}")
         return None

@@ -37,6 +37,7 @@ _OTHERS_S = 300.0
 """How long whoever has started a run may take to start it again, for those who only follow it."""
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _LINES_TOLD = 15
+_NO_PACKAGE = "No module named 'sp_ray_ml"
 
 
 class Follower:
@@ -207,6 +208,11 @@ class Follower:
         if end.failure is not None and failed:
             raise error_of(end.failure, self._watched.logs)
         said = str(end.failure["message"]) if end.failure else self._last_words()
+        if self._watched.job.by_operator and _NO_PACKAGE in said:  # each further start would end alike
+            raise VersionMismatchError(
+                "the image has no sp_ray_ml", where=f"{self._watched.job.namespace}/{self._watched.job.id}",
+                hint="Name one that has in cluster.image: docker/ has a Dockerfile, docs/clusters.md says how it is built",
+            )  # fmt: skip
         first = said.strip().partition("\n")[0][:200]
         self._start_again(f"a part of the job was lost ({first})", said)
         return None

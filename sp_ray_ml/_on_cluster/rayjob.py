@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,36 +19,38 @@ if TYPE_CHECKING:
     from sp_ray_ml.cluster._run_jobs import RunJob
     from sp_ray_ml.cluster.run_settings import RunCluster
 
-__all__ = ["WatchedRayJob", "make_rayjob"]
+__all__ = ["WatchedRayJob", "make_rayjob", "plan_run"]
 
 Body = dict[str, Any]
 
 
-def make_rayjob(
-    api: Api, wanted: RunCluster, job: RunJob, entrypoint: str, env: dict[str, str], *, plan: bool = True
-) -> Body:
-    """Make the RayJob of a run, and what stands beside it.
-
-    Raises:
-        ClusterUnhealthyError: Its cluster can never fit.
-        KubernetesError: The API server refused; nothing is left.
-    """
+def plan_run(api: Api, wanted: RunCluster, job: RunJob, entrypoint: str, env: dict[str, str]) -> list[Body]:
+    """The RayJob of a run, and what stands beside it; raises as `plan_rayjob`."""
     from sp_ray_ml.cluster._rayjob_plan import plan_rayjob
 
-    request, (body, *beside) = plan_rayjob(
+    return plan_rayjob(
         api, wanted, job.id, entrypoint, env=env, metadata=_run_jobs.metadata_of(job),
-        annotations={_run_jobs.record_key(job): json.dumps(_run_jobs.record_of(job))}, plan=plan,
-    )  # fmt: skip
-    made: Body = api.create(RAY_JOB, request.namespace, body)
+        annotations={_run_jobs.record_key(job): json.dumps(_run_jobs.record_of(job))}, starts_now=True,
+    )[1]  # fmt: skip
+
+
+def make_rayjob(api: Api, job: RunJob, objects: Sequence[Body]) -> Body:
+    """Make what was planned.
+
+    Raises:
+        KubernetesError: The API server refused; nothing is left.
+    """
+    body, *beside = objects
+    made: Body = api.create(RAY_JOB, job.namespace, body)
     owner = {
         "apiVersion": RAY_JOB.api_version, "kind": RAY_JOB.name, "name": job.id, "uid": made["metadata"]["uid"],
     }  # fmt: skip
     try:
         for each in beside:
             each["metadata"]["ownerReferences"] = [owner]
-            api.create(NETWORK_POLICY, request.namespace, each)
+            api.create(NETWORK_POLICY, job.namespace, each)
     except KubernetesError:
-        api.delete(RAY_JOB, request.namespace, job.id)
+        api.delete(RAY_JOB, job.namespace, job.id)
         raise
     return made
 

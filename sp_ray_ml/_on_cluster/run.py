@@ -19,7 +19,14 @@ from sp_ray_ml._on_cluster.events import Result
 from sp_ray_ml._on_cluster.follow import Follower, follow
 from sp_ray_ml._on_cluster.hold import find_or_make, remove_cluster, removed_at_end, who_removes
 from sp_ray_ml._on_cluster.places import working_folder
-from sp_ray_ml._on_cluster.start import ENTRYPOINT, Starts, Travels, environment_of
+from sp_ray_ml._on_cluster.start import (
+    ENTRYPOINT,
+    Starts,
+    Travels,
+    environment_of,
+    local_tracking,
+    refuse_secrets,
+)
 from sp_ray_ml._on_cluster.watched import Detached, OutOfSightError, Stopped, Watched
 from sp_ray_ml._predict_job import PREDICT
 from sp_ray_ml._predict_sealed import check_trained
@@ -28,8 +35,7 @@ from sp_ray_ml._runs import Reporter
 from sp_ray_ml.cluster import _run_jobs
 from sp_ray_ml.cluster.ray_cluster import RayCluster
 from sp_ray_ml.cluster.run_settings import RunCluster, new_name
-from sp_ray_ml.config import document_of, dump
-from sp_ray_ml.errors import ClusterError, ConfigError, SpRayError, StorageError
+from sp_ray_ml.errors import ClusterError, SpRayError, StorageError
 from sp_ray_ml.tracking._environment import user_name
 
 if TYPE_CHECKING:
@@ -98,8 +104,9 @@ def run_on_cluster(
             starts = Starts(api, cluster, travels, copies, p, reporter, removed)
             started = starts.start(job)
             watched = Watched(api, cluster, started, starts.again, restart, removed=removed)
-            result = _follow(watched, reporter, verbose=verbose, restarts=wanted.restarts)
-        return _home(result, job, reporter)
+            mlflow = local_tracking(p)
+            result = _follow(watched, reporter, verbose=verbose, restarts=wanted.restarts, mlflow=mlflow)
+        return _home(result, job, reporter, mlflow)
 
 
 def attach(api: Api, namespace: str, id: str, reporter: Reporter, *, verbose: bool) -> Result:
@@ -140,32 +147,39 @@ def _run_as_rayjob(
     verbose: bool,
 ) -> Result:  # fmt: skip
     from sp_ray_ml._on_cluster.old_packages import remove_old
-    from sp_ray_ml._on_cluster.rayjob import make_rayjob
-    from sp_ray_ml._on_cluster.store import RUN_URL, publish
+    from sp_ray_ml._on_cluster.rayjob import make_rayjob, plan_run
+    from sp_ray_ml._on_cluster.store import RUN_URL, described, publish
     from sp_ray_ml.cluster._project_packages import own_package
 
-    if {**dump(p), "cluster": None} != {**document_of(p).data, "cluster": None}:
-        raise ConfigError(
-            "the config holds a secret, which would lie in the bucket beside the runs", where=p.name,
-            hint="Leave passwords and tokens to the cluster: a service account, or variables of its pods",
-        )  # fmt: skip
-    reporter.progress(0, 0, "writing what travels beside the runs")
+    refuse_secrets(p)
     modules = [own_package(), *travels.projects]
-    url = publish(p.runs, travels.said, travels.folder, modules)
+    url = described(str(p.runs), travels.said, travels.folder, modules)[0]
+    planned = plan_run(api, wanted, job, ENTRYPOINT, {RUN_URL: url, **environment_of(wanted)})
+    reporter.progress(0, 0, "writing what travels beside the runs")
+    publish(str(p.runs), travels.said, travels.folder, modules)
     try:
         remove_old(p.runs)
     except StorageError as error:
         reporter.note(f"what jobs of long ago have left beside the runs stays there: {error}")
-    make_rayjob(api, wanted, job, ENTRYPOINT, {RUN_URL: url, **environment_of(wanted)})
+    make_rayjob(api, job, planned)
     reporter.note(
         f"RayJob {job.id} in namespace {job.namespace}; from another machine: {job.command('attach')}"
     )
-    return _follow_rayjob(api, job, reporter, restart, verbose=verbose, remove=wanted.lifetime == "job")
+    return _follow_rayjob(
+        api,
+        job,
+        reporter,
+        restart,
+        verbose=verbose,
+        remove=wanted.lifetime == "job",
+        mlflow=local_tracking(p),
+    )
 
 
 def _follow_rayjob(
-    api: Api, job: RunJob, reporter: Reporter, restart: str, *, verbose: bool, remove: bool
-) -> Result:
+    api: Api, job: RunJob, reporter: Reporter, restart: str, *, verbose: bool, remove: bool,
+    mlflow: str | None = None,
+) -> Result:  # fmt: skip
     from sp_ray_ml._on_cluster.rayjob import WatchedRayJob
 
     watched = WatchedRayJob(api, job, restart, reporter.note, removed=remove)
@@ -182,11 +196,13 @@ def _follow_rayjob(
             )
 
     with contextlib.closing(watched), removed_at_end(clear_away if remove else lambda: None, reporter):
-        result = _follow(watched, reporter, verbose=verbose, restarts=0)
-    return _home(result, job, reporter)
+        result = _follow(watched, reporter, verbose=verbose, restarts=0, mlflow=mlflow)
+    return _home(result, job, reporter, mlflow)
 
 
-def _follow(watched: Watched, reporter: Reporter, *, verbose: bool, restarts: int) -> Result:
+def _follow(
+    watched: Watched, reporter: Reporter, *, verbose: bool, restarts: int, mlflow: str | None = None
+) -> Result:
     """Follow a run to its end; what it has tracked is sent from here also when that is a bad one."""
     try:
         return follow(Follower(watched, reporter, verbose=verbose, restarts=restarts), watched, reporter)
@@ -194,16 +210,18 @@ def _follow(watched: Watched, reporter: Reporter, *, verbose: bool, restarts: in
         raise
     except (Stopped, SpRayError):
         if watched.job.tracked:
-            send_journal(join(watched.job.runs, watched.job.run), reporter, failed=True)
+            send_journal(join(watched.job.runs, watched.job.run), reporter, failed=True, mlflow=mlflow)
         raise
 
 
-def _home(result: Result, job: RunJob, reporter: Reporter) -> Result:
+def _home(result: Result, job: RunJob, reporter: Reporter, mlflow: str | None = None) -> Result:
     """Get what people open of a run that has ended well; the cluster is needed no more."""
     result = bring(result, reporter)
     if not job.tracked or result.url is None:
         return result
-    return replace(result, mlflow_run_id=send_journal(result.url, reporter) or result.mlflow_run_id)
+    return replace(
+        result, mlflow_run_id=send_journal(result.url, reporter, mlflow=mlflow) or result.mlflow_run_id
+    )
 
 
 def stop(api: Api, namespace: str, id: str) -> Iterator[str]:

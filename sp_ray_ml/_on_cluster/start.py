@@ -15,14 +15,24 @@ from sp_ray_ml._runs import Reporter
 from sp_ray_ml.cluster import _run_jobs
 from sp_ray_ml.cluster._working_dir import Package, folder_package
 from sp_ray_ml.cluster.ray_cluster import RayCluster
-from sp_ray_ml.config import document_of
+from sp_ray_ml.config import document_of, dump
+from sp_ray_ml.errors import ConfigError, VersionMismatchError
+from sp_ray_ml.tracking._store import is_file_store, tracking_uri
 
 if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
     from sp_ray_ml.cluster._run_jobs import RunJob
     from sp_ray_ml.pipeline import Pipeline
 
-__all__ = ["ENTRYPOINT", "Starts", "Travels", "environment_of", "spec_of"]
+__all__ = [
+    "ENTRYPOINT",
+    "Starts",
+    "Travels",
+    "environment_of",
+    "local_tracking",
+    "refuse_secrets",
+    "spec_of",
+]
 
 ENTRYPOINT = "python -m sp_ray_ml._on_cluster.main"
 _CACHE = "SP_RAY_CACHE"
@@ -85,13 +95,35 @@ def spec_of(
         id: The job's id, by which it knows whether it is started first.
         predict: Predict without training: with `predictor` and `all_events`.
     """
+    config = {**document_of(p).data, "cluster": "auto"}
+    if local_tracking(p):  # it would be a file of the pod: the journal is sent from here
+        config["tracking"] = {**config["tracking"], "uri": None}
     return {
         **({} if predict is None else {"predict": dict(predict)}),
         "job": id,
-        "config": {**document_of(p).data, "cluster": "auto"},
+        "config": config,
         "fresh": fresh,
         "verbose": verbose,
     }
+
+
+def local_tracking(p: Pipeline) -> str | None:
+    """The MLflow that a config names, where that is a file of this machine."""
+    uri = tracking_uri(p.tracking, ".") if p.tracking.uri else ""
+    return uri if is_file_store(uri) else None
+
+
+def refuse_secrets(p: Pipeline) -> None:
+    """Refuse a config that holds a secret, where it is written beside the runs.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if {**dump(p), "cluster": None} != {**document_of(p).data, "cluster": None}:
+        raise ConfigError(
+            "the config holds a secret, which would lie in the bucket beside the runs", where=p.name,
+            hint="Leave passwords and tokens to the cluster: a service account, or variables of its pods",
+        )  # fmt: skip
 
 
 class Starts:
@@ -119,12 +151,17 @@ class Starts:
         from sp_ray_ml.cluster._changed_files import send_changed
         from sp_ray_ml.cluster._jobs import submit
 
+        # First, so that whoever looks finds it even if this process ends right after the job was started, and so that
+        # nobody whose run ends takes the cluster away meanwhile.
+        _run_jobs.record(self._api, job, self._cluster.refresh().manifest, removed_with=self._removed)
         if self._own is None:
             self._reporter.progress(0, 0, "asking the cluster's Python")
-            self._own = [each.kept(self._copies / each.name) for each in self._own_code()]
+            try:
+                self._own = [each.kept(self._copies / each.name) for each in self._own_code()]
+            except (ConfigError, VersionMismatchError):
+                _run_jobs.forget(self._api, job)
+                raise
         modules = [self._travels.spec, *self._own, *self._travels.projects]
-        # First, so that whoever looks finds it even if this process ends right after the job was started.
-        _run_jobs.record(self._api, job, self._cluster.refresh().manifest, removed_with=self._removed)
         self._reporter.progress(0, 0, "sending what the cluster has not")
         dashboard = self._cluster.kept_dashboard()
         for package in (self._travels.folder, *modules):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,13 +52,15 @@ def with_cluster(
 
 
 def again(
-    command: list[str], cluster: str | None, namespace: str | None, context: str | None, *, share_nodes: bool
-) -> str:
+    command: list[str], cluster: str | None, namespace: str | None, kubeconfig: Path | None, context: str | None, *,
+    share_nodes: bool,
+) -> str:  # fmt: skip
     """The command line that goes on with what was broken off."""
     import shlex
 
     options = [f"--cluster={cluster}"] if cluster else []
     options += [f"--namespace={namespace}"] if namespace else []
     options += ["--share-nodes"] if share_nodes else []
+    options += [f"--kubeconfig={kubeconfig}"] if kubeconfig else []
     options += [f"--context={context}"] if context else []
     return shlex.join(["sp-ray", *command, *options])

@@ -79,7 +79,7 @@ def predict(
                 more = [f"--predictor={predictor}"] if predictor else []
                 more += ["--all-events"] if all_events else []
                 restart, training = (
-                    again(command, cluster, namespace, context, share_nodes=share_nodes)
+                    again(command, cluster, namespace, kubeconfig, context, share_nodes=share_nodes)
                     for command in (["predict", *named, *more], ["run", *named])
                 )
                 where = {"kubeconfig": kubeconfig, "context": context, "training": training}

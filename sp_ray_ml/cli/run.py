@@ -56,7 +56,7 @@ def run(
         _print_plan(pipeline, output)
     else:
         command = ["run", str(file), *(f"--set={text}" for text in overrides)]
-        restart = again(command, cluster, namespace, context, share_nodes=share_nodes)
+        restart = again(command, cluster, namespace, kubeconfig, context, share_nodes=share_nodes)
         where = {"kubeconfig": kubeconfig, "context": context}
         _run(pipeline, restart, where, fresh=fresh, verbose=verbose, output=output)
 

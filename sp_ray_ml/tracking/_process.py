@@ -19,7 +19,7 @@ from sp_ray_ml.errors import TrackingError
 from sp_ray_ml.storage import Lock, storage_errors
 from sp_ray_ml.tracking._replay import bring_journal, folder_of, is_running
 from sp_ray_ml.tracking._state import JOURNAL, LOCK, LOG, SendState
-from sp_ray_ml.tracking._store import artifact_root, redact_uri, secrets_of, tracking_uri
+from sp_ray_ml.tracking._store import artifact_root, is_file_store, redact_uri, secrets_of, tracking_uri
 from sp_ray_ml.tracking.journal import count_entries, finish_of, last_opening
 from sp_ray_ml.tracking.settings import Tracking
 
@@ -120,7 +120,7 @@ def _sync(
             hint="List the runs: sp-ray get runs" + (f" --runs {url.rpartition('/')[0]}" if url else ""),
         )
     address = uri or opening["uri"]
-    if uri is None and url is not None and (not address or address.startswith(("sqlite", "file:"))):
+    if uri is None and url is not None and (not address or is_file_store(address)):
         address = tracking_uri(Tracking(), runs_folder)  # a file of the machine that it ran on is not here
     if uri is None and "***" in address:
         address = os.environ.get("MLFLOW_TRACKING_URI", "")

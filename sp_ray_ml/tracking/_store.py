@@ -43,6 +43,11 @@ def tracking_uri(settings: Tracking, runs_folder: str | os.PathLike[str]) -> str
     return uri
 
 
+def is_file_store(uri: str) -> bool:
+    """Whether a tracking URI is of files of this machine."""
+    return uri.startswith(("sqlite", "file:"))
+
+
 def answers(uri: str) -> bool:
     """Whether somebody listens at a server's address; MLflow would try for minutes. Of a file it is not asked."""
     parts = urllib.parse.urlsplit(uri)

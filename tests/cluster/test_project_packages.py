@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from sp_ray_ml.cluster._head_python import code_digest
-from sp_ray_ml.cluster._project_packages import own_package, project_packages
+from sp_ray_ml.cluster._project_packages import _local_projects, own_package, project_packages
 from sp_ray_ml.errors import ConfigError
 
 
@@ -56,6 +56,12 @@ def test_a_project_that_is_gone_is_told(installed):
     (installed / "pyproject.toml").unlink()
     with pytest.raises(ConfigError, match="no project any more"):
         project_packages()
+
+
+def test_what_an_interrupted_installation_has_left_is_no_project(tmp_path, monkeypatch):
+    (tmp_path / "torn-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "torn" not in {name for name, _ in _local_projects()}
 
 
 def test_this_package_travels_whole():

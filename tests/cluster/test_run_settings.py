@@ -48,6 +48,7 @@ def test_one_group_or_a_list_of_groups_becomes_settings_of_a_cluster():
         ({"lifetime": {"idle": "2 hours"}}, "cluster.lifetime.idle: expected a duration such as"),
         ({"name": "a", "submit": "rayjob"}, "cluster.submit: rayjob makes a cluster of its own: leave `name: a` out"),
         ({"name": "Big Name"}, "did you mean big-name?"),
+        ({"name": "a" * 48, "queue": "gpu"}, "cluster.queue: Kueue adds to the names of what waits in it: 47 characters"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_place(cluster, said):

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from sp_ray_ml._schedule import _check_image, _check_name, _cluster_of, _name, _notes
+from sp_ray_ml._schedule import _check_name, _cluster_of, _name, _notes
+from sp_ray_ml.cluster._rayjob_plan import check_image
 from sp_ray_ml.cluster._run_jobs import METADATA, records_of
 from sp_ray_ml.cluster._schedule_manifest import LONGEST_NAME, Schedule, schedule_objects, shown
 from sp_ray_ml.cluster._versions import default_image
@@ -95,9 +96,9 @@ def test_a_config_without_a_cluster_or_its_image_is_told():
         default_image(),
         f"docker.io/{default_image(gpu=True)}",
     ):  # what a cluster has that is told of none
-        with pytest.raises(ConfigError, match=r"cluster\.image: a schedule needs an image with sp_ray_ml"):
-            _check_image(image)
-    _check_image("registry/rayproject/ml:1")
+        with pytest.raises(ConfigError, match=r"cluster\.image: a RayJob needs an image with sp_ray_ml"):
+            check_image(image)
+    check_image("registry/rayproject/ml:1")
     with pytest.raises(ConfigError, match="the config runs on no cluster"):
         _cluster_of(load_config(config, ["cluster=local"]), "team")
     found = _cluster_of(load_config({**config, "cluster": {"name": "shows", "lifetime": "keep"}}), "team")

@@ -57,6 +57,11 @@ def test_the_rules_of_the_repository_above_count_and_git_does_not_travel(folder)
     assert set(folder_package(here / "scratch").files) == {"key.pem"}
 
 
+def test_a_line_of_gitignore_that_is_no_pattern_is_passed_over_as_git_does(folder):
+    here = folder({".gitignore": "!\n\\\na\\\n[z-a]x\n*.csv\n", "a.csv": "1", "b.py": "1"})
+    assert set(folder_package(here).files) == {".gitignore", "b.py"}
+
+
 def test_what_links_lead_to_travels_and_a_link_in_a_circle_has_an_end(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "rows.csv").write_text("1")
@@ -70,6 +75,12 @@ def test_what_links_lead_to_travels_and_a_link_in_a_circle_has_an_end(folder, tm
         (here / name).symlink_to(target)
     (here / "one.csv").symlink_to(elsewhere / "rows.csv")
     assert set(folder_package(here).files) == {".gitignore", "a/b.py", "data/rows.csv", "one.csv"}
+
+
+def test_a_link_to_itself_leads_to_nothing(folder):
+    here = folder({"a.py": "1"})
+    (here / "loop").symlink_to(here / "loop")
+    assert set(folder_package(here).files) == {"a.py"}
 
 
 def test_names_in_any_language_and_the_right_to_be_run_travel_and_a_name_that_is_no_text_is_told(folder):

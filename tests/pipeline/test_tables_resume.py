@@ -130,6 +130,23 @@ def test_an_edit_runs_what_depends_on_it_and_says_so(
     assert table("predictions").equals(table("fresh"))
 
 
+@pytest.mark.parametrize("warehouse", ["out", "duckdb:///out.duckdb"])
+def test_back_at_former_settings_the_partitions_are_those_of_these_settings_again(
+    shop: str, warehouse: str
+) -> None:
+    output = {"warehouse": warehouse, "table": "predictions", "mode": "partition", "partition_by": "colour"}
+
+    def predicted(rounds: int) -> pa.Table:
+        run(config(train__num_boost_round=rounds, predict__output=output))
+        return table("predictions", warehouse).sort_by("order_id")
+
+    first, other = predicted(5), predicted(2)
+    assert not first.equals(other)
+    assert predicted(5).equals(first)
+    assert predicted(5).equals(first)
+    assert predicted(2).equals(other)
+
+
 def test_new_data_runs_all_anew(shop: str) -> None:
     run(config())
     write(pa.concat_tables([orders(), orders().slice(0, 1).set_column(0, "order_id", pa.array([0]))]))
