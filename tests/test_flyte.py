@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -337,3 +339,22 @@ def test_without_flyte_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "flyte", None)
     with pytest.raises(MissingDependencyError, match=r"sp_ray_ml\[flyte\]"):
         pipeline_environment(EVENTS)
+
+
+def test_two_pipelines_that_differ_in_their_name_alone_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    from sp_ray_ml._console import Console
+    from sp_ray_ml._flyte.steps import _folder, steps_of
+
+    one, other = (
+        load_config({**EVENTS, "name": name, "runs": "memory://flyte/runs"})
+        for name in ("shows", "shows-dev")
+    )
+    with Console() as console, contextlib.ExitStack() as held:
+        places = []
+        for p in (one, other):
+            step = next(each for each in steps_of(p) if each.name == "train")
+            before: dict[str, Any] = {name: SimpleNamespace(fingerprint="f") for name in step.reads}
+            tables = dict.fromkeys(step.tables, "mark")
+            folder = held.enter_context(_folder(p, step, before, tables, tmp_path / p.name, console))
+            places.append(str(folder.url).rpartition("/")[0])
+        assert places[0] != places[1]
