@@ -22,18 +22,17 @@ import pyarrow as pa
 from sp_ray_ml.data._bigquery_errors import missing_table
 from sp_ray_ml.data._bigquery_place import Place, parse_url
 from sp_ray_ml.data._bigquery_read import QueryResult, QuerySource, TableSource, narrowed, query_config
-from sp_ray_ml.data._bigquery_sql import one_statement
+from sp_ray_ml.data._bigquery_sql import is_ordered, one_statement
 from sp_ray_ml.data._bigquery_target import Target, schema_of
 from sp_ray_ml.data._bigquery_types import check_columns, read_schema, stored
 from sp_ray_ml.data._bigquery_write import HIDDEN, committed, move, staged
+from sp_ray_ml.data._where import conditions
 from sp_ray_ml.data.source import Source, as_source, require_columns
 from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, is_sql, no_table
 from sp_ray_ml.errors import DataError, TableNotFoundError, WarehouseError
 from sp_ray_ml.logger import LOGGER
 
 __all__ = ["BigQueryWarehouse"]
-
-_ORDERED = re.compile(r"\border\s+by\b", re.IGNORECASE)
 
 
 class BigQueryWarehouse(Warehouse):
@@ -142,14 +141,17 @@ class BigQueryWarehouse(Warehouse):
                 hint="Use SELECT, or WITH … SELECT",
             )
         schema = read_schema([field.to_api_repr() for field in plan.schema or ()], place.url)
-        asked = narrowed(sql, schema, columns, where)
+        # BigQuery promises no order of a subquery: the rows of an ordered one are picked from its result.
+        ordered = is_ordered(sql)
+        asked = sql if ordered else narrowed(sql, schema, columns, where)
         if asked is not sql:
             plan = self._planned(asked)
         self._check_cost(int(plan.total_bytes_processed or 0))
         names = require_columns(schema, columns, "query") if columns is not None else schema.names
         result = QueryResult(place, asked, self._parameter(asked))
         picked = pa.schema([schema.field(name) for name in names])
-        return QuerySource(result, picked, partial(self.fingerprint, sql), ordered=bool(_ORDERED.search(sql)))
+        kept = conditions(where if ordered else (), schema, "query")
+        return QuerySource(result, picked, partial(self.fingerprint, sql), kept, ordered=ordered)
 
     def _parameter(self, sql: str) -> dt.datetime | None:
         return self._fixed() if "@snapshot" in sql else None
@@ -193,6 +195,27 @@ class BigQueryWarehouse(Warehouse):
 
     # --- writing ------------------------------------------------------------------------------------------------
 
+    def check(
+        self, table: str, schema: pa.Schema, *, mode: Mode = "replace", partition_by: str | None = None
+    ) -> None:
+        self._check(table, schema, mode, partition_by)
+        place = self._place
+        if mode != "replace" and (found := self._found((place.project, place.dataset, table))) is not None:
+            Target.of(place, table, found, schema, make=False, commit=None)
+
+    def _check(self, table: str, schema: pa.Schema, mode: Mode, partition_by: str | None) -> None:
+        """What is refused without a look at the table."""
+        check_write(table, mode, schema, partition_by)
+        where = f"{self._place.url}/{table}"
+        if not _is_table(table):
+            raise DataError(
+                f"{table!r} cannot be a table's name in BigQuery",
+                where=self._place.url,
+                hint="Take letters and digits of any language, spaces, dashes and underscores",
+            )
+        check_columns(schema, where)
+        stored(schema, where)
+
     def write(
         self,
         table: str,
@@ -203,17 +226,7 @@ class BigQueryWarehouse(Warehouse):
         commit: str | None = None,
     ) -> int:
         source = as_source(data, name=table)
-        check_write(table, mode, source, partition_by)
-        place = self._place
-        where = f"{place.url}/{table}"
-        if not _is_table(table):
-            raise DataError(
-                f"{table!r} cannot be a table's name in BigQuery",
-                where=place.url,
-                hint="Take letters and digits of any language, spaces, dashes and underscores",
-            )
-        check_columns(source.schema, where)
-        stored(source.schema, where)
+        self._check(table, source.schema, mode, partition_by)
         with self._located() as (place, client):
             while True:
                 found = self._found((place.project, place.dataset, table))

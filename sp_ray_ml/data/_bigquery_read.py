@@ -16,8 +16,8 @@ from sp_ray_ml.data._bigquery_parts import MOST_STREAMS, noted, streams_of
 from sp_ray_ml.data._bigquery_place import Place
 from sp_ray_ml.data._bigquery_session import Session, open_session
 from sp_ray_ml.data._bigquery_sql import quoted, restriction
-from sp_ray_ml.data._bigquery_streams import conformed, interleaved
-from sp_ray_ml.data._where import Condition, conditions
+from sp_ray_ml.data._bigquery_streams import conformed, interleaved, only, tested
+from sp_ray_ml.data._where import Condition, as_arrow, conditions
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import TableNotFoundError, WarehouseError
 from sp_ray_ml.logger import LOGGER
@@ -183,18 +183,27 @@ class QuerySource(_StreamSource):
         result: The query's rows.
         schema: The columns to read of it.
         state: Gives text that changes when the tables that it reads have.
+        conditions: What rows of the result must meet.
         ordered: Whether the query says in which order: it is then read in one stream.
     """
 
     def __init__(
-        self, result: QueryResult, schema: pa.Schema, state: Callable[[], str], *, ordered: bool
+        self,
+        result: QueryResult,
+        schema: pa.Schema,
+        state: Callable[[], str],
+        conditions: Sequence[Condition] = (),
+        *,
+        ordered: bool,
     ) -> None:
         self._place, self._result, self._ordered = result.place, result, ordered
+        self._conditions = conditions
         super().__init__("query", schema, state)
 
     def _session(self, streams: int | None = None) -> Session:
+        streams = 1 if self._ordered else streams
         return open_session(
-            self._place, self._result.job()[2], self.schema, streams=1 if self._ordered else streams
+            self._place, self._result.job()[2], self.schema, self._conditions, streams=streams
         )
 
     def _stream(self) -> Iterator[pa.RecordBatch]:
@@ -207,7 +216,9 @@ class QuerySource(_StreamSource):
             LOGGER.warning(
                 "%s: the query's rows come through REST, which is slower: %s", self._place.url, error
             )
-        yield from self._result.pages(self.schema)
+        condition = as_arrow(self._conditions)
+        for batch in self._result.pages(tested(self.schema, self._conditions)):
+            yield only(batch, condition, self.schema)
 
     def streams(self, note: str | None) -> tuple[str, Sequence[Source]] | None:
         if self._ordered:
@@ -233,7 +244,7 @@ class QuerySource(_StreamSource):
     def select(self, columns: Sequence[str]) -> Source:
         names = require_columns(self.schema, columns, self.name)
         schema = pa.schema([self.schema.field(name) for name in names])
-        return QuerySource(self._result, schema, self._state, ordered=self._ordered)
+        return QuerySource(self._result, schema, self._state, self._conditions, ordered=self._ordered)
 
 
 def _without_sessions(error: Exception) -> bool:

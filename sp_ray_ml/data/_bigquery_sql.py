@@ -14,7 +14,7 @@ import pyarrow as pa
 from sp_ray_ml.data._where import Condition
 from sp_ray_ml.errors import WarehouseError
 
-__all__ = ["literal", "one_statement", "quoted", "restriction"]
+__all__ = ["is_ordered", "literal", "one_statement", "quoted", "restriction"]
 
 _ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _TOKEN = re.compile(
@@ -24,6 +24,9 @@ _TOKEN = re.compile(
     |(?P<end>;)""",
     re.DOTALL | re.VERBOSE,
 )
+
+_INNERMOST = re.compile(r"\([^()]*\)")
+_ORDER = re.compile(r"\border\s+by\b", re.IGNORECASE)
 
 
 def quoted(*names: str) -> str:
@@ -43,7 +46,7 @@ def literal(value: Any, kind: pa.DataType | None = None) -> str:
         case float():
             return repr(value)
         case Decimal():
-            large = kind is not None and pa.types.is_decimal256(kind)
+            large = kind is not None and (kind.scale > 9 or kind.precision - kind.scale > 29)
             return f"{'BIGNUMERIC' if large else 'NUMERIC'} '{value:f}'"
         case bytes():
             return f"FROM_HEX('{value.hex()}')"
@@ -84,6 +87,14 @@ def restriction(found: Sequence[Condition]) -> str:
 def _single(value: Any, kind: pa.DataType) -> Any:
     # A float column is compared in its own precision, as elsewhere: a stored 0.1 equals 0.1.
     return pa.scalar(float(value), pa.float32()).as_py() if pa.types.is_float32(kind) else value
+
+
+def is_ordered(query: str) -> bool:
+    """Whether a query says in which order its rows come: an `ORDER BY` in parentheses is a window's or a subquery's."""
+    text = _TOKEN.sub(" '' ", query)
+    while (outer := _INNERMOST.sub(" ", text)) != text:
+        text = outer
+    return bool(_ORDER.search(text if text.strip() else query))
 
 
 def one_statement(query: str, url: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,11 +13,11 @@ import pyarrow as pa
 from sp_ray_ml.data._bigquery_place import Waits
 from sp_ray_ml.data._bigquery_session import Session
 from sp_ray_ml.data._channel import END, Channel
-from sp_ray_ml.data._where import as_arrow
+from sp_ray_ml.data._where import Condition, as_arrow
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.logger import LOGGER
 
-__all__ = ["conformed", "interleaved", "is_alive", "read_stream"]
+__all__ = ["conformed", "interleaved", "is_alive", "only", "read_stream", "tested"]
 
 _AHEAD = 4
 """Decoded batches that wait in one stream's queue."""
@@ -118,8 +118,7 @@ class _Converter:
         self._session = session
         self._sent = pa.ipc.read_schema(pa.py_buffer(session.arrow_schema))
         self._filter = as_arrow(session.conditions)
-        tested = {c.column: c.type for c in session.conditions if c.column not in session.schema.names}
-        self._full = pa.schema([*session.schema, *(pa.field(name, kind) for name, kind in tested.items())])
+        self._full = tested(session.schema, session.conditions)
         if gone := [name for name in self._full.names if name not in self._sent.names]:
             raise DataError(
                 f"column {gone[0]!r} is not in the table any more: it was changed since its schema was read",
@@ -130,14 +129,21 @@ class _Converter:
     def __call__(self, content: bytes) -> pa.RecordBatch:
         batch = pa.ipc.read_record_batch(pa.py_buffer(content), self._sent)
         batch = conformed(batch, self._full, f"{self._session.place.url}/{self._session.table}")
-        if self._filter is None:
-            return batch
-        return _only(batch, self._filter).select(self._session.schema.names)
+        return only(batch, self._filter, self._session.schema)
 
 
-def _only(batch: pa.RecordBatch, condition: Any) -> pa.RecordBatch:
-    table = pa.Table.from_batches([batch]).filter(condition).combine_chunks()
-    return table.to_batches()[0] if table.num_rows else batch.slice(0, 0)
+def tested(schema: pa.Schema, conditions: Sequence[Condition]) -> pa.Schema:
+    """These columns, and those that conditions are about."""
+    more = {c.column: c.type for c in conditions if c.column not in schema.names}
+    return pa.schema([*schema, *(pa.field(name, kind) for name, kind in more.items())])
+
+
+def only(batch: pa.RecordBatch, condition: Any, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows that meet a condition, and of these the columns of `schema`; all of them where it is None."""
+    if condition is None:
+        return batch
+    table = pa.Table.from_batches([batch]).filter(condition).combine_chunks().select(schema.names)
+    return table.to_batches()[0] if table.num_rows else batch.slice(0, 0).select(schema.names)
 
 
 def conformed(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBatch:

@@ -14,7 +14,16 @@ import pyarrow.compute as pc
 
 from sp_ray_ml.errors import DataError
 
-__all__ = ["check_columns", "check_lists", "column_of", "kept", "kind_of", "read_schema", "stored"]
+__all__ = [
+    "check_columns",
+    "check_lists",
+    "column_of",
+    "has_kinds",
+    "kept",
+    "kind_of",
+    "read_schema",
+    "stored",
+]
 
 _SQL_TYPE = b"ARROW:extension:name"
 """Where the Storage Read API, too, says that text is JSON or a place on earth."""
@@ -89,11 +98,25 @@ def _read_field(field: dict[str, Any], where: str) -> pa.Field:
 
 
 def kind_of(field: pa.Field) -> str | None:
-    """`JSON` or `GEOGRAPHY`, if text is that; None for a plain column."""
+    """`JSON` or `GEOGRAPHY`, if text (or that of a list's items) is that; None for a plain column."""
     if str(field.type) in {"extension<arrow.json>", "json"}:
         return "JSON"
     name = (field.metadata or {}).get(_SQL_TYPE)
     return next((kind for kind, said in _NAMED.items() if said == name), None)
+
+
+def has_kinds(field: pa.Field) -> bool:
+    """Whether there is text of such a kind in a stored column, at any depth."""
+    if kind_of(field):
+        return True
+    kind = field.type.value_type if pa.types.is_list(field.type) else field.type
+    return pa.types.is_struct(kind) and any(map(has_kinds, kind))
+
+
+def _named(field: pa.Field, kind: pa.DataType) -> pa.Field:
+    """A field of the same name and another type that is of the same kind."""
+    found = kind_of(field)
+    return pa.field(field.name, kind, metadata={_SQL_TYPE: _NAMED[found]} if found else None)
 
 
 def stored(schema: pa.Schema, where: str) -> pa.Schema:
@@ -102,12 +125,7 @@ def stored(schema: pa.Schema, where: str) -> pa.Schema:
     Raises:
         DataError: BigQuery has no type that holds a column; the hint says what to make of it.
     """
-    fields = []
-    for field in schema:
-        kind = kind_of(field)
-        meta = {_SQL_TYPE: _NAMED[kind]} if kind else None
-        fields.append(pa.field(field.name, _stored(field.type, field.name, where), metadata=meta))
-    return pa.schema(fields)
+    return pa.schema([_named(field, _stored(field.type, field.name, where)) for field in schema])
 
 
 def _stored(kind: pa.DataType, name: str, where: str, *, inside: bool = False) -> pa.DataType:
@@ -176,7 +194,7 @@ def _stored(kind: pa.DataType, name: str, where: str, *, inside: bool = False) -
                     where=where,
                     hint="Inside a struct take letters of ASCII, digits and underscores",
                 )
-        return pa.struct([pa.field(inner.name, _stored(inner.type, name, where)) for inner in kind])
+        return pa.struct([_named(inner, _stored(inner.type, name, where)) for inner in kind])
     hint = (
         "Write it as an int64 of microseconds"
         if types.is_duration(kind)
@@ -191,10 +209,9 @@ def kept(schema: pa.Schema) -> pa.Schema:
     """The columns that were of a narrower type than BigQuery stores, in the type that they are read back as."""
     fields = []
     for field in schema:
-        kind = _kept(field.type)
-        if kind_of(field) or kind != _stored(field.type, field.name, ""):
-            meta = {_SQL_TYPE: _NAMED[named]} if (named := kind_of(field)) else None
-            fields.append(pa.field(field.name, kind, metadata=meta))
+        kind, wide = _kept(field.type), _stored(field.type, field.name, "")
+        if kind != wide or has_kinds(_named(field, wide)):
+            fields.append(_named(field, kind))
     return pa.schema(fields)
 
 
@@ -218,7 +235,7 @@ def _kept(kind: pa.DataType) -> pa.DataType:
     if types.is_list(kind) or types.is_large_list(kind) or types.is_list_view(kind):
         return pa.list_(_kept(kind.value_type))
     if types.is_struct(kind):
-        return pa.struct([pa.field(inner.name, _kept(inner.type)) for inner in kind])
+        return pa.struct([_named(inner, _kept(inner.type)) for inner in kind])
     return _stored(kind, "", "")
 
 

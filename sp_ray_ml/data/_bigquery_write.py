@@ -24,11 +24,11 @@ from sp_ray_ml.data._bigquery_load import load_rows
 from sp_ray_ml.data._bigquery_note import commit_mark
 from sp_ray_ml.data._bigquery_sql import literal, quoted
 from sp_ray_ml.data._bigquery_target import Target
-from sp_ray_ml.data._bigquery_types import column_of, kind_of
+from sp_ray_ml.data._bigquery_types import column_of, has_kinds, kind_of
 from sp_ray_ml.data.source import Source
 from sp_ray_ml.errors import WarehouseError
 
-__all__ = ["HIDDEN", "committed", "move", "staged"]
+__all__ = ["HIDDEN", "committed", "made_of", "move", "staged"]
 
 HIDDEN = "_sp_ray_ml_"
 """What names of tables that are no tables of the user's begin with."""
@@ -101,13 +101,34 @@ def staged(
 
 
 def _plain_column(index: int, field: pa.Field) -> dict[str, Any]:
-    column = column_of(field)
-    # Parquet cannot bring these; the statement makes them of text.
-    kind = "STRING" if column["type"] in _FROM_TEXT else column["type"]
-    return {**column, "name": f"c{index}", "type": kind}
+    return {**_plain(column_of(field)), "name": f"c{index}"}
+
+
+def _plain(column: dict[str, Any]) -> dict[str, Any]:
+    """The column as Parquet brings it: what is text on its way, the statement makes something else of."""
+    if "fields" in column:
+        return {**column, "fields": [_plain(inner) for inner in column["fields"]]}
+    return {**column, "type": "STRING"} if column["type"] in _FROM_TEXT else column
 
 
 # --- moving -----------------------------------------------------------------------------------------------------
+
+
+def made_of(staged: str, field: pa.Field, depth: int = 0) -> str:
+    """SQL that makes a column's value of the staged one: JSON and places of text, at any depth."""
+    if not has_kinds(field):
+        return staged
+    if pa.types.is_list(field.type):
+        item, at = f"item{depth}", f"at{depth}"
+        made = made_of(item, field.with_type(field.type.value_type), depth + 1)
+        return f"ARRAY(SELECT {made} FROM UNNEST({staged}) AS {item} WITH OFFSET AS {at} ORDER BY {at})"  # noqa: S608
+    if pa.types.is_struct(field.type):
+        parts = ", ".join(
+            f"{made_of(f'{staged}.{quoted(inner.name)}', inner, depth)} AS {quoted(inner.name)}"
+            for inner in field.type
+        )
+        return f"IF({staged} IS NULL, NULL, STRUCT({parts}))"
+    return _FROM_TEXT[str(kind_of(field))].format(staged)
 
 
 def move(
@@ -124,7 +145,7 @@ def move(
 
     place, path = target.place, quoted(target.place.project, target.place.dataset, staging)
     picked = ", ".join(
-        _FROM_TEXT.get(kind_of(field) or "", "{}").format(f"`c{index}`") + f" AS {quoted(field.name)}"
+        f"{made_of(f'`c{index}`', field)} AS {quoted(field.name)}"
         for index, field in enumerate(target.schema)
     )
     select = f"SELECT {picked} FROM {path}"  # noqa: S608

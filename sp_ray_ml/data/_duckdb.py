@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from sp_ray_ml.data._parquet_files import near_file
 from sp_ray_ml.data._schema import cast_batch, check_append, partition_values, plain, rows_per_group
-from sp_ray_ml.data._sql import SqlSource, prepare, reader, sql_errors
+from sp_ray_ml.data._sql import SqlSource, memory_connection, prepare, reader, sql_errors
 from sp_ray_ml.data._where import quoted
 from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, is_sql, no_table
@@ -128,6 +128,14 @@ class DuckDBWarehouse(Warehouse):
 
     # --- writing ------------------------------------------------------------------------------------------------
 
+    def check(
+        self, table: str, schema: pa.Schema, *, mode: Mode = "replace", partition_by: str | None = None
+    ) -> None:
+        _check(table, mode, schema, partition_by)
+        connect = self._read if self.path.exists() else memory_connection
+        with closing(connect()) as connection, sql_errors(self.url, ()):
+            self._fitting(connection, table, schema, mode)
+
     def write(
         self,
         table: str,
@@ -138,9 +146,7 @@ class DuckDBWarehouse(Warehouse):
         commit: str | None = None,
     ) -> int:
         source = as_source(data, name=table)
-        check_write(table, mode, source, partition_by)
-        if len({name.lower() for name in source.schema.names}) < len(source.schema.names):
-            raise DataError("two columns differ only in case, which DuckDB does not tell apart", where=table)
+        _check(table, mode, source.schema, partition_by)
         with self._writing() as connection:
             return self._write(connection, table, source, mode, partition_by, commit)
 
@@ -191,24 +197,11 @@ class DuckDBWarehouse(Warehouse):
     ) -> int:
         name, place = quoted(table), f"{self.url} {table}"
         with sql_errors(self.url, ()):
-            relations = self._relations(connection)
-            exists = table in relations
-            near = next(
-                (other for other in relations if other.lower() == table.lower() and other != table), None
-            )
-            if near is not None:
-                raise DataError(
-                    f"the database has a table {near!r}, and DuckDB does not tell upper from lower case",
-                    where=place,
-                )
+            exists = self._exists(connection, table)
             if self._committed(connection, table, commit, exists=exists):
                 return 0
-            schema = _storable(source.schema)
-            wanted = _through_duckdb(connection, schema, place)
-            if exists and mode != "replace":
-                have = reader(connection, f"SELECT * FROM {name} LIMIT 0").schema  # noqa: S608
-                check_append(have, wanted, place)
-            else:
+            schema = self._fitting(connection, table, source.schema, mode)
+            if not exists or mode == "replace":
                 if exists:
                     self._forget_commits(connection, table)
                 connection.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM {_BLOCK} LIMIT 0")  # noqa: S608
@@ -233,6 +226,26 @@ class DuckDBWarehouse(Warehouse):
                 connection.execute(f"INSERT INTO {_COMMITS} VALUES (?, ?)", [table, commit])  # noqa: S608
         return rows
 
+    def _exists(self, connection: Any, table: str) -> bool:
+        relations = self._relations(connection)
+        near = next((other for other in relations if other.lower() == table.lower() and other != table), None)
+        if near is not None:
+            raise DataError(
+                f"the database has a table {near!r}, and DuckDB does not tell upper from lower case",
+                where=f"{self.url} {table}",
+            )
+        return table in relations
+
+    def _fitting(self, connection: Any, table: str, rows: pa.Schema, mode: Mode) -> pa.Schema:
+        """What rows are cast to before they are written, if the table takes them; `_BLOCK` has such columns then."""
+        place, exists = f"{self.url} {table}", self._exists(connection, table)
+        schema = _storable(rows, place)
+        wanted = _through_duckdb(connection, schema, place)
+        if exists and mode != "replace":
+            have = reader(connection, f"SELECT * FROM {quoted(table)} LIMIT 0").schema  # noqa: S608
+            check_append(have, wanted, place)
+        return schema
+
     def _clear(self, connection: Any, name: str, column: str, values: pa.Array) -> None:
         """Delete the rows that have one of these values."""
         if len(values):
@@ -255,6 +268,13 @@ class DuckDBWarehouse(Warehouse):
         """What was committed to a table goes with its rows."""
         connection.execute(_MAKE_COMMITS)
         connection.execute(f"DELETE FROM {_COMMITS} WHERE table_name = ?", [table])  # noqa: S608
+
+
+def _check(table: str, mode: Mode, schema: pa.Schema, partition_by: str | None) -> None:
+    """What is refused without a look into the file."""
+    check_write(table, mode, schema, partition_by)
+    if len({name.lower() for name in schema.names}) < len(schema.names):
+        raise DataError("two columns differ only in case, which DuckDB does not tell apart", where=table)
 
 
 def _state(path: Path) -> tuple[int, bytes]:
@@ -290,15 +310,33 @@ def _constraints(where: str) -> Iterator[None]:
         raise
 
 
-def _storable(schema: pa.Schema) -> pa.Schema:
-    """Types that DuckDB would change without a word, changed here: a value that does not fit is then an error."""
-    fields = []
-    for field in plain(schema):
-        kind = field.type
+def _storable(schema: pa.Schema, where: str) -> pa.Schema:
+    """Types that DuckDB would change without a word, changed here: a value that does not fit is then an error.
+
+    Raises:
+        DataError: A column has durations, which DuckDB makes intervals of months, days and microseconds.
+    """
+
+    def of(kind: pa.DataType, name: str) -> pa.DataType:
         if pa.types.is_timestamp(kind) and kind.tz is not None:  # kept in microseconds, always UTC
-            kind = pa.timestamp("us", "UTC")
-        fields.append(pa.field(field.name, kind))
-    return pa.schema(fields)
+            return pa.timestamp("us", "UTC")
+        if pa.types.is_duration(kind):
+            raise DataError(
+                f"column {name!r} is of type {kind}, which DuckDB does not have",
+                where=where,
+                hint="Write it as an int64 of microseconds",
+            )
+        if pa.types.is_struct(kind):
+            return pa.struct([inner.with_type(of(inner.type, name)) for inner in kind])
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(of(kind.value_type, name), kind.list_size)
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return pa.list_(of(kind.value_type, name))
+        if pa.types.is_map(kind):
+            return pa.map_(of(kind.key_type, name), of(kind.item_type, name))
+        return kind
+
+    return pa.schema([pa.field(field.name, of(field.type, field.name)) for field in plain(schema)])
 
 
 def _through_duckdb(connection: Any, schema: pa.Schema, where: str) -> pa.Schema:

@@ -23,11 +23,11 @@ import pyarrow as pa
 
 from sp_ray_ml._remote import filesystem, is_remote, remote_errors
 from sp_ray_ml._secrets import redact
-from sp_ray_ml.data._iceberg_types import stored_batch, stored_schema
+from sp_ray_ml.data._iceberg_types import SCHEMA, arrow_schema, read_schema, stored_batch, stored_schema
 from sp_ray_ml.data._schema import cast_batch, check_append, partition_values, plain, rows_per_group
 from sp_ray_ml.data.source import Source, as_source
 from sp_ray_ml.data.warehouse import Mode, Warehouse, Where, check_write, is_sql, no_table
-from sp_ray_ml.errors import ConfigError, LockedError, StorageError, WarehouseError
+from sp_ray_ml.errors import ConfigError, LockedError, StorageError, TableNotFoundError, WarehouseError
 from sp_ray_ml.optional import require
 from sp_ray_ml.storage import Lock, storage_errors
 
@@ -35,8 +35,7 @@ __all__ = ["IcebergWarehouse"]
 
 _CATALOG = "sp_ray_ml"
 _COMMIT = "sp_ray_ml.commit."
-_SCHEMA = "sp_ray_ml.schema"
-_STAGED = "_staged-"
+_STAGED, _REPLACED = "_staged-", "_replaced-"
 _WRITTEN, _FOLDER = "sp_ray_ml.folder", "sp_ray_ml-"
 _DATA_PATH = "write.data.path"
 _DAY = 24 * 3600
@@ -151,14 +150,14 @@ class IcebergWarehouse(Warehouse):
 
         if not self._is_sql(query):
             found = self._found(query)
-            return IcebergSource(query, found, _arrow_schema(found), columns=columns, where=where)
+            return IcebergSource(query, found, arrow_schema(found), columns=columns, where=where)
         from sp_ray_ml.data._iceberg_sql import iceberg_connection, view_of
         from sp_ray_ml.data._sql import SqlSource, named_tables
 
         tables, views = self.tables(), {}
         for name in named_tables(query, tables):
             found = self._found(name)
-            views[name] = view_of(IcebergSource(name, found, _arrow_schema(found)))
+            views[name] = view_of(IcebergSource(name, found, arrow_schema(found)))
         connect, place = lambda: iceberg_connection(views), self._place()
         return SqlSource(query, connect, url=place, tables=tables, columns=columns, where=where)
 
@@ -178,6 +177,16 @@ class IcebergWarehouse(Warehouse):
 
     # --- writing ------------------------------------------------------------------------------------------------
 
+    def check(
+        self, table: str, schema: pa.Schema, *, mode: Mode = "replace", partition_by: str | None = None
+    ) -> None:
+        check_write(table, mode, schema, partition_by)
+        before = None
+        if mode != "replace":
+            with suppress(TableNotFoundError, WarehouseError):  # the write makes both, table and catalogue
+                before = self._found(table)
+        self._fitting(table, before, schema, mode)
+
     def write(
         self,
         table: str,
@@ -188,7 +197,7 @@ class IcebergWarehouse(Warehouse):
         commit: str | None = None,
     ) -> int:
         source = as_source(data, name=table)
-        check_write(table, mode, source, partition_by)
+        check_write(table, mode, source.schema, partition_by)
         with self._catalog(make=True) as catalog, self._lock(table):
             self._clear(catalog, table)
             before = self._load(catalog, table)
@@ -197,13 +206,7 @@ class IcebergWarehouse(Warehouse):
             commits = [] if before is None else [key for key in before.properties if key.startswith(_COMMIT)]
             if commit is not None and f"{_COMMIT}{commit}" in commits:
                 return 0
-            schema, place = plain(source.schema), f"{self._place()} {table}"
-            if before is not None and mode != "replace":
-                have = _arrow_schema(before)
-                check_append(have, _back(schema), place)
-                schema = have
-            else:
-                schema = _back(schema)
+            schema, place = self._fitting(table, before, source.schema, mode), f"{self._place()} {table}"
             target, staged = before, None
             if before is None or (mode == "replace" and not self._same(before, schema, partition_by)):
                 staged = f"{_STAGED}{_slug(table)}-{secrets.token_hex(8)}"
@@ -216,20 +219,33 @@ class IcebergWarehouse(Warehouse):
                 if staged is not None:
                     self._drop(catalog, staged, target)
                 raise
-            if staged is not None and before is not None:
-                _remove(before.location())
         return rows
 
+    def _fitting(self, table: str, before: Any, rows: pa.Schema, mode: Mode) -> pa.Schema:
+        """The table's columns after a write of such rows, as they are read."""
+        schema, place = read_schema(plain(rows)), f"{self._place()} {table}"
+        if before is not None and mode != "replace":
+            have = arrow_schema(before)
+            check_append(have, schema, place)
+            schema = have
+        stored_schema(schema, place)
+        return schema
+
     def _clear(self, catalog: Any, table: str) -> None:
-        """Remove what writers of the table left that were killed: with its lock all that is staged, else what is a day old."""
-        for identifier in catalog.list_tables(self._namespace):
-            if not identifier[-1].startswith(f"{_STAGED}{_slug(table)}-"):
-                continue
-            target = self._load(catalog, identifier[-1])
-            if target is not None and (
-                self._uri is None or time.time() - target.metadata.last_updated_ms / 1000 > _DAY
-            ):
-                self._drop(catalog, identifier[-1], target)
+        """Remove what writers of the table left that were killed: with its lock all that is staged, else what is a day
+        old; and tables that were replaced a day ago, whose readers have ended by now.
+        """
+        for *_, name in catalog.list_tables(self._namespace):
+            if name.startswith(f"{_STAGED}{_slug(table)}-"):
+                target = self._load(catalog, name)
+                if target is not None and (
+                    self._uri is None or _is_old(target.metadata.last_updated_ms / 1000)
+                ):
+                    self._drop(catalog, name, target)
+            elif name.startswith(f"{_REPLACED}{_slug(table)}-") and _is_old(int(name.split("-")[-2])):
+                target = self._load(catalog, name)
+                if target is not None:
+                    self._drop(catalog, name, target)
 
     def _clear_rows(self, table: Any) -> None:
         """Remove files that killed writers left beside a table's own: their folders, which no snapshot knows of."""
@@ -241,7 +257,7 @@ class IcebergWarehouse(Warehouse):
             return
         folders = {name for name in folders if name.startswith(_FOLDER)}
         if self._uri is not None:  # others may be at work
-            folders = {name for name in folders if time.time() - int(name.split("-")[1]) > _DAY}
+            folders = {name for name in folders if _is_old(int(name.split("-")[1]))}
         folders -= {s.summary.additional_properties.get(_WRITTEN) for s in table.snapshots() if s.summary}
         if folders:  # of a snapshot that somebody has expired, rows may be alive all the same
             files = table.inspect.all_data_files()["file_path"].to_pylist()
@@ -257,7 +273,7 @@ class IcebergWarehouse(Warehouse):
     def _same(self, before: Any, schema: pa.Schema, partition_by: str | None) -> bool:
         """Whether a replacement has the table's columns and partitions: then its history is kept."""
         parts = [field.name for field in before.spec().fields]
-        return _arrow_schema(before).equals(schema) and parts == (
+        return arrow_schema(before).equals(schema) and parts == (
             [] if partition_by is None else [partition_by]
         )
 
@@ -268,7 +284,7 @@ class IcebergWarehouse(Warehouse):
         location = f"{self._data.rstrip('/')}/{_slug(table)}-{secrets.token_hex(4)}"
         # A write that was overtaken is told so: to do it again on other rows than were looked at may be wrong.
         properties = {"commit.retry.num-retries": "0"}
-        properties |= {_SCHEMA: base64.b64encode(schema.serialize().to_pybytes()).decode()}
+        properties |= {SCHEMA: base64.b64encode(schema.serialize().to_pybytes()).decode()}
         made = catalog.create_table(
             (self._namespace, staged), stored, location=location, properties=properties
         )
@@ -321,9 +337,9 @@ class IcebergWarehouse(Warehouse):
         return rows
 
     def _publish(self, catalog: Any, staged: str, table: str, before: Any) -> None:
-        """Give a table its name, in place of the one that had it; PyIceberg has no such step."""
+        """Give a table its name, in place of the one that had it, which stays for its readers; PyIceberg has no such step."""
         from pyiceberg.catalog.sql import IcebergTables
-        from sqlalchemy import delete, update
+        from sqlalchemy import update
         from sqlalchemy.exc import IntegrityError
         from sqlalchemy.orm import Session
 
@@ -335,7 +351,10 @@ class IcebergWarehouse(Warehouse):
                         IcebergTables.table_name == table,
                         IcebergTables.metadata_location == before.metadata_location,
                     )
-                    gone: Any = session.execute(delete(IcebergTables).where(*mine, *old))
+                    name = f"{_REPLACED}{_slug(table)}-{int(time.time())}-{secrets.token_hex(4)}"
+                    gone: Any = session.execute(
+                        update(IcebergTables).where(*mine, *old).values(table_name=name)
+                    )
                     if gone.rowcount != 1:
                         raise self._lost()
                 session.execute(
@@ -356,6 +375,10 @@ class IcebergWarehouse(Warehouse):
         _remove(target.location())
 
 
+def _is_old(moment: float) -> bool:
+    return time.time() - moment > _DAY
+
+
 def _data_path(table: Any) -> str:
     """Where a table keeps its rows."""
     return str(table.properties.get(_DATA_PATH) or f"{table.location().rstrip('/')}/data").rstrip("/")
@@ -364,41 +387,6 @@ def _data_path(table: Any) -> str:
 def _slug(table: str) -> str:
     """A table's name as a part of a path."""
     return f"{re.sub(r'[^A-Za-z0-9]+', '_', table)[:40]}-{hashlib.sha256(table.encode()).hexdigest()[:8]}"
-
-
-def _back(schema: pa.Schema) -> pa.Schema:
-    """The types that a reader gets back: moments are kept in microseconds, those with a zone in UTC."""
-
-    def back(kind: pa.DataType) -> pa.DataType:
-        if pa.types.is_timestamp(kind):
-            return pa.timestamp("us", None if kind.tz is None else "UTC")
-        return pa.date32() if pa.types.is_date64(kind) else kind
-
-    return pa.schema([pa.field(field.name, back(field.type)) for field in schema])
-
-
-def _arrow_schema(table: Any) -> pa.Schema:
-    """A table's columns, in the types that were written where it was written here and is still so."""
-    own = _bare(table.schema().as_arrow())
-    said = table.properties.get(_SCHEMA)
-    if said is None:
-        return own
-    wanted = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said)))
-    same = _bare(stored_schema(wanted, ""))
-    return wanted if same.equals(own) else own
-
-
-def _bare(schema: pa.Schema) -> pa.Schema:
-    """The schema with the items of lists called the same, and without metadata: PyIceberg names and numbers them."""
-
-    def bare(kind: pa.DataType) -> pa.DataType:
-        if pa.types.is_struct(kind):
-            return pa.struct([pa.field(f.name, bare(f.type)) for f in kind])
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            return pa.list_(bare(kind.value_type))
-        return plain(pa.schema([("x", kind)])).field(0).type
-
-    return pa.schema([pa.field(field.name, bare(field.type)) for field in schema])
 
 
 def _any_of(column: str, values: list[Any]) -> Any:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+from typing import Any
+
 import pyarrow as pa
 
-from sp_ray_ml.data._schema import cast_batch
+from sp_ray_ml.data._schema import cast_batch, plain
 from sp_ray_ml.errors import DataError
 
-__all__ = ["stored_batch", "stored_schema"]
+__all__ = ["SCHEMA", "arrow_schema", "read_schema", "stored_batch", "stored_schema"]
+
+SCHEMA = "sp_ray_ml.schema"
+"""The property of a table that says in which types it was written."""
 
 
 def stored_schema(schema: pa.Schema, where: str) -> pa.Schema:
@@ -78,3 +84,38 @@ def _has_lost_nulls(column: pa.Array) -> bool:
             column.values
         )
     return False
+
+
+def read_schema(schema: pa.Schema) -> pa.Schema:
+    """The types that a reader gets back: moments are kept in microseconds, those with a zone in UTC."""
+
+    def back(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_timestamp(kind):
+            return pa.timestamp("us", None if kind.tz is None else "UTC")
+        return pa.date32() if pa.types.is_date64(kind) else kind
+
+    return pa.schema([pa.field(field.name, back(field.type)) for field in schema])
+
+
+def arrow_schema(table: Any) -> pa.Schema:
+    """A table's columns, in the types that were written where it was written here and is still so."""
+    own = _bare(table.schema().as_arrow())
+    said = table.properties.get(SCHEMA)
+    if said is None:
+        return own
+    wanted = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said)))
+    same = _bare(stored_schema(wanted, ""))
+    return wanted if same.equals(own) else own
+
+
+def _bare(schema: pa.Schema) -> pa.Schema:
+    """The schema with the items of lists called the same, and without metadata: PyIceberg names and numbers them."""
+
+    def bare(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_struct(kind):
+            return pa.struct([pa.field(f.name, bare(f.type)) for f in kind])
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return pa.list_(bare(kind.value_type))
+        return plain(pa.schema([("x", kind)])).field(0).type
+
+    return pa.schema([pa.field(field.name, bare(field.type)) for field in schema])

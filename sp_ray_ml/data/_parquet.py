@@ -26,7 +26,7 @@ from sp_ray_ml.data._parquet_files import (
     near_file,
     rows_of,
 )
-from sp_ray_ml.data._parquet_parts import Parts
+from sp_ray_ml.data._parquet_parts import Parts, check_layout, partition_of
 from sp_ray_ml.data._schema import cast_batch, check_append, plain, rows_per_group
 from sp_ray_ml.data._sql import SqlSource, named_tables, parquet_connection
 from sp_ray_ml.data._store import LocalStore, store_at
@@ -112,15 +112,26 @@ class ParquetWarehouse(Warehouse):
             _single(children)
         ):
             return None
-        if children.get(table) and (found := self._folder(table)):
-            return found
-        return TableFiles(self.store, [f"{table}.parquet"]) if table in _single(children) else None
+        found = self._folder(table) if children.get(table) else None
+        return found or self._single_file(table)
+
+    def _single_file(self, table: str) -> TableFiles | None:
+        file = f"{table}.parquet"
+        return TableFiles(self.store, [file]) if self.store.mark(file) else None
 
     def _files(self, table: str) -> TableFiles:
         found = self._find(table)
         if found is None:  # it was there a moment ago
             raise no_table(table, [], self.url)
         return found
+
+    def check(
+        self, table: str, schema: pa.Schema, *, mode: Mode = "replace", partition_by: str | None = None
+    ) -> None:
+        check_write(table, mode, schema, partition_by)
+        found = None if mode == "replace" else self._folder(table) or self._single_file(table)
+        stored = self._stored_schema(table, schema, found)
+        check_layout(stored, _layout_column(found, mode, partition_by), f"{self.url}/{table}")
 
     def write(
         self,
@@ -132,16 +143,16 @@ class ParquetWarehouse(Warehouse):
         commit: str | None = None,
     ) -> int:
         source = as_source(data, name=table)
-        check_write(table, mode, source, partition_by)
+        check_write(table, mode, source.schema, partition_by)
         place = f"{self.url}/{table}"
         with self.store.lock(table, f"table {table}"):
             before = self._state(table)
             if commit is not None and commit in before.commits:
                 return 0
             grows = mode != "replace" and bool(before.files)
-            schema = self._stored_schema(table, source, grows=grows)
-            if mode == "append" and grows:
-                partition_by = None if before.layout is None else before.layout.column
+            found = self._files(table) if grows else None
+            schema = self._stored_schema(table, source.schema, found)
+            partition_by = _layout_column(found, mode, partition_by)
             layout = None if partition_by is None else Layout(partition_by, schema)
             kept = dict(before.files) if grows else {}
             # What was committed to a table goes with its rows.
@@ -157,10 +168,10 @@ class ParquetWarehouse(Warehouse):
                 else:
                     for block in source.blocks(rows_per_group(schema)):
                         parts.write(_no_null_vectors(cast_batch(block, schema, place), place))
-                rows, replaced = parts.num_rows, parts.segments
+                rows, replaced = parts.num_rows, parts.partitions
                 if mode == "partition" and grows:
                     if before.layout == layout:
-                        kept = {path: n for path, n in kept.items() if path.split("/")[0] not in replaced}
+                        kept = {path: n for path, n in kept.items() if partition_of(path) not in replaced}
                     else:  # laid out in another way so far: every row finds its new place
                         for batch in ParquetSource(table, self._files(table)).batches():
                             parts.write(batch, leave_out=replaced)
@@ -186,12 +197,12 @@ class ParquetWarehouse(Warehouse):
             clean(self.store, table, manifest)
         return manifest
 
-    def _stored_schema(self, table: str, source: Source, *, grows: bool) -> pa.Schema:
+    def _stored_schema(self, table: str, rows: pa.Schema, found: TableFiles | None) -> pa.Schema:
+        """The columns after rows were added to these files, or with None replaced the table."""
         where = f"{self.url}/{table}"
-        wanted = _through_parquet(plain(source.schema), where)
-        if not grows:
+        wanted = _through_parquet(plain(rows), where)
+        if found is None:
             return wanted
-        found = self._files(table)
         if found.is_partitioned and found.layout is None:
             raise DataError(
                 "the table's folder is partitioned (key=value) by another program, and is only read, never added to",
@@ -201,6 +212,13 @@ class ParquetWarehouse(Warehouse):
         have = plain(ParquetSource(table, found).schema)
         check_append(have, wanted, where)
         return have
+
+
+def _layout_column(found: TableFiles | None, mode: Mode, partition_by: str | None) -> str | None:
+    """The column by which a table of these files is partitioned after a write."""
+    if found is None or mode == "partition":
+        return partition_by
+    return None if found.layout is None else found.layout.column
 
 
 def _single(children: Mapping[str, bool]) -> list[str]:
@@ -217,7 +235,7 @@ def _through_parquet(schema: pa.Schema, where: str) -> pa.Schema:
     schema = pa.schema([pa.field(field.name, _unfixed(field.type)) for field in schema])
     buffer = pa.BufferOutputStream()
     try:
-        pq.write_table(schema.empty_table(), buffer)
+        pq.ParquetWriter(buffer, schema).close()
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise DataError(f"Parquet cannot hold these columns: {error}", where=where) from error
     return pq.read_schema(pa.BufferReader(buffer.getvalue())).remove_metadata()

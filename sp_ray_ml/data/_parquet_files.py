@@ -8,10 +8,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
@@ -39,16 +41,23 @@ SCAN_ROWS = 65_536
 """Rows that are read from a file at a time."""
 _MANY_FILES = 256
 _BUFFER_BYTES = 1 << 16
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def find_files(store: Store, folder: str) -> list[str]:
-    """The Parquet files below a folder, in the order of their paths; hidden ones and those of `_…` are no data."""
+    """The Parquet files below a folder, in the order of their paths; hidden ones and those of `_…` are no data, but
+    for folders with a value in their name.
+    """
     return [
         f"{folder}/{path}" if folder else path
         for path in store.find(folder)
-        if path.endswith((".parquet", ".pq"))
-        and not any(part.startswith((".", "_")) for part in path.split("/"))
+        if path.endswith((".parquet", ".pq")) and not _is_hidden(path)
     ]
+
+
+def _is_hidden(path: str) -> bool:
+    *folders, name = path.split("/")
+    return any(part.startswith((".", "_")) for part in (name, *(f for f in folders if "=" not in f)))
 
 
 def near_file(path: Path) -> str:
@@ -106,6 +115,17 @@ class TableFiles:
         """The files in the store's file system."""
         return [self.store.full(file) for file in self.files]
 
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The table's columns, or those of its first file where folders have others."""
+        if self.layout is not None:
+            return self.layout.schema
+        with self.store.errors(self.files[0], "read"):
+            try:
+                return pq.read_schema(self.paths[0], filesystem=self.store.arrow)
+            except pa.ArrowInvalid as error:
+                raise _damaged(self, error) from error
+
     @property
     def marks(self) -> dict[str, str]:
         """Of each file, text that changes when it is written anew; empty of one that went away."""
@@ -116,15 +136,25 @@ class TableFiles:
     @property
     def is_partitioned(self) -> bool:
         """Whether values are in folder names (`country=de/`), as Hive and Spark write them."""
-        if self.layout is not None or self.folder is None:
-            return self.layout is not None
+        return bool(self.folder_columns)
+
+    @property
+    def folder_columns(self) -> set[str]:
+        """The columns whose values are in folder names."""
+        if self.layout is not None:
+            return {self.layout.column}
         top = f"{self.folder}/" if self.folder else ""
-        return any(
-            "=" in part
+        return {
+            part.partition("=")[0]
             for file in self.files
-            if file.startswith(top)
+            if self.folder is not None and file.startswith(top)
             for part in file.removeprefix(top).split("/")[:-1]
-        )
+            if "=" in part
+        }
+
+
+def _damaged(table: TableFiles, error: Exception) -> StorageError:
+    return StorageError(f"not Parquet, or damaged: {error}", where=table.place)
 
 
 def went_away(name: str) -> StorageError:
@@ -184,7 +214,7 @@ class ParquetSource(Source):
         except FileNotFoundError as error:
             raise went_away(self._name) from error
         except pa.ArrowInvalid as error:
-            raise StorageError(f"not Parquet, or damaged: {error}", where=table.place) from error
+            raise _damaged(table, error) from error
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -276,12 +306,11 @@ class ParquetSource(Source):
             partitioning=base if table.is_partitioned else None,
             file_extensions=None,
         )
-        if layout is not None:  # Ray reads values of folders as text
+        if table.is_partitioned:  # Ray reads values of folders as text
+            fields = [field for field in self._full if field.name in table.folder_columns]
+            null = _HIVE_NULL if layout is None else None
             dataset = dataset.map_batches(
-                _typed,
-                batch_size=None,
-                batch_format="pyarrow",
-                fn_kwargs={"field": layout.schema.field(layout.column)},
+                _typed, batch_size=None, batch_format="pyarrow", fn_kwargs={"fields": fields, "null": null}
             )
         if (expression := as_ray(self._conditions)) is not None:
             dataset = dataset.filter(expr=expression)
@@ -302,9 +331,14 @@ class FinishedFiles(ParquetSource):
         self.store, self.rows = table.store, dict(rows)
 
 
-def _typed(table: pa.Table, field: pa.Field) -> pa.Table:
-    at = table.schema.get_field_index(field.name)
-    return table.set_column(at, field, table[field.name].cast(field.type))
+def _typed(table: pa.Table, fields: Sequence[pa.Field], null: str | None) -> pa.Table:
+    """The rows with values of folders in the types of their columns; the text `null` is no value."""
+    for field in fields:
+        values = table[field.name]
+        if null is not None and pa.types.is_string(values.type):
+            values = pc.if_else(pc.equal(values, null), pa.scalar(None, values.type), values)
+        table = table.set_column(table.schema.get_field_index(field.name), field, values.cast(field.type))
+    return table
 
 
 def rows_of(store: Store, file: str) -> int:

@@ -7,7 +7,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Set
 from functools import partial
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +17,33 @@ from sp_ray_ml.data._schema import partition_values
 from sp_ray_ml.data._store import Store
 from sp_ray_ml.errors import DataError
 
-__all__ = ["PartFile", "Parts"]
+__all__ = ["PartFile", "Parts", "check_layout", "partition_of"]
 
 _PART_BYTES = 256 << 20
 _MOST_OPEN = 64
 _NAME_BYTES = 200
+_NULLS = {"NULL", "__HIVE_DEFAULT_PARTITION__"}
+
+
+def check_layout(schema: pa.Schema, partition_by: str | None, where: str) -> None:
+    """Check that a table can lie in folders named by the values of a column.
+
+    Raises:
+        DataError: There is no other column, or its name cannot be in a folder's.
+    """
+    if set(schema.names) <= {partition_by}:
+        raise DataError("there is no column beside the one that it is partitioned by", where=where)
+    if partition_by is not None and set(partition_by) & set("=/%"):
+        raise DataError(
+            f"column {partition_by!r} cannot be in the name of a folder",
+            where=where,
+            hint="Partition by a column without = / % in its name",
+        )
+
+
+def partition_of(path: str) -> str:
+    """The partition that a file below the table's folder belongs to, however its folder's name is written."""
+    return unquote(path.rpartition("/")[0])
 
 
 class Parts:
@@ -49,22 +71,14 @@ class Parts:
         # The version says later whether this write can still be at work, the rest tells two writers apart: where a
         # lock keeps others out, the same rows make the same files.
         self._name = f"part-{version:06d}-{'0' if store.is_local else secrets.token_hex(4)}"
-        names = [name for name in schema.names if name != partition_by]
-        if not names:
-            raise DataError("there is no column beside the one that it is partitioned by", where=self._place)
-        if partition_by is not None and set(partition_by) & set("=/%"):
-            raise DataError(
-                f"column {partition_by!r} cannot be in the name of a folder",
-                where=self._place,
-                hint="Partition by a column without = / % in its name",
-            )
-        self._schema = pa.schema([schema.field(name) for name in names])
+        check_layout(schema, partition_by, self._place)
+        self._schema = pa.schema([field for field in schema if field.name != partition_by])
         self._open: dict[str, PartFile] = {}
 
     @property
-    def segments(self) -> frozenset[str]:
-        """Names of the partitions' folders so far: `day=2024-01-01`."""
-        return frozenset(path.split("/")[0] for path in self.files if "/" in path)
+    def partitions(self) -> frozenset[str]:
+        """The partitions so far: `day=2024-01-01`."""
+        return frozenset(map(partition_of, self.files)) - {""}
 
     def __enter__(self) -> Parts:
         return self
@@ -80,7 +94,7 @@ class Parts:
     def write(self, batch: pa.RecordBatch, leave_out: Set[str] = frozenset()) -> None:
         """Add rows, but not those of some partitions."""
         for segment, rows in self._cut(batch):
-            if segment not in leave_out:
+            if unquote(segment) not in leave_out:
                 self._write(segment, rows.select(self._schema.names))
 
     def _cut(self, batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
@@ -100,7 +114,11 @@ class Parts:
             yield segment, ordered.slice(int(first), int(end - first))
 
     def _segment(self, text: str) -> str:
-        segment = f"{self._column}={quote(text, safe='')}"
+        value = quote(text, safe="")
+        if text.upper() in _NULLS:
+            # Text here; other programs take it for no value when it is written in plain letters.
+            value = f"%{ord(text[0]):02X}{text[1:]}"
+        segment = f"{self._column}={value}"
         if len(segment.encode()) > _NAME_BYTES:
             raise DataError(
                 f"a value of {self._column!r} is too long for the name of a folder: {text[:40]!r}…",

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _BATCH_ROWS = 65_536
+_MOST_DIGITS = 38
 
 
 def prepare(connection: Any) -> Any:
@@ -70,19 +71,35 @@ def parquet_connection(tables: Mapping[str, TableFiles]) -> Any:
                 schema = table.layout.schema
                 columns = ", ".join(map(quoted, schema.names))
                 hive += f", hive_types = {{{_text(table.layout.column)}: {_type(connection, table.layout)}}}"
+            wide = [column for column in table.schema if _has_too_many_digits(column.type)]
+            refused = ", ".join(map(_refusal, wide))
             connection.execute(
-                f"CREATE VIEW {quoted(name)} AS SELECT {columns} FROM "  # noqa: S608
-                f"read_parquet({listed}, {hive})"
+                f"CREATE VIEW {quoted(name)} AS SELECT *{f' REPLACE ({refused})' if wide else ''} FROM "  # noqa: S608
+                f"(SELECT {columns} FROM read_parquet({listed}, {hive}))"
             )
     return connection
 
 
+def _has_too_many_digits(kind: pa.DataType) -> bool:
+    """Whether DuckDB would make floats of a column's decimals."""
+    if pa.types.is_decimal(kind):
+        return bool(kind.precision > _MOST_DIGITS)
+    return any(_has_too_many_digits(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _refusal(field: pa.Field) -> str:
+    """In place of a column: an error for the query that reads it, and none for others."""
+    said = f"column {field.name!r} of type {field.type} has more than {_MOST_DIGITS} digits, which DuckDB's decimals do not have; read the table by its name"
+    return f"CAST(error({_text(said)}) AS DOUBLE) AS {quoted(field.name)}"
+
+
 def _type(connection: Any, layout: Layout) -> str:
-    """What DuckDB calls the type of the column that a table is partitioned by."""
+    """What `hive_types` calls the type of the column that a table is partitioned by."""
     connection.register("_sp_ray_ml_layout", layout.schema.empty_table().select([layout.column]))
     described = connection.execute("DESCRIBE _sp_ray_ml_layout").fetchone()
     connection.unregister("_sp_ray_ml_layout")
-    return str(described[1])
+    kind = str(described[1])
+    return "TIMESTAMPTZ" if kind == "TIMESTAMP WITH TIME ZONE" else kind
 
 
 def _registered(connection: Any, table: TableFiles) -> list[str]:

@@ -6,8 +6,12 @@ All three drop a row whose value is null (unless null is asked for), and compare
 from __future__ import annotations
 
 import datetime as dt
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from functools import reduce
 from typing import Any
 
@@ -64,11 +68,17 @@ def conditions(where: Sequence[tuple[str, str, Any]], schema: pa.Schema, name: s
                 raise DataError(f"nothing is {operator} null; use == or !=", where=place)
         else:
             value = _typed(value, kind, place)
-        found.append(Condition(column, operator, value, kind))
+        steps = _steps(kind)
+        found.append(
+            Condition(column, operator, value, kind)
+            if steps is None or value is None
+            else _exact(column, operator, value, kind, steps)
+        )
     return found
 
 
 def _typed(value: Any, kind: pa.DataType, where: str) -> Any:
+    """The value as one that the column's type can be compared with; whether the column can have it is `_exact`'s."""
     if hasattr(value, "item") and callable(value.item):  # a NumPy scalar
         value = value.item()
     numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
@@ -80,7 +90,12 @@ def _typed(value: Any, kind: pa.DataType, where: str) -> Any:
             raise wrong
         if value != value:  # noqa: PLR0124
             raise DataError("nothing compares with NaN", where=where)
-        return value
+        if not pa.types.is_floating(kind):
+            return value
+        try:
+            return float(value)
+        except OverflowError:
+            raise wrong from None
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return _moment(value, kind, wrong)
     try:
@@ -112,6 +127,82 @@ def _moment(value: Any, kind: pa.DataType, wrong: DataError) -> Any:
     return value if kind.tz else value.replace(tzinfo=None)
 
 
+# --- values that a column can have ------------------------------------------------------------------------------
+
+_MICROSECOND = dt.timedelta(microseconds=1)
+_STEPS_OF_TIME = {"s": Fraction(10**6), "ms": Fraction(1000), "us": Fraction(1), "ns": Fraction(1, 1000)}
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The values of an exact type: all whole multiples of a step (for times in microseconds) from `low` to `high`."""
+
+    step: Fraction
+    low: int
+    high: int
+
+    def below(self, value: Any) -> tuple[int, bool]:
+        """The multiple at a value or next below it, and whether it is the value itself and one of the type's."""
+        if type(value) is int and self.step == 1:  # long lists are of these
+            return value, self.low <= value <= self.high
+        at = _number(value) / self.step
+        multiple = math.floor(at)
+        return multiple, multiple == at and self.low <= multiple <= self.high
+
+
+def _steps(kind: pa.DataType) -> _Steps | None:
+    """What values a type has; None for one that is not exact, or whose values are all that can be asked for."""
+    if pa.types.is_integer(kind):
+        signed = pa.types.is_signed_integer(kind)
+        bits = kind.bit_width - signed
+        return _Steps(Fraction(1), -(2**bits) if signed else 0, 2**bits - 1)
+    if pa.types.is_decimal(kind):
+        most = 10**kind.precision - 1
+        return _Steps(Fraction(10) ** -kind.scale, -most, most)
+    if pa.types.is_timestamp(kind):
+        return _Steps(_STEPS_OF_TIME[kind.unit], -(2**63), 2**63 - 1)
+    return None
+
+
+def _number(value: Any) -> Fraction:
+    if isinstance(value, dt.datetime):
+        return Fraction((value - dt.datetime(1970, 1, 1, tzinfo=value.tzinfo)) // _MICROSECOND)
+    # The infinite is beyond all that is exact, and so is the largest float.
+    value = max(-sys.float_info.max, min(value, sys.float_info.max))
+    # 0.1 asks for a tenth, which no float is.
+    return Fraction(repr(value) if isinstance(value, float) and not value.is_integer() else value)
+
+
+def _exact(column: str, operator: str, value: Any, kind: pa.DataType, steps: _Steps) -> Condition:
+    """The same comparison with a value that the column can have: others, engines round, cut or refuse."""
+    if operator == "in":
+        can = [one for one in value if one is None or steps.below(one)[1]]
+        return Condition(column, "in", [_of_type(one, kind, steps) for one in can], kind)
+    every, none = Condition(column, "!=", None, kind), Condition(column, "in", [], kind)
+    below, same = steps.below(value)
+    if not same:
+        if operator in {"==", "!="}:
+            return none if operator == "==" else every
+        if not steps.low <= below <= steps.high:
+            return every if (operator in {">", ">="}) == (below < steps.low) else none
+        operator = ">" if operator in {">", ">="} else "<="
+    return Condition(column, operator, _of_type(value, kind, steps), kind)
+
+
+def _of_type(value: Any, kind: pa.DataType, steps: _Steps) -> Any:
+    """The value as the type has it, or the next one below."""
+    if value is None:
+        return None
+    below, _ = steps.below(value)
+    if isinstance(value, dt.datetime):
+        at = math.floor(below * steps.step)
+        return dt.datetime(1970, 1, 1, tzinfo=value.tzinfo) + at * _MICROSECOND
+    if pa.types.is_integer(kind):
+        return below
+    digits = tuple(map(int, str(abs(below))))
+    return Decimal((int(below < 0), digits, -kind.scale))
+
+
 # --- Arrow ------------------------------------------------------------------------------------------------------
 
 
@@ -122,19 +213,14 @@ def as_arrow(found: Sequence[Condition]) -> Any:
     def one(c: Condition) -> Any:
         field = pc.field(c.column)
         if c.operator == "in":
-            values = pa.array([v for v in c.value if v is not None], _comparable(c))
+            values = pa.array([v for v in c.value if v is not None], c.type)
             chosen = field.isin(values) if len(values) else pc.scalar(False)
             return chosen | field.is_null() if None in c.value else chosen
         if c.value is None:
             return field.is_null() if c.operator == "==" else field.is_valid()
-        return _compare(field, c.operator, pa.scalar(c.value, _comparable(c)))
+        return _compare(field, c.operator, pa.scalar(c.value, c.type))
 
     return reduce(lambda a, b: a & b, map(one, found)) if found else None
-
-
-def _comparable(c: Condition) -> pa.DataType | None:
-    # Whether a tiny whole number is above 2.5 or 300 is a fair question: the value keeps its own type.
-    return None if pa.types.is_integer(c.type) or pa.types.is_decimal(c.type) else c.type
 
 
 def _compare(left: Any, operator: str, right: Any) -> Any:
@@ -196,10 +282,10 @@ def as_ray(found: Sequence[Condition]) -> Any:
     def one(c: Condition) -> Any:
         field = col(c.column)
         if c.operator == "in":
-            chosen = field.is_in([v for v in c.value if v is not None])
+            chosen = field.is_in([pa.scalar(v, c.type) for v in c.value if v is not None])
             return chosen | field.is_null() if None in c.value else chosen
         if c.value is None:
             return field.is_null() if c.operator == "==" else field.is_not_null()
-        return _compare(field, c.operator, lit(c.value))
+        return _compare(field, c.operator, lit(pa.scalar(c.value, c.type)))
 
     return reduce(lambda a, b: a & b, map(one, found)) if found else None

@@ -84,6 +84,24 @@ class Warehouse(ABC):
         """
 
     @abstractmethod
+    def check(
+        self, table: str, schema: pa.Schema, *, mode: Mode = "replace", partition_by: str | None = None
+    ) -> None:
+        """Refuse what `write` would refuse of rows with these columns, before there are any; nothing is written.
+
+        Args:
+            table: As of `write`.
+            schema: Of the rows.
+            mode: As of `write`.
+            partition_by: As of `write`.
+
+        Raises:
+            DataError: As of `write`.
+            ColumnNotFoundError: There is no column `partition_by`.
+            LockedError: Another process is writing, and the table cannot be looked at.
+        """
+
+    @abstractmethod
     def write(
         self,
         table: str,
@@ -132,7 +150,7 @@ class Warehouse(ABC):
 _MODES = ["replace", "append", "partition"]
 
 
-def check_write(table: str, mode: str, data: Source, partition_by: str | None = None) -> None:
+def check_write(table: str, mode: str, schema: pa.Schema, partition_by: str | None = None) -> None:
     """What every warehouse refuses: a name that is no name, an unknown mode, no columns or the same one twice, a
     column to partition by that is not there or of a type that has no exact values.
     """
@@ -149,7 +167,7 @@ def check_write(table: str, mode: str, data: Source, partition_by: str | None = 
         raise DataError("a table's name has at most 200 bytes", where=table[:40] + "…")
     if mode not in _MODES:
         raise DataError(f"unknown mode {mode!r}{near_match(mode, _MODES)}", where=table)
-    names = data.schema.names
+    names = schema.names
     if not names:
         raise DataError("there are no columns to write", where=table)
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -157,8 +175,8 @@ def check_write(table: str, mode: str, data: Source, partition_by: str | None = 
     if partition_by is not None:
         from sp_ray_ml.data._schema import check_partition_column
 
-        require_columns(data.schema, [partition_by], table)
-        check_partition_column(data.schema.field(partition_by), table)
+        require_columns(schema, [partition_by], table)
+        check_partition_column(schema.field(partition_by), table)
     elif mode == "partition":
         raise DataError(
             "mode partition needs the column whose values are replaced",

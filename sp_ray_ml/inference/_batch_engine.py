@@ -273,9 +273,44 @@ def _of_machine(error: Exception) -> bool:
     # A row may name a file that is not there, or no image; with a full disk or a lost network there is a number.
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         return True
+    if any(map(_of_network, _chain(error))):
+        return True
     text = str(error)
     device = type(error).__name__ == "AcceleratorError" or "CUDA error" in text or "cudaError" in text
     return device and not _no_memory(error)
+
+
+_LOST = {
+    "ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError", "TimeoutException", "URLError",
+    "TransportError", "ServerDisconnectedError", "ClientConnectionError", "gaierror",
+}  # fmt: skip
+"""What requests, urllib, httpx, aiohttp and the clouds' clients call a network that is gone, all without a number."""
+_ANSWERED = {"HTTPError", "UnsupportedProtocol"}
+"""Where one of these is the narrower class there was an answer, or an address that is none: a row's fault."""
+_NO_ADDRESS = ("unknown url type", "no host given", "file not on local host")  # urllib's, in a URLError
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that it came of."""
+    left, met = [error], set[int]()
+    while left:
+        found = left.pop()
+        if id(found) in met:
+            continue
+        met.add(id(found))
+        yield found
+        reasons = (found.__cause__, found.__context__, getattr(found, "reason", None))
+        left += [each for each in reasons if isinstance(each, BaseException)]
+
+
+def _of_network(error: BaseException) -> bool:
+    names = [cls.__name__ for cls in type(error).__mro__]
+    if "RpcError" in names and callable(code := getattr(error, "code", None)):  # gRPC's
+        return getattr(code(), "name", None) in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, FileNotFoundError) or str(reason).startswith(_NO_ADDRESS):
+        return False
+    return next((name in _LOST for name in names if name in _LOST | _ANSWERED), False)
 
 
 def _no_memory(error: Exception) -> bool:

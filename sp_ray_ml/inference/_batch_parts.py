@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from sp_ray_ml.data._columns import plain
 from sp_ray_ml.data.source import BLOCK_ROWS, Source
 
 if TYPE_CHECKING:
@@ -127,8 +128,32 @@ def _held(source: Source, blocks: list[pa.RecordBatch]) -> Source:
 def _checksum(blocks: Iterable[pa.RecordBatch]) -> int:
     total = 0
     for block in blocks:
-        total = zlib.crc32(block.serialize(), total)
+        # Of what is encoded a message holds the places alone, and not the dictionary.
+        columns = [_values(column) for column in block.columns]
+        total = zlib.crc32(pa.RecordBatch.from_arrays(columns, block.schema.names).serialize(), total)
     return total
+
+
+def _values(column: pa.Array) -> pa.Array:
+    column = plain(column)
+    kind = _decoded(column.type)
+    return column if column.type.equals(kind) else column.cast(kind)
+
+
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    """The type without dictionaries, those within lists and structs neither."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _decoded(kind.value_type)
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_decoded(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_decoded(kind.key_type), _decoded(kind.item_type))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_decoded(kind.value_type), kind.list_size)
+    if types.is_large_list(kind):
+        return pa.large_list(_decoded(kind.value_type))
+    return pa.list_(_decoded(kind.value_type)) if types.is_list(kind) else kind
 
 
 class _CopiedRows(Source):

@@ -134,9 +134,9 @@ class Stage:
         return found
 
     def clear(self) -> None:
-        """Remove all but the lock: first what says whose the rest is."""
+        """Remove all but the lock: last what says whose the rest is, so that who is killed here is gone on from."""
+        self.store.remove("", [name for name in self.store.find("") if name not in {_JOB, _LOCK}])
         self.store.remove("", [_JOB])
-        self.store.remove("", [name for name in self.store.find("") if name != _LOCK])
 
     def tries(self, number: int) -> int:
         """How often a process has begun a partition."""

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_ray_ml.config import fingerprint, redact
-from sp_ray_ml.data._schema import check_append
-from sp_ray_ml.data.source import Source
-from sp_ray_ml.data.warehouse import Mode, Warehouse, check_write, open_warehouse
-from sp_ray_ml.errors import ConfigError, DataError, WarehouseError
+from sp_ray_ml.data.warehouse import Mode, Warehouse, open_warehouse
+from sp_ray_ml.errors import ConfigError, DataError
 from sp_ray_ml.inference._batch_engine import REASON, ROW, rejected_schema
 from sp_ray_ml.inference.settings import Output
 
@@ -64,17 +62,23 @@ class Target:
         """Refuse now what the write at the end would refuse.
 
         Raises:
-            DataError: The table has other columns, or a column's name is needed.
+            DataError: A table has other columns, its name or the type of a column cannot be, or a column's name is
+                needed.
         """
-        check_write(self.table, self.mode, Source(self.table, output, lambda: iter(())), self.partition_by)
-        if self.mode != "replace" and self.table in _tables(self.warehouse):
-            check_append(self.warehouse.schema(self.table), output, self.table)
-        if self.rejected is not None and (taken := {ROW, REASON} & set(rows.names)):
+        self.warehouse.check(self.table, output, mode=self.mode, partition_by=self.partition_by)
+        if self.rejected is None:
+            return
+        if taken := {ROW, REASON} & set(rows.names):
             raise DataError(
                 f"the rows have a column {min(taken)!r}, which the table of rejected rows adds",
                 where=self.rejected,
                 hint="Rename it",
             )
+        self.warehouse.check(self.rejected, rejected_schema(rows), mode=self._rejected_mode)
+
+    @property
+    def _rejected_mode(self) -> Mode:
+        return "replace" if self.mode == "replace" else "append"
 
     def write(
         self,
@@ -88,14 +92,6 @@ class Target:
         """Write both tables, the predictions last: they say that it is over."""
         if self.rejected is not None:
             rows = stage.source(self.rejected, "rejected", rejected_schema(rows_schema), done, ROW)
-            mode: Mode = "replace" if self.mode == "replace" else "append"
-            self.warehouse.write(self.rejected, rows, mode=mode, commit=commit)
+            self.warehouse.write(self.rejected, rows, mode=self._rejected_mode, commit=commit)
         rows = stage.source(self.table, "part", output, done, order_column)
         self.warehouse.write(self.table, rows, mode=self.mode, partition_by=self.partition_by, commit=commit)
-
-
-def _tables(warehouse: Warehouse) -> list[str]:
-    try:
-        return warehouse.tables()
-    except WarehouseError:  # there is none yet: the write makes it
-        return []

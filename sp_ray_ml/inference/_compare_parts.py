@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Difference:
         b: Of the second.
         low: Lower end of the interval of 95 % of b - a; None where there is none.
         high: Its upper end.
+        larger_is_better: Whether it is better with a larger value, where its evaluator says so.
     """
 
     metric: str
@@ -41,6 +42,7 @@ class Difference:
     b: float
     low: float | None = None
     high: float | None = None
+    larger_is_better: bool | None = None
 
     @property
     def difference(self) -> float:
@@ -105,9 +107,10 @@ def _codes(column: pa.ChunkedArray, depth: int) -> NDArray[np.int32]:
 
 
 def _same_values(first: pa.Array, second: pa.Array) -> bool:
+    first, second = plain(first), plain(second)
     try:
         return bool(first.equals(second.cast(first.type)))
-    except pa.ArrowInvalid:  # such as text that is no number
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # such as text that is no number
         return False
 
 
@@ -158,11 +161,15 @@ class RowsOfBoth:
         """Of some rows."""
         values = [each[:, members] for each in self._values]
         functions = (self._evaluators[0].metrics, self._evaluators[1].metrics)
-        found = _of_means(self._names, values, functions, units, label, replicates, seed)
+        squared = [name for name in self._evaluators[0].squared() if name in self._names]
+        found = _of_means(self._names, values, functions, units, label, replicates, seed, squared)
         a, b = self._evaluators
         if isinstance(a, Classification) and isinstance(b, Classification):
             found += self._curves(a, b, members, units, label, replicates, seed)
-        return found
+        return [
+            replace(each, larger_is_better=b.larger_is_better(each.metric.removesuffix(f"/{label}")))
+            for each in found
+        ]
 
     def _curves(
         self, a: Classification, b: Classification, members: NDArray[np.int64], units: NDArray[np.uint64], label: str,
@@ -195,17 +202,18 @@ class RowsOfBoth:
 
 def _of_means(
     names: Sequence[str], values: Sequence[NDArray[np.float64]], functions: Any, units: NDArray[np.uint64], label: str,
-    replicates: int, seed: int,
+    replicates: int, seed: int, squared: Sequence[str] = (),
 ) -> list[Difference]:  # fmt: skip
     """Metrics that are functions of means, both drawn together."""
     replicates = replicates if len(units) >= LEAST_UNITS else 0
-    means = Means([*(f"a {name}" for name in names), *(f"b {name}" for name in names)], replicates, seed)
+    both, of_both = ([f"{of} {name}" for of in "ab" for name in each] for each in (names, squared))
+    means = Means(both, replicates, seed, of_both)
     means.update(np.concatenate(values), units)
     of_all = {name: np.array([value]) for name, value in means.means().items()}
     drawn = means.drawn()
 
     def split(found: Mapping[str, NDArray[Any]], of: str) -> dict[str, NDArray[Any]]:
-        return {name: found[f"{of} {name}"] for name in names}
+        return {name[2:]: value for name, value in found.items() if name.startswith(f"{of} ")}
 
     metrics = [function(split(of_all, of)) for function, of in zip(functions, "ab", strict=True)]
     samples: list[Mapping[str, NDArray[Any]]] = []

@@ -171,7 +171,9 @@ class RowGroups:
                     continue
                 means = self._means[group][place]
                 if means is None:
-                    means = self._means[group][place] = Means(names, self._replicates, self._seed)
+                    means = self._means[group][place] = Means(
+                        names, self._replicates, self._seed, evaluator.squared()
+                    )
                 if mine is None:
                     means.update(columns, units)
                 else:

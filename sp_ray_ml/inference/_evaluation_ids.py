@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -9,17 +10,46 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sp_ray_ml.data._columns import plain
+from sp_ray_ml.data._columns import is_text, plain, plain_type
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph._id_table import SHARDS, IdTable, ids_of
 
-__all__ = ["Ids", "NotSmallError", "unit_numbers"]
+__all__ = ["Ids", "NotSmallError", "check_kinds", "unit_numbers"]
 
 SMALL = 1 << 24
 """Whole numbers from 0 to below it are codes themselves."""
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _ANY_TIME = np.zeros(1, np.int64)
+
+
+def check_kinds(columns: Sequence[str], a: pa.Schema, b: pa.Schema, where: str) -> None:
+    """Refuse ids that are the same only once one of them is made into the other: the text "01" and the number 1.
+
+    Args:
+        columns: The ids.
+        a: Of one table.
+        b: Of the other.
+        where: Of the error.
+
+    Raises:
+        DataError: A column is of different kinds.
+    """
+    for name in columns:
+        kinds = [plain_type(schema.field(name).type) for schema in (a, b)]
+        if _kind(kinds[0]) != _kind(kinds[1]):
+            raise DataError(
+                f"the ids {name!r} are {kinds[0]} in one table and {kinds[1]} in the other, so that nobody knows "
+                "which are the same",
+                where=where,
+                hint="Cast them to one type",
+            )
+
+
+def _kind(kind: pa.DataType) -> str:
+    if is_text(kind):
+        return "text"
+    return "whole number" if pa.types.is_integer(kind) else str(kind)
 
 
 def unit_numbers(columns: list[pa.Array], where: str) -> NDArray[np.uint64]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from sp_ray_ml.data._where import quoted
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import DataError
+from sp_ray_ml.inference._evaluation_ids import check_kinds
 
 __all__ = ["joined"]
 
@@ -25,10 +26,11 @@ def joined(predictions: Source, truth: Source, on: Sequence[str]) -> Source:
 
     Raises:
         ColumnNotFoundError: An id is not there.
-        DataError: A column is in both; while it is read: a row of predictions has no truth, or more than one.
+        DataError: A column is in both, or ids are of different kinds; while it is read: a row of predictions has no truth, or more than one.
     """
     for source in (predictions, truth):
         require_columns(source.schema, on, source.name)
+    check_kinds(on, predictions.schema, truth.schema, truth.name)
     extra = [name for name in truth.schema.names if name not in on]
     if both := [name for name in extra if name in predictions.schema.names]:
         raise DataError(

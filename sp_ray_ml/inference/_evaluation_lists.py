@@ -23,12 +23,12 @@ from sp_ray_ml.errors import DataError
 from sp_ray_ml.graph._external import Limits, Partitions, Spool
 from sp_ray_ml.graph._ingest import ahead
 from sp_ray_ml.graph._row_kernels import count_into, group
-from sp_ray_ml.inference._evaluation_ids import Ids, NotSmallError
+from sp_ray_ml.inference._evaluation_ids import Ids
 
 if TYPE_CHECKING:
     from sp_ray_ml.inference.evaluators import Ranking
 
-__all__ = ["ListInputs", "Lists", "Part", "columns_of", "read_lists"]
+__all__ = ["ListInputs", "Lists", "Part", "columns_of"]
 
 TRUTH = np.nan
 """The key of a test item among rows: in files both kinds lie together."""
@@ -198,16 +198,3 @@ def _numbers(column: pa.Array, where: str) -> NDArray[np.float64]:
     if missing := int(np.isnan(numbers).sum()):
         raise DataError(f"{missing:,} of {len(numbers):,} rows have no rank or score", where=where)
     return numbers  # type: ignore[no-any-return]
-
-
-def read_lists(settings: Ranking, tables: list[tuple[Source, bool]], folder: Path, pool: Executor) -> Lists:
-    """Read tables, each either of predictions or (True) of test items."""
-    for small in (True, False):
-        lists = Lists(small, folder)
-        try:
-            for source, truth in tables:
-                lists.add(pool, source, settings, truth=truth)
-        except NotSmallError:
-            continue
-        return lists
-    raise AssertionError("unreachable: tables of ids take all")

@@ -14,10 +14,10 @@ from sp_ray_ml.errors import DataError
 from sp_ray_ml.inference._evaluation_exposure import Exposure, add_spreads, spreads_of_counts
 from sp_ray_ml.inference._evaluation_groups import Found, Segments, functions_of_means
 from sp_ray_ml.inference._evaluation_ids import Ids
-from sp_ray_ml.inference._evaluation_items import Catalogue, catalogue_of
-from sp_ray_ml.inference._evaluation_lists import ListInputs, read_lists
+from sp_ray_ml.inference._evaluation_items import Catalogue
+from sp_ray_ml.inference._evaluation_lists import ListInputs
 from sp_ray_ml.inference._evaluation_units import UnitWriter, lists_header
-from sp_ray_ml.inference._evaluation_users import Groups, Measured, lengths_of, segments_of
+from sp_ray_ml.inference._evaluation_users import Groups, Measured, lengths_of, read_tables
 
 __all__ = ["checked_segments", "evaluate_lists", "finish", "unit_writer"]
 
@@ -37,9 +37,9 @@ def evaluate_lists(given: ListInputs) -> Found:
         tempfile.TemporaryDirectory(prefix="sp-ray-evaluation-") as folder,
         ThreadPoolExecutor(threads) as pool,
     ):
-        lists = read_lists(settings, tables, Path(folder), pool)
-        of_user = segments_of(lists, pool, given.users, segments, settings)
-        catalogue = catalogue_of(settings, given.items, lists.items, pool)
+        lists, _, of_user, catalogue = read_tables(
+            settings, tables, given.users, given.items, segments, Path(folder), pool
+        )
         measured = Measured(
             settings,
             catalogue,

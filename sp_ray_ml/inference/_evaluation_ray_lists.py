@@ -22,9 +22,9 @@ from sp_ray_ml.inference._evaluation_exposure import Exposure
 from sp_ray_ml.inference._evaluation_groups import Found, Segments
 from sp_ray_ml.inference._evaluation_ids import Ids, unit_numbers
 from sp_ray_ml.inference._evaluation_items import catalogue_of
-from sp_ray_ml.inference._evaluation_lists import ListInputs, columns_of, read_lists
+from sp_ray_ml.inference._evaluation_lists import ListInputs, columns_of
 from sp_ray_ml.inference._evaluation_ranking import checked_segments, finish, unit_writer
-from sp_ray_ml.inference._evaluation_users import Groups, Measured, Range, lengths_of, segments_of
+from sp_ray_ml.inference._evaluation_users import Groups, Measured, Range, lengths_of, read_tables
 from sp_ray_ml.inference.evaluators import Ranking
 
 __all__ = ["evaluate_lists_on_ray"]
@@ -216,10 +216,9 @@ def _measure(
         ThreadPoolExecutor(1) as pool,
     ):
         both = [(tables[name], name == "truth") for name in ("predictions", "truth") if name in tables]
-        lists = read_lists(settings, both, Path(folder), pool)
-        named = lists.items.known_codes()
-        of_user = segments_of(lists, pool, tables.get("users"), segments, settings)
-        catalogue = catalogue_of(settings, items, lists.items, pool)
+        lists, named, of_user, catalogue = read_tables(
+            settings, both, tables.get("users"), items, segments, Path(folder), pool
+        )
         measured = Measured(
             settings,
             catalogue,

@@ -51,30 +51,28 @@ def numbers(column: pa.Array, where: str) -> NDArray[Any]:
 
 
 def regression_values(settings: Regression, rows: pa.RecordBatch) -> _Values:
-    """Errors and truths of each row."""
+    """Errors and truths of each row; `squared` has what is measured of their squares."""
     truth = numbers(rows.column(settings.truth), settings.truth).astype(np.float64)
     error = numbers(rows.column(settings.prediction), settings.prediction).astype(np.float64) - truth
     return {
         "absolute": np.abs(error),
-        "square": error * error,
         "error": error,
         "truth": truth,
-        "truth_square": truth * truth,
         "relative": np.abs(error) / np.maximum(np.abs(truth), np.finfo(np.float64).eps),
     }
 
 
 def regression_metrics(means: _Values) -> _Values:
     """From the means of `regression_values`."""
-    variance = means["truth_square"] - means["truth"] ** 2
+    square, variance = means["error square"], means["truth variance"]
     variance = np.where(variance > 0, variance, np.nan)
     return {
-        "rmse": np.sqrt(means["square"]),
+        "rmse": np.sqrt(square),
         "mae": means["absolute"],
-        "r2": 1 - means["square"] / variance,
+        "r2": 1 - square / variance,
         "bias": means["error"],
         "mape": means["relative"],
-        "explained_variance": 1 - (means["square"] - means["error"] ** 2) / variance,
+        "explained_variance": 1 - means["error variance"] / variance,
     }
 
 
@@ -181,7 +179,8 @@ def classification_values(settings: Classification, rows: pa.RecordBatch) -> _Va
     if settings.strategy == "quantile":  # where bins end is not known before all rows are
         return values
     excess = np.zeros((settings.bins, len(truth)))
-    bins = np.minimum((sure * settings.bins).astype(np.int64), settings.bins - 1)
+    # As scikit-learn's `calibration_curve`: what is on an edge belongs to the bin below it.
+    bins = np.searchsorted(np.linspace(0, 1, settings.bins + 1)[1:-1], sure)
     excess[bins, np.arange(len(truth))] = sure - met
     return values | {f"excess {place}": row for place, row in enumerate(excess)}
 

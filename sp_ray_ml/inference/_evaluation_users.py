@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +16,15 @@ from numpy.typing import NDArray
 from sp_ray_ml.data.source import Source, require_columns
 from sp_ray_ml.errors import DataError
 from sp_ray_ml.inference._evaluation_groups import Segments
-from sp_ray_ml.inference._evaluation_items import Catalogue
+from sp_ray_ml.inference._evaluation_ids import NotSmallError
+from sp_ray_ml.inference._evaluation_items import Catalogue, catalogue_of
 from sp_ray_ml.inference._evaluation_lists import Lists, Part
 from sp_ray_ml.inference._evaluation_units import RECOMMENDED, TEST_DIGEST, TEST_ITEMS, digests, lists_column
 from sp_ray_ml.inference.evaluators import Ranking
 from sp_ray_ml.metrics._lists_kernel import measure_lists, pairwise_distance
 from sp_ray_ml.metrics.means import Means
 
-__all__ = ["Groups", "Measured", "Range", "lengths_of", "segments_of"]
+__all__ = ["Groups", "Measured", "Range", "lengths_of", "read_tables"]
 
 _ACCURACY = ("recall", "ndcg", "precision", "hit_rate", "mrr", "map")
 _POPULARITY = ("popularity", "novelty", "tail")
@@ -101,10 +104,53 @@ def lengths_of(settings: Ranking) -> NDArray[np.int64]:
     return np.array(sorted(set(settings.k)), np.int64)
 
 
-def segments_of(
+class Read(NamedTuple):
+    """All tables, with one code for each id.
+
+    Attributes:
+        lists: Predictions and test items.
+        named: Codes of the items in these.
+        of_user: By column of the segments: the place of each user's value, [users]; -1 for none.
+        catalogue: Of items.
+    """
+
+    lists: Lists
+    named: NDArray[np.int64]
+    of_user: list[NDArray[np.int16]]
+    catalogue: Catalogue
+
+
+def read_tables(
+    settings: Ranking,
+    tables: Sequence[tuple[Source, bool]],
+    users: Source | None,
+    items: Source | None,
+    segments: Segments,
+    folder: Path,
+    pool: Executor,
+) -> Read:
+    """Read tables of predictions and (True) of test items, and those of users and items.
+
+    Raises:
+        ColumnNotFoundError: A column is not there.
+        DataError: A value is missing, or an item twice in its table.
+    """
+    for small in (True, False):
+        lists = Lists(small, folder)
+        try:
+            for source, truth in tables:
+                lists.add(pool, source, settings, truth=truth)
+            named = lists.items.known_codes()
+            of_user = _segments_of(lists, pool, users, segments, settings)
+            return Read(lists, named, of_user, catalogue_of(settings, items, lists.items, pool))
+        except NotSmallError:
+            continue
+    raise AssertionError("unreachable: tables of ids take all")
+
+
+def _segments_of(
     lists: Lists, pool: Executor, users: Source | None, segments: Segments, settings: Ranking
 ) -> list[NDArray[np.int16]]:
-    """By column of the segments: the place of each user's value, [users]; -1 for none."""
     if users is None or not segments.values:
         return []
     require_columns(users.schema, [settings.user], users.name)

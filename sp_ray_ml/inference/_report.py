@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["better", "report"]
 
 _BETTER, _WORSE, _SAME, _INK = "#0072B2", "#D55E00", "#8a94a0", "#333333"
-_NEITHER = ("popularity", "entropy")
-"""Metrics that tell what lists are like, where neither more nor less is better."""
 _MOST_ROWS, _MOST_SPREADS = 40, 4
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -32,6 +30,14 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } d
 """
 
 
+_DRAWN = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sp-ray",
+    "font.family": "sans-serif",
+    "text.parse_math": False,  # names of segments are no formulas, whatever they have between two dollars
+}
+
+
 def report(comparison: Comparison, a: str, b: str, about: Mapping[str, str]) -> str:
     """The HTML.
 
@@ -41,6 +47,13 @@ def report(comparison: Comparison, a: str, b: str, about: Mapping[str, str]) -> 
         b: Name of the second.
         about: Further facts, by name.
     """
+    import matplotlib as mpl
+
+    with mpl.rc_context(_DRAWN):  # of each text when it is made, and of the file when it is written
+        return _page(comparison, a, b, about)
+
+
+def _page(comparison: Comparison, a: str, b: str, about: Mapping[str, str]) -> str:
     of_all = [each for each in comparison.differences if "/" not in each.metric]
     segments: dict[str, list[Difference]] = {}
     for each in comparison.differences:
@@ -51,7 +64,7 @@ def report(comparison: Comparison, a: str, b: str, about: Mapping[str, str]) -> 
         f"<h1>{_text(b)} against {_text(a)}</h1>",
         f'<p class="about">{comparison.units:,} {comparison.of} that both were measured on. Differences are {_text(b)} − '
         f"{_text(a)}, with the interval of 95 % of a paired bootstrap. Where it leaves 0 out, blue is better and orange "
-        "worse; what is neither, such as popularity, stays grey.</p>",
+        "worse; what is neither, such as popularity, or is not known to be, stays grey.</p>",
         *([_list(comparison.notes)] if comparison.notes else []),
         _svg(_differences(of_all), "Relative differences and their intervals"),
         "<h2>Metrics</h2>",
@@ -87,15 +100,16 @@ def _list(notes: Sequence[str]) -> str:
 
 
 def better(each: Difference) -> bool | None:
-    """Whether the second is better; None where the interval holds 0, there is none, or neither way is better."""
-    from sp_ray_ml.metrics.supervised import larger_is_better
+    """Whether the second is better; None where the interval holds 0, there is none, or nobody knows which way is."""
+    from sp_ray_ml.metrics.supervised import known_direction
 
-    metric = each.metric.partition("/")[0]
-    if not each.significant or metric.partition("@")[0] in _NEITHER:
+    if not each.significant:
         return None
-    if metric == "bias":
+    larger = each.larger_is_better
+    if larger is None and each.metric.partition("/")[0] == "bias":
         return abs(each.b) < abs(each.a)
-    return (each.difference > 0) == larger_is_better(metric)
+    larger = known_direction(each.metric) if larger is None else larger
+    return None if larger is None else (each.difference > 0) == larger
 
 
 def _table(rows: Sequence[Difference], a: str, b: str) -> str:
@@ -171,12 +185,9 @@ def _spreads(spread: Mapping[str, Any], of: str) -> Figure:
 
 def _svg(figure: Figure, label: str) -> str:
     """The picture as SVG within the page; its text stays text."""
-    import matplotlib as mpl
-
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sp-ray", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", metadata=nothing)
+    figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     inner = text[text.index(">", text.index("<svg")) + 1 :]
     width, height = (float(size) * 72 for size in figure.get_size_inches())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sp_ray_ml.config import near_match
@@ -17,9 +18,10 @@ from sp_ray_ml.data._columns import plain
 from sp_ray_ml.errors import ColumnNotFoundError, DataError
 from sp_ray_ml.inference._compare_parts import Difference, ListsOfBoth, RowsOfBoth
 from sp_ray_ml.inference._evaluation_groups import Segments
-from sp_ray_ml.inference._evaluation_ids import unit_numbers
+from sp_ray_ml.inference._evaluation_ids import check_kinds, unit_numbers
 from sp_ray_ml.inference._evaluation_units import RECOMMENDED, TEST_DIGEST, TEST_ITEMS, units_of
 from sp_ray_ml.inference.evaluators import Evaluator, RowEvaluator
+from sp_ray_ml.metrics.means import check_draws
 
 __all__ = ["Comparison", "Difference", "compare_units"]
 
@@ -64,10 +66,12 @@ def compare_units(
         seed: Of the bootstrap.
 
     Raises:
+        ConfigError: No such bootstrap or seed.
         StorageError: A file is missing or another's.
-        DataError: They measured something else, share nobody, or hold different truths.
+        DataError: They measured something else, share nobody, hold different truths, or an id twice.
         ColumnNotFoundError: A column of `by` is not there.
     """
+    check_draws(bootstrap, seed)
     kept_a, kept_b = units_of(Path(a)), units_of(Path(b))
     (of_a, ids_a, metrics_a, table_a), (of_b, ids_b, metrics_b, table_b) = (
         (each.evaluators, each.ids, each.metrics, each.table) for each in (kept_a, kept_b)
@@ -165,19 +169,13 @@ def _shared(a: pa.Table, b: pa.Table, ids: Sequence[str], of: str) -> tuple[pa.T
                 hint="Evaluate both on the same rows",
             )
         return a, b, []
-    places = pa.chunked_array([pa.array(np.arange(b.num_rows))])
-    keys_a = a.select(ids).append_column("a", pa.array(np.arange(a.num_rows)))
-    keys_b = b.select(ids).append_column("b", places)
-    for name in ids:  # what differs in width only is the same id
-        if keys_a.schema.field(name).type != keys_b.schema.field(name).type:
-            kind = (
-                pa.int64() if pa.types.is_integer(plain(a[name].combine_chunks()).type) else pa.large_string()
-            )
-            keys_a, keys_b = (
-                keys.set_column(keys.column_names.index(name), name, keys[name].cast(kind))
-                for keys in (keys_a, keys_b)
-            )
-    both = keys_a.join(keys_b, list(ids), join_type="inner").sort_by("a")
+    check_kinds(ids, a.schema, b.schema, "compare")
+    names = [f"id {number}" for number in range(len(ids))]  # unlike the columns beside them
+    keys_a, keys_b = (
+        _keys(each, other, ids, names).append_column(place, pa.array(np.arange(each.num_rows)))
+        for each, other, place in ((a, b, "a"), (b, a, "b"))
+    )
+    both = keys_a.join(keys_b, names, join_type="inner").sort_by("a")
     if not both.num_rows:
         raise DataError(
             f"the runs share none of their {a.num_rows:,} and {b.num_rows:,} {of}, so that nothing can be compared",
@@ -186,3 +184,28 @@ def _shared(a: pa.Table, b: pa.Table, ids: Sequence[str], of: str) -> tuple[pa.T
     left = a.num_rows + b.num_rows - 2 * both.num_rows
     notes = [f"{left:,} {of} that only one of the runs was measured on are left out"] if left else []
     return a.take(both["a"]), b.take(both["b"]), notes
+
+
+def _keys(table: pa.Table, other: pa.Table, ids: Sequence[str], names: Sequence[str]) -> pa.Table:
+    """The ids, those that differ in width only as the other's are.
+
+    Raises:
+        DataError: One is there more than once.
+    """
+    columns = []
+    for name in ids:
+        mine, theirs = (plain(each[name].combine_chunks()) for each in (table, other))
+        if mine.type != theirs.type:
+            mine = mine.cast(pa.int64() if pa.types.is_integer(mine.type) else pa.large_string())
+        columns.append(mine)
+    keys = pa.table(columns, list(names))
+    counts = keys.group_by(list(names)).aggregate([([], "count_all")])
+    doubled = counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 1)
+    if doubled.num_rows:
+        row = doubled.to_pylist()[0]
+        raise DataError(
+            f"the row {', '.join(f'{name} {row[key]}' for name, key in zip(ids, names, strict=True))} is there "
+            f"{row['count_all']} times in one of the runs, so that nobody knows which are the same",
+            hint="Evaluate both with ids that tell each row from all others",
+        )
+    return keys

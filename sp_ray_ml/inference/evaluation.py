@@ -17,6 +17,7 @@ from sp_ray_ml.errors import ConfigError, DataError
 from sp_ray_ml.graph._external import in_order
 from sp_ray_ml.inference._evaluation_groups import Found, RowGroups, Segments
 from sp_ray_ml.inference.evaluators import Evaluator, Ranking, RowEvaluator
+from sp_ray_ml.metrics.means import check_draws
 
 __all__ = ["Evaluation", "evaluate_predictions"]
 
@@ -69,13 +70,14 @@ def evaluate_predictions(
 
     Raises:
         ColumnNotFoundError: A column is not there.
-        ConfigError: Evaluators that do not go together, or two that measure the same.
+        ConfigError: Evaluators that do not go together, or two that measure the same; no such bootstrap or seed.
         DataError: No rows, a value that is missing, a row without truth, an item twice in a list.
     """
     chosen = [evaluators] if isinstance(evaluators, Evaluator) else list(evaluators)
     ids = [on] if isinstance(on, str) else list(on)
     if not chosen:
         raise ConfigError("no evaluator is given", where="evaluators")
+    check_draws(bootstrap, seed)
     rankings = [each for each in chosen if isinstance(each, Ranking)]
     if rankings:
         if len(chosen) > 1:

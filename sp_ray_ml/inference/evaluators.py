@@ -47,16 +47,36 @@ class RowEvaluator(Evaluator):
             Finite numbers `[rows]` by name, the same names for all rows.
         """
 
+    def squared(self) -> list[str]:
+        """Names of values of which `metrics` needs `NAME square`, the mean of their squares, and `NAME variance` too.
+
+        Unlike differences of means they are exact for values that lie far from 0.
+        """
+        return []
+
     def metrics(self, means: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """The metrics, as functions of means: `rmse` is the root of the mean square. The means themselves without.
 
         Args:
-            means: The mean of each value, as an array: of all rows, or of bootstrap replicates.
+            means: The mean of each value and what `squared` asks for, as an array: of all rows, or of bootstrap
+                replicates.
 
         Returns:
             Metrics by name, each an array of the same length; NaN where one is not defined.
         """
         return means
+
+    def larger_is_better(self, metric: str) -> bool | None:  # noqa: ARG002 - for those that override it
+        """Which way a metric is better, for the verdict of `sp-ray compare`.
+
+        Args:
+            metric: One of those that `metrics` gives.
+
+        Returns:
+            None where neither way is. A metric with the name of one of ours, such as `mae`, is then better as that
+            one is.
+        """
+        return None
 
     def curves(self) -> Curves | None:
         """What cannot be had from means, such as the area under a curve: an accumulator, or None."""
@@ -76,10 +96,14 @@ class Regression(RowEvaluator):
         return [self.truth, self.prediction]
 
     def values(self, rows: pa.RecordBatch) -> Mapping[str, NDArray[Any]]:
-        """Errors and truths, and their squares."""
+        """Errors and truths."""
         from sp_ray_ml.inference._evaluation_rows import regression_values
 
         return regression_values(self, rows)
+
+    def squared(self) -> list[str]:
+        """Those of which there are squares and variances."""
+        return ["error", "truth"]
 
     def metrics(self, means: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """As scikit-learn has them; without variance in the truth there is no `r2` and no `explained_variance`."""

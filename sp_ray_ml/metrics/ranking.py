@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sp_ray_ml.errors import ConfigError, DataError
-from sp_ray_ml.metrics._fixed import fixed_mean, fixed_sum
+from sp_ray_ml.metrics._exact import exact_mean, exact_sum
 from sp_ray_ml.metrics.topk import check_k
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class RankingMetrics:
     users whose T then is not empty (coverage: the share of such items). A group that nobody is in has
     `users/<group>` 0 and no means.
 
-    A user's values are rounded to 2^-40 and added as integers: cuts into batches, their order and that of merges
-    do not change a bit of the result.
+    Users' values are added exactly: cuts into batches, their order and that of merges do not change a bit of the
+    result.
 
     Args:
         k: Lengths of the list, each at least 1.
@@ -83,7 +83,7 @@ class RankingMetrics:
         self._user_groups = False
         groups = ("", *(_ITEM_GROUPS if warm_items is not None else ()), *_USER_GROUPS)
         self._users = dict.fromkeys(groups, 0)
-        # Sums in units of 2^-40; Python's integers, because 2^23 users fill 64 bits.
+        # Exact sums: Python's integers.
         self._sums = {group: np.zeros((len(self._metrics), len(self.k)), dtype=object) for group in groups}
         # The best rank (from 0) that each item had in the list of any user of the group.
         self._best_rank = {group: np.full(num_items, self.k[-1], np.int32) for group in ("", *_USER_GROUPS)}
@@ -187,7 +187,7 @@ class RankingMetrics:
             if users:
                 for metric, sums in zip(self._metrics, self._sums[group], strict=True):
                     for k, total in zip(self.k, sums, strict=True):
-                        result[f"{metric}@{k}{suffix}"] = fixed_mean(int(total), users)
+                        result[f"{metric}@{k}{suffix}"] = exact_mean(int(total), users)
                 for k in self.k:
                     result[f"coverage@{k}{suffix}"] = self._coverage(group, k)
             result[f"users{suffix}"] = float(users)
@@ -225,7 +225,7 @@ class RankingMetrics:
         return np.stack(values)
 
     def _add(self, group: str, values: _Floats, members: _Bools) -> None:
-        sums = [[fixed_sum(row) for row in of_metric] for of_metric in values[:, :, members]]
+        sums = [[exact_sum(row) for row in of_metric] for of_metric in values[:, :, members]]
         self._sums[group] = self._sums[group] + np.array(sums, dtype=object)
         self._users[group] += int(members.sum())
 

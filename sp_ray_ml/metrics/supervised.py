@@ -10,10 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from sp_ray_ml.errors import DataError
-from sp_ray_ml.metrics._fixed import fixed_mean, fixed_sum
+from sp_ray_ml.metrics._exact import exact_mean, exact_square_mean, exact_squares, exact_sum, exact_variance
 from sp_ray_ml.metrics.scores import ScoreCounts
 
-__all__ = ["ClassificationMetrics", "RegressionMetrics", "SupervisedMetrics", "larger_is_better"]
+__all__ = [
+    "ClassificationMetrics",
+    "RegressionMetrics",
+    "SupervisedMetrics",
+    "known_direction",
+    "larger_is_better",
+]
 
 _LOWER = (
     "loss",
@@ -41,6 +47,20 @@ def larger_is_better(metric: str) -> bool:
         metric: Its name as ours or XGBoost's: `validation/log_loss`, `mlogloss`, `error@0.6`, `poisson-nloglik`.
     """
     return not metric.rpartition("/")[2].partition("@")[0].endswith(_LOWER)
+
+
+_OURS = {
+    **dict.fromkeys(("rmse", "mae", "mape", "log_loss", "brier", "ece", "gini"), False),
+    **dict.fromkeys(("r2", "explained_variance", "accuracy", "f1", "auc", "pr_auc"), True),
+    **dict.fromkeys(("recall", "precision", "hit_rate", "mrr", "ndcg", "map"), True),
+    **dict.fromkeys(("coverage", "tail", "novelty", "diversity"), True),
+}
+"""Of popularity and entropy, which tell what lists are like, neither more nor less is better."""
+
+
+def known_direction(metric: str) -> bool | None:
+    """Whether a larger value of a metric of ours is the better one; None where neither is, and of other metrics."""
+    return _OURS.get(metric.partition("/")[0].partition("@")[0])
 
 
 class SupervisedMetrics(ABC):
@@ -76,15 +96,15 @@ class RegressionMetrics(SupervisedMetrics):
 
     def __init__(self) -> None:
         self._rows = 0
-        self._sums = [0, 0, 0, 0]  # |e|, e², y, y²
+        self._sums = [0, 0, 0, 0]  # of |e|, e², y, y²
 
     def update(self, scores: npt.NDArray[Any], truth: npt.NDArray[Any]) -> None:
         """Take predictions and true values, [rows] each."""
         truth = truth.astype(np.float64)
         error = scores.reshape(-1).astype(np.float64) - truth
         self._rows += len(truth)
-        for place, values in enumerate((np.abs(error), error * error, truth, truth * truth)):
-            self._sums[place] += fixed_sum(values)
+        sums = (exact_sum(np.abs(error)), exact_squares(error), exact_sum(truth), exact_squares(truth))
+        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)]
 
     def merge(self, following: Self) -> None:
         """Take what another one took."""
@@ -95,9 +115,10 @@ class RegressionMetrics(SupervisedMetrics):
         """The metrics."""
         if not self._rows:
             raise DataError("there is no row to measure on", where="evaluate")
-        absolute, square, mean, mean_square = (fixed_mean(total, self._rows) for total in self._sums)
-        metrics = {"rmse": math.sqrt(square), "mae": absolute}
-        if (variance := mean_square - mean * mean) > 0:
+        absolute, squares, truth, truth_squares = self._sums
+        square = exact_square_mean(squares, self._rows)
+        metrics = {"rmse": math.sqrt(square), "mae": exact_mean(absolute, self._rows)}
+        if (variance := exact_variance(truth, truth_squares, self._rows)) > 0:
             metrics["r2"] = 1 - square / variance
         return metrics
 
@@ -128,7 +149,7 @@ class ClassificationMetrics(SupervisedMetrics):
         own = scores[np.arange(len(truth)), truth]
         self._rows += len(truth)
         # As scikit-learn: no probability is less than the smallest step of a 32-bit number.
-        self._loss += fixed_sum(-np.log(np.clip(own, np.finfo(np.float32).eps, 1.0)))
+        self._loss += exact_sum(-np.log(np.clip(own, np.finfo(np.float32).eps, 1.0)))
         pairs = truth * self.classes + scores.argmax(axis=1)
         self._confusion += np.bincount(pairs, minlength=self.classes**2).reshape(self._confusion.shape)
         if self._auc:
@@ -149,7 +170,7 @@ class ClassificationMetrics(SupervisedMetrics):
         either = self._confusion.sum(axis=0) + self._confusion.sum(axis=1)
         f1 = 2 * right[either > 0] / either[either > 0]
         metrics = {
-            "log_loss": fixed_mean(self._loss, self._rows),
+            "log_loss": exact_mean(self._loss, self._rows),
             "accuracy": float(right.sum() / self._rows),
             "f1": float(f1.mean()),
         }

@@ -12,6 +12,7 @@ import math
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -255,6 +256,48 @@ class WarehouseContract(ABC):
         assert source.to_arrow()["id"].to_pylist() == expected
         assert source.num_rows in {None, len(expected)}
 
+    @pytest.mark.parametrize(
+        ("condition", "expected"),
+        [
+            (("price", ">", 100), [2, 3]),
+            (("price", "==", 100), [1]),
+            (("price", "in", [150, 0.5]), [2]),
+            (("price", "<", 100.005), [0, 1]),
+            (("price", "==", 99.99), [0]),
+            (("price", ">=", Decimal("150.001")), [3]),
+            (("price", "<", 2**70), [0, 1, 2, 3]),
+            (("number", "==", 2**53 + 1), [1]),
+            (("number", "in", [5, 2.5, 2**53 + 2]), [0, 2]),
+            (("number", ">", 2.0**53), [1, 2, 3]),
+            (("number", "<=", 5.5), [0]),
+            (("number", "!=", 5.5), [0, 1, 2, 3]),
+            (("number", ">", 2**70), []),
+            (("number", "<", math.inf), [0, 1, 2, 3]),
+            (("at", "<", "2024-02-29T12:00:00.000500"), [0]),
+            (("at", ">=", "2024-02-29T12:00:00.000500"), [1, 2, 3]),
+            (("at", "in", ["2024-02-29T12:00:01", "2024-02-29T12:00:00.000500"]), [1]),
+        ],
+    )
+    def test_conditions_compare_exactly_whatever_the_values_type(
+        self, warehouse: Warehouse, condition: Any, expected: list[int]
+    ) -> None:
+        noon = _NOON.replace(microsecond=0)
+        table = pa.table(
+            {
+                "id": range(5),
+                "price": pa.array(
+                    [*map(Decimal, ("99.99", "100.00", "150.00", "150.01")), None], pa.decimal128(10, 2)
+                ),
+                "number": pa.array([5, 2**53 + 1, 2**53 + 2, 2**63 - 1, None], pa.int64()),
+                "at": pa.array(
+                    [*(noon + dt.timedelta(seconds=i) for i in range(4)), None], pa.timestamp("ms")
+                ),
+            }
+        )
+        warehouse.write("exact", table)
+        source = warehouse.source("exact", columns=["id"], where=[condition])
+        assert sorted(source.to_arrow()["id"].to_pylist()) == expected
+
     def test_where_may_use_a_column_that_is_not_read(self, warehouse: Warehouse) -> None:
         source = warehouse.source("people", columns=["name"], where=[("id", "==", 1)])
         assert source.to_arrow().to_pydict() == {"name": ["Bruno"]}
@@ -380,8 +423,56 @@ class WarehouseContract(ABC):
         self, warehouse: Warehouse, rows: pa.Table, named: str
     ) -> None:
         with pytest.raises(DataError, match=f"'{named}'"):
+            warehouse.check("people", rows.schema, mode="append")
+        with pytest.raises(DataError, match=f"'{named}'"):
             warehouse.write("people", rows, mode="append")
         assert warehouse.source("people").to_arrow().num_rows == 5
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            pa.array([1_000, None], pa.timestamp("ns", "UTC")),
+            pa.array([1, None], pa.timestamp("us", "Europe/Berlin")),
+            pa.array([1, None], pa.timestamp("s")),
+            pa.array([1, None], pa.duration("us")),
+            pa.array([1, None], pa.time32("ms")),
+            pa.array([86_400_000, None], pa.date64()),
+            pa.array([b"ab", None], pa.binary(2)),
+            pa.array([["a"], []], pa.list_(pa.large_string())),
+            pa.StructArray.from_arrays([pa.array(["a", "b"]).dictionary_encode()], ["code"]),
+            pa.array([1, None], pa.uint64()),
+            pa.array([1, None], pa.int8()),
+            pa.array([1.5, None], pa.float16()),
+            pa.array([Decimal("1.5"), None], pa.decimal128(20, 6)),
+        ],
+        ids=lambda values: str(values.type),
+    )
+    def test_check_says_of_columns_what_a_write_says(self, warehouse: Warehouse, values: pa.Array) -> None:
+        rows = pa.table({"n": [1, 2], "value": values})
+        try:
+            warehouse.check("new", rows.schema)
+        except DataError as error:
+            with pytest.raises(DataError, match="'value'"):
+                warehouse.write("new", rows)
+            assert "'value'" in str(error)  # noqa: PT017  the write said so, too
+            return
+        assert warehouse.write("new", rows) == 2
+        for _ in range(2):
+            warehouse.check("new", rows.schema, mode="append")
+            assert warehouse.write("new", rows, mode="append") == 2
+        warehouse.check("new", rows.schema, mode="partition", partition_by="n")
+
+    def test_check_leaves_no_trace_where_nothing_is_yet(self, tmp_path: Path) -> None:
+        warehouse = self.make(tmp_path)
+        before = sorted(tmp_path.rglob("*"))
+        for mode in ("replace", "append", "partition"):
+            warehouse.check("people", _people().schema, mode=mode, partition_by="id")
+        with pytest.raises(DataError):
+            warehouse.check("_people", _people().schema)
+        with pytest.raises(DataError, match="double"):
+            warehouse.check("people", pa.schema({"id": pa.int64(), "x": pa.float64()}), partition_by="x")
+        assert sorted(tmp_path.rglob("*")) == before
+        assert warehouse.write("people", _people()) == 5
 
     def test_failed_write_keeps_the_old_table(self, warehouse: Warehouse) -> None:
         before = warehouse.source("people").to_arrow()
@@ -483,12 +574,13 @@ class WarehouseContract(ABC):
             pa.array([3, 1, 255], pa.uint8()),
             pa.array(["", "a b/c=d%20é", "漢字 ?*[x]"]),
             pa.array(["x", "y", "x"]).dictionary_encode(),
+            pa.array(["NULL", "null", "__HIVE_DEFAULT_PARTITION__"]),
             pa.array([True, False, True]),
             pa.array([dt.date(1969, 12, 31), dt.date(2024, 2, 29), dt.date(2024, 3, 1)]),
             pa.array([_NOON, dt.datetime(1900, 1, 1), None], pa.timestamp("us")).fill_null(_NOON),
             pa.array([_NOON, dt.datetime(1900, 1, 1), None], pa.timestamp("us", "UTC")).fill_null(_NOON),
         ],
-        ids=["int", "uint8", "text", "dictionary", "bool", "day", "moment", "utc"],
+        ids=["int", "uint8", "text", "dictionary", "null", "bool", "day", "moment", "utc"],
     )  # fmt: skip
     def test_values_of_partitions_come_back_exactly(self, warehouse: Warehouse, values: pa.Array) -> None:
         rows = pa.table({"n": [0, 1, 2], "part": values})
@@ -498,6 +590,9 @@ class WarehouseContract(ABC):
         kept = [i for i in range(3) if i == 2 or values[i].as_py() != values[2].as_py()]
         assert back["n"].to_pylist() == kept
         assert back["part"].to_pylist() == [values[i].as_py() for i in kept]
+        if warehouse.has_sql:
+            told = warehouse.source("SELECT n, part FROM parts ORDER BY n").to_arrow()
+            assert told["part"].to_pylist() == back["part"].to_pylist()
         assert warehouse.schema("parts").names == ["n", "part"]
         plainly = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
         assert warehouse.schema("parts").field("part").type == plainly

@@ -95,6 +95,22 @@ class TestBigQuery(WarehouseContract):
                 assert back[name].type == rows[name].type, name
                 assert back[name].to_pylist() == rows[name].to_pylist(), name
 
+    def test_json_inside_lists_and_structs_comes_back(self, warehouse: Warehouse) -> None:
+        json = {b"ARROW:extension:name": b"google:sqlType:json"}
+        pair = pa.struct([pa.field("doc", pa.string(), metadata=json), pa.field("n", pa.int64())])
+        columns = {
+            "docs": pa.array([['{"a":2}', "[1]"], []]),
+            "pair": pa.array([{"doc": '{"b":1}', "n": 1}, None], pair),
+            "pairs": pa.array([[{"doc": None, "n": 2}, {"doc": "3", "n": None}], []], pa.list_(pair)),
+        }
+        fields = [pa.field(n, c.type, metadata=json if n == "docs" else None) for n, c in columns.items()]
+        rows = pa.table(list(columns.values()), schema=pa.schema(fields))
+        for mode in ("replace", "append"):
+            warehouse.write("nested", rows, mode=mode)
+        back = warehouse.source("nested").to_arrow()
+        assert back.to_pydict() == {name: column.to_pylist() * 2 for name, column in columns.items()}
+        assert back.schema.equals(rows.schema, check_metadata=True)
+
     def test_nulls_of_bignumeric_come_from_queries_and_the_emulator_has_no_such_columns(
         self, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
     ) -> None:

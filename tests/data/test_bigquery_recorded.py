@@ -278,6 +278,27 @@ def test_query_runs_once_capped_by_bigquery_too_and_is_read_from_its_destination
     assert server.reads[0].read_session.table == "projects/p/datasets/_anon/tables/result"
 
 
+def test_ordered_query_runs_as_it_is_and_its_rows_and_columns_are_picked_from_the_result(
+    server: Recorded,
+) -> None:
+    _query(server, 1_000)
+    sql, destination = "SELECT n FROM t ORDER BY n", {"projectId": "p", "datasetId": "_anon", "tableId": "r"}
+    source = _snapshot_known(warehouse()).source(sql, columns=["n"], where=[("n", ">", 1)])
+    server.answers["POST /bigquery/v2/projects/p/jobs"] = [
+        lambda body: job(
+            body["jobReference"]["jobId"], "query", **body["configuration"]["query"], destinationTable=destination
+        )
+    ]  # fmt: skip
+    server.sessions = [pa.schema({"n": pa.int64()})]
+    server.rows = [([pa.record_batch({"n": [2, 7]})], None)]
+    assert source.to_arrow().to_pydict() == {"n": [2, 7]}
+    assert {body["configuration"]["query"]["query"] for _, _, body in server.asked if "configuration" in body} == {sql}  # fmt: skip
+    asked = server.reads[0]
+    assert list(asked.read_session.read_options.selected_fields) == ["n"]
+    assert asked.read_session.read_options.row_restriction == "`n` > 1"
+    assert asked.max_stream_count == 1
+
+
 def test_job_that_fails_for_a_while_runs_again_and_one_that_stays_so_is_named(
     server: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:

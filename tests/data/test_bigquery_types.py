@@ -14,9 +14,10 @@ from sp_ray_ml.data import Source, open_warehouse
 from sp_ray_ml.data._bigquery_errors import told, transient
 from sp_ray_ml.data._bigquery_note import Note, commit_mark, read_note
 from sp_ray_ml.data._bigquery_place import parse_url
-from sp_ray_ml.data._bigquery_sql import literal, one_statement, quoted, restriction
+from sp_ray_ml.data._bigquery_sql import is_ordered, literal, one_statement, quoted, restriction
 from sp_ray_ml.data._bigquery_target import Target
 from sp_ray_ml.data._bigquery_types import check_columns, check_lists, column_of, kept, read_schema, stored
+from sp_ray_ml.data._bigquery_write import made_of
 from sp_ray_ml.data._where import conditions
 from sp_ray_ml.errors import ConfigError, DataError, LockedError, TableNotFoundError, WarehouseError
 
@@ -65,6 +66,30 @@ def test_what_was_read_is_written_as_the_same_types() -> None:
     assert read_schema(back, "t").equals(schema, check_metadata=True)
     assert len(kept(schema).names) == 2  # which ones were JSON and places is said once more
     assert kept(schema).names == ["doc", "place"]
+
+
+def test_json_and_places_inside_lists_and_structs_stay_what_they_are() -> None:
+    inner = [{"name": "doc", "type": "JSON"}, {"name": "at", "type": "GEOGRAPHY", "mode": "REPEATED"}]
+    fields: list[dict[str, Any]] = [
+        {"name": "docs", "type": "JSON", "mode": "REPEATED"},
+        {"name": "one", "type": "RECORD", "fields": [*inner, {"name": "n", "type": "INT64"}]},
+        {"name": "many", "type": "RECORD", "mode": "REPEATED", "fields": inner},
+        {"name": "plain", "type": "RECORD", "fields": [{"name": "n", "type": "INT64"}]},
+    ]
+    schema = read_schema(fields, "t")
+    back = read_schema([column_of(field) for field in stored(schema, "t")], "t")
+    assert back.equals(schema, check_metadata=True)
+    assert kept(schema).equals(pa.schema(list(schema)[:3]), check_metadata=True)
+    sql = [made_of(f"`c{index}`", field) for index, field in enumerate(schema)]
+    assert sql == [
+        "ARRAY(SELECT PARSE_JSON(item0) FROM UNNEST(`c0`) AS item0 WITH OFFSET AS at0 ORDER BY at0)",
+        "IF(`c1` IS NULL, NULL, STRUCT(PARSE_JSON(`c1`.`doc`) AS `doc`, ARRAY(SELECT ST_GEOGFROMTEXT(item0) "
+        "FROM UNNEST(`c1`.`at`) AS item0 WITH OFFSET AS at0 ORDER BY at0) AS `at`, `c1`.`n` AS `n`))",
+        "ARRAY(SELECT IF(item0 IS NULL, NULL, STRUCT(PARSE_JSON(item0.`doc`) AS `doc`, ARRAY(SELECT ST_GEOGFROMTEXT("
+        "item1) FROM UNNEST(item0.`at`) AS item1 WITH OFFSET AS at1 ORDER BY at1) AS `at`)) "
+        "FROM UNNEST(`c2`) AS item0 WITH OFFSET AS at0 ORDER BY at0)",
+        "`c3`",
+    ]
 
 
 def test_narrower_types_are_kept_in_the_note() -> None:
@@ -190,6 +215,21 @@ def test_a_query_is_one_statement(sql: str, one: str | None) -> None:
             one_statement(sql, "u")
     else:
         assert one_statement(sql, "u") == one
+
+
+@pytest.mark.parametrize(
+    ("sql", "ordered"),
+    [
+        ("SELECT n FROM t ORDER\n BY n", True),
+        ("WITH a AS (SELECT 1 AS n) SELECT n FROM a order by n -- all", True),
+        ("(SELECT n FROM t ORDER BY n LIMIT 3)", True),
+        ("SELECT row_number() OVER (PARTITION BY f(n) ORDER BY n) FROM t", False),
+        ("SELECT n FROM (SELECT n FROM t ORDER BY (n))", False),
+        ("SELECT 'order by (' AS n FROM t -- ORDER BY n", False),
+    ],
+)
+def test_a_query_is_ordered_where_it_says_so_itself(sql: str, ordered: bool) -> None:
+    assert is_ordered(sql) == ordered
 
 
 def test_url_says_where_and_how(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,8 +333,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(WarehouseError, match="not a valid DuckDB"):
         open_warehouse(tmp_path / "bad.duckdb").tables()
     (tmp_path / "bad.parquet").write_bytes(b"no parquet" * 1_000)
-    with pytest.raises(StorageError, match="not Parquet, or damaged"):
-        open_warehouse(tmp_path).source("bad")
+    for query in ("bad", "SELECT * FROM bad"):
+        with pytest.raises(StorageError, match="not Parquet, or damaged"):
+            open_warehouse(tmp_path).source(query)
     folder = tmp_path / "t" / "_manifests"
     folder.mkdir(parents=True)
     (folder / "00000001.json").write_text("{}")

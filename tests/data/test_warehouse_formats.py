@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import resource
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -103,6 +105,30 @@ def test_folder_names_are_columns(tmp_path: Path) -> None:
     assert not list((tmp_path / "t").glob("country=*"))
 
 
+def test_ray_gives_folder_columns_the_types_of_the_source(tmp_path: Path) -> None:
+    places = [("2023", "de", 1), ("2024", "007", 2), ("2024", "__HIVE_DEFAULT_PARTITION__", 3)]
+    for year, country, n in places:
+        folder = tmp_path / "t" / f"year={year}" / f"country={country}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"n": [n]}), folder / "x.parquet")
+    source = open_warehouse(tmp_path).source("t", where=[("year", ">", 2023)])
+    rows = source.to_arrow().sort_by("n")
+    assert rows.to_pydict() == {"n": [2, 3], "year": [2024, 2024], "country": ["007", None]}
+    ray = pa.concat_tables(source.to_ray().iter_batches(batch_size=None, batch_format="pyarrow"))
+    assert ray.sort_by("n").combine_chunks().equals(rows.combine_chunks())
+
+
+@pytest.mark.parametrize("column", ["_day", ".day"])
+def test_partitions_whose_names_begin_as_hidden_ones_do_are_cleaned(tmp_path: Path, column: str) -> None:
+    warehouse = open_warehouse(tmp_path)
+    for n in (1, 2):
+        warehouse.write("t", {"n": [n, n], column: [1, 2]}, mode="partition", partition_by=column)
+    assert sorted(warehouse.source("t").to_arrow()["n"].to_pylist()) == [2, 2]
+    assert len(list((tmp_path / "t").rglob("*.parquet"))) == 2
+    warehouse.write("t", {"n": [3], column: [3]}, partition_by=column)
+    assert len(list((tmp_path / "t").rglob("*.parquet"))) == 1
+
+
 def test_append_to_a_single_file_keeps_it(tmp_path: Path) -> None:
     pq.write_table(ROWS, tmp_path / "t.parquet")
     warehouse = open_warehouse(tmp_path)
@@ -156,6 +182,34 @@ def test_table_of_an_earlier_version_keeps_its_rows_and_commits(tmp_path: Path) 
     assert warehouse.write("t", ROWS, mode="append", commit="nightly") == 0
     assert sorted(file.name for file in (folder / "_manifests").iterdir()) == ["00000004.json"]
     assert not (folder / "_manifest.json").exists()
+
+
+def test_partitions_of_earlier_versions_are_replaced_whatever_their_folders_are_called(
+    tmp_path: Path,
+) -> None:
+    warehouse = open_warehouse(tmp_path)
+    warehouse.write("t", {"n": [1, 2], "part": ["NULL", "x"]}, partition_by="part")
+    named, plain = tmp_path / "t" / "part=%4EULL", tmp_path / "t" / "part=NULL"
+    assert named.is_dir()
+    named.rename(plain)
+    manifest = tmp_path / "t" / "_manifests" / "00000001.json"
+    manifest.write_text(manifest.read_text().replace("%4EULL", "NULL"))
+    assert warehouse.source("t").to_arrow().sort_by("n")["part"].to_pylist() == ["NULL", "x"]
+    warehouse.write("t", {"n": [3], "part": ["NULL"]}, mode="partition", partition_by="part")
+    assert warehouse.source("t").to_arrow().sort_by("n").to_pydict() == {"n": [2, 3], "part": ["x", "NULL"]}
+    assert not plain.exists()
+
+
+def test_digits_that_sql_would_lose_are_refused_where_a_query_reads_them(tmp_path: Path) -> None:
+    wide = pa.array([Decimal("1.5"), None], pa.decimal256(50, 5))
+    rows = pa.table({"n": [1, 2], "wide": wide, "day": [1, 2]})
+    warehouse = open_warehouse(tmp_path)
+    for by in (None, "day"):
+        warehouse.write("t", rows, partition_by=by)
+        assert warehouse.source("t").to_arrow().sort_by("n").equals(rows)
+        assert warehouse.source("SELECT sum(n) AS s FROM t").to_arrow().to_pydict() == {"s": [3]}
+        with pytest.raises(WarehouseError, match=r"'wide' of type decimal256.* more than 38 digits"):
+            warehouse.source("SELECT max(wide) AS most FROM t").to_arrow()
 
 
 def test_reading_leaves_no_trace(tmp_path: Path) -> None:
@@ -233,6 +287,36 @@ def test_nanoseconds_that_would_be_cut_are_an_error(tmp_path: Path) -> None:
         warehouse.write("t", pa.table({"at": pa.array([1_001], pa.timestamp("ns", "UTC"))}))
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.struct([("at", pa.timestamp("ns", "UTC"))]),
+        pa.list_(pa.timestamp("ns", "UTC")),
+        pa.list_(pa.struct([("at", pa.large_list(pa.timestamp("ns", "UTC")))])),
+    ],
+    ids=str,
+)
+def test_nanoseconds_that_would_be_cut_are_an_error_at_any_depth(tmp_path: Path, kind: pa.DataType) -> None:
+    def inside(kind: pa.DataType, moment: int) -> Any:
+        if pa.types.is_timestamp(kind):
+            return moment
+        inner = inside(kind.field(0).type, moment)
+        return {"at": inner} if pa.types.is_struct(kind) else [inner]
+
+    warehouse = open_warehouse(tmp_path / "x.duckdb")
+    assert warehouse.write("t", pa.table({"x": pa.array([inside(kind, 1_000), None], kind)})) == 2
+    with pytest.raises(DataError, match="'x'"):
+        warehouse.write("t", pa.table({"x": pa.array([inside(kind, 1_001)], kind)}))
+    assert warehouse.source("t").to_arrow().num_rows == 2
+
+
+def test_durations_are_refused_by_duckdb_which_would_make_intervals_of_them(tmp_path: Path) -> None:
+    warehouse = open_warehouse(tmp_path / "x.duckdb")
+    for kind in (pa.duration("ns"), pa.struct([("took", pa.duration("s"))])):
+        with pytest.raises(DataError, match=r"'took' is of type duration.*int64"):
+            warehouse.write("t", pa.schema([("took", kind)]).empty_table())
+
+
 def test_reads_beside_a_notebooks_own_connection(tmp_path: Path) -> None:
     with duckdb.connect(str(tmp_path / "x.duckdb")) as connection:
         connection.execute("CREATE TABLE t AS SELECT 1 AS n")
@@ -261,6 +345,19 @@ def test_long_stream_takes_little_memory(tmp_path: Path, name: str) -> None:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert total == rows
     assert grown < rows * 16 * 0.75
+
+
+@pytest.mark.parametrize("name", ["x.duckdb", "x"])
+@pytest.mark.parametrize(
+    ("operator", "value", "expected"),
+    [("==", 2**64 - 1, [2**64 - 1]), (">", -1, [0, 2**64 - 1]), (">=", 2**64, []), ("<", 0.5, [0])],
+)
+def test_conditions_reach_to_the_ends_of_unsigned_numbers(
+    tmp_path: Path, name: str, operator: str, value: float, expected: list[int]
+) -> None:
+    warehouse = open_warehouse(tmp_path / name)
+    warehouse.write("t", pa.table({"n": pa.array([0, 2**64 - 1, None], pa.uint64())}))
+    assert warehouse.source("t", where=[("n", operator, value)]).to_arrow()["n"].to_pylist() == expected
 
 
 # --- pushed down ------------------------------------------------------------------------------------------------

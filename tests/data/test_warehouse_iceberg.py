@@ -51,6 +51,26 @@ def test_snapshot_that_was_opened_is_read_whatever_is_written_meanwhile(house: W
     assert house.source("t").to_arrow()["n"].to_pylist() == [9]
 
 
+def test_rows_that_were_replaced_by_other_columns_are_read_to_their_end_and_go_after_a_day(
+    house: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, query = house.source("t"), house.source("SELECT n FROM t ORDER BY n")
+    for other in ("one", "two"):
+        house.write("t", {other: [1]}, commit=other)
+    house.write("t", {"two": [2]}, mode="append")
+    assert source.to_arrow().equals(ROWS)
+    assert query.to_arrow()["n"].to_pylist() == [1, 2, 3]
+    assert house.tables() == ["t"]
+    assert house.source("t").to_arrow().to_pydict() == {"two": [1, 2]}
+    places = tmp_path / "house" / "data"
+    assert len(list(places.iterdir())) == 3
+    tomorrow = time.time() + 25 * 3600
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    house.write("t", {"two": [3]}, mode="append")
+    assert len(list(places.iterdir())) == 1
+    assert house.source("t").to_arrow().to_pydict() == {"two": [1, 2, 3]}
+
+
 def test_pyiceberg_itself_reads_what_is_written_and_its_writes_are_read(
     house: Warehouse, tmp_path: Path
 ) -> None:

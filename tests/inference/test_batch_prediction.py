@@ -6,11 +6,16 @@ import collections
 import errno
 import threading
 import time
+import urllib.error
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import fsspec
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,13 +23,14 @@ import pytest
 from sp_ray_ml import Predictor, batch_predict
 from sp_ray_ml.config import Custom
 from sp_ray_ml.data import Source, as_source, open_warehouse
-from sp_ray_ml.data._store import store_at
+from sp_ray_ml.data._store import RemoteStore, store_at
 from sp_ray_ml.errors import ConfigError, DataError, LockedError, StorageError
 from sp_ray_ml.inference import BatchScaling, Output, Pool, Rejected
 from sp_ray_ml.inference._batch_engine import Engine, Job
 from sp_ray_ml.inference._batch_flow import Flow
 from sp_ray_ml.inference._batch_parts import Part
 from sp_ray_ml.inference._batch_pipe import piped
+from sp_ray_ml.inference._batch_stage import Stage
 
 ROWS = 10_000
 SMALL = {"batch_rows": 1_000, "partition_rows": 2_000}
@@ -234,6 +240,65 @@ def test_what_is_not_a_rows_fault_sets_no_row_aside(monkeypatch):
         batch_predict(Doubled(), rows(), ("out", "predictions"), rejected=Rejected(most=1.0))
 
 
+def lost(kind: str) -> Exception:
+    """As clients raise it where nobody listens, or where there is no answer."""
+    if kind == "urllib":
+        return urllib.error.URLError(OSError(errno.EHOSTUNREACH, "no route to host"))
+    if kind == "grpc":
+        code = pytest.importorskip("grpc").StatusCode.UNAVAILABLE
+        call = type("Call", (pytest.importorskip("grpc").RpcError,), {"code": lambda self: code})
+        return call("unavailable")
+    module, _, name = kind.rpartition(".")
+    error = getattr(pytest.importorskip(module), name)
+    return error(*(["gone"] if module != "aiohttp" else []))
+
+
+LOST = ["requests.ConnectionError", "requests.Timeout", "requests.exceptions.ReadTimeout", "httpx.ConnectError",
+        "httpx.ReadTimeout", "aiohttp.ServerDisconnectedError", "urllib", "grpc"]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kind", LOST)
+def test_a_lost_network_sets_no_row_aside(monkeypatch, kind, wrapped):
+    error = lost(kind)
+
+    def fails(self, x):
+        if not len(x):
+            return
+        if not wrapped:
+            raise error
+        try:
+            raise error
+        except type(error) as inner:
+            raise RuntimeError("no features of this row") from inner
+
+    monkeypatch.setattr(Doubled, "check", fails)
+    with pytest.raises(RuntimeError if wrapped else type(error)):
+        batch_predict(Doubled(), rows(10), ("out", "predictions"), rejected=Rejected(most=1.0))
+
+
+def answered(kind: str) -> Exception:
+    """As clients raise it for an address that leads nowhere, or an answer that is an error."""
+    if kind == "http":
+        return urllib.error.HTTPError("http://here", 404, "Not Found", Message(), None)
+    if kind == "file":
+        return urllib.error.URLError(FileNotFoundError(errno.ENOENT, "no such file"))
+    if kind == "nonsense":
+        return urllib.error.URLError("unknown url type: nonsense")
+    return pytest.importorskip(kind).HTTPError("404 Not Found")
+
+
+@pytest.mark.parametrize("kind", ["http", "file", "nonsense", "requests", "httpx"])
+def test_an_address_that_leads_nowhere_is_its_rows_fault(monkeypatch, kind):
+    def fails(self, x):
+        if (x == 3 / 7).any():
+            raise answered(kind)
+
+    monkeypatch.setattr(Doubled, "check", fails)
+    result = batch_predict(Doubled(), rows(10), ("out", "predictions"), rejected=Rejected(most=1))
+    assert (result.written, result.rejected) == (9, 1)
+
+
 def test_too_little_memory_for_a_batch_makes_it_smaller(monkeypatch):
     def tight(self, x):
         if len(x) > 2_000:
@@ -290,6 +355,25 @@ def test_partitions_are_kept_at_a_url_too(monkeypatch):
     assert fsspec.filesystem("memory").find("/kept") == []
 
 
+class KilledStore(RemoteStore):
+    """Its process is killed when it has removed one file."""
+
+    def remove(self, folder, paths):
+        super().remove(folder, list(paths)[:1])
+        raise KeyboardInterrupt
+
+
+def test_a_folder_at_a_url_that_was_not_cleared_to_its_end_is_taken_up(monkeypatch):
+    folder, output = "memory://half/cleared", Output(warehouse="out", table="predictions", mode="append")
+    break_off(monkeypatch, rows(), output, folder=folder)
+    with pytest.raises(KeyboardInterrupt):
+        Stage(KilledStore(folder)).clear()
+    assert len(fsspec.filesystem("memory").find("/half")) > 1
+    batch_predict(Doubled(), rows(), output, folder=folder, **SMALL)
+    assert written().equals(Doubled().predict(rows()))
+    assert fsspec.filesystem("memory").find("/half") == []
+
+
 def test_partitions_whose_rows_are_others_by_now_are_predicted_again(monkeypatch):
     break_off(monkeypatch, rows(), ("out", "predictions"))
     changed = rows()
@@ -299,6 +383,60 @@ def test_partitions_whose_rows_are_others_by_now_are_predicted_again(monkeypatch
     result = batch_predict(Doubled(), changed, ("out", "predictions"), **SMALL)
     assert result.resumed == 1
     assert written().equals(Doubled().predict(changed))
+
+
+def text_lengths(table: pa.Table) -> np.ndarray:
+    """A number of each row's `name`, whether it is text, a list of one or a record with one."""
+    names = table["name"].to_pylist()
+    names = [each["in"][0] if isinstance(each, dict) else each for each in names]
+    return np.array([len(name) for name in names], np.float64)
+
+
+class Lengths(Doubled):
+    """How long names are."""
+
+    def prepare(self, rows):
+        return text_lengths(rows)
+
+    def assemble(self, rows, found):
+        return pa.table({"prediction": found})
+
+
+def pandas_category(names: list[str], folder: Path) -> Any:
+    return pd.DataFrame({"name": pd.Categorical(names, categories=list(dict.fromkeys(names)))})
+
+
+def nested_dictionary(names: list[str], folder: Path) -> pa.Table:
+    codes = pa.array(names).dictionary_encode()
+    lists = pa.FixedSizeListArray.from_arrays(codes, 1)
+    return pa.table({"name": pa.StructArray.from_arrays([lists], ["in"])})
+
+
+def duckdb_enum(names: list[str], folder: Path) -> Source:
+    (folder / "in.duckdb").unlink(missing_ok=True)
+    with duckdb.connect(folder / "in.duckdb") as database:
+        kinds = ", ".join(f"'{name}'" for name in dict.fromkeys(names))
+        database.execute(f"CREATE TYPE kind AS ENUM ({kinds})")
+        database.register("given", pa.table({"name": names}))
+        database.execute("CREATE TABLE rows AS SELECT name::kind AS name FROM given")
+    return open_warehouse(f"duckdb:///{folder / 'in.duckdb'}").source("rows")
+
+
+@pytest.mark.parametrize("given", [pandas_category, nested_dictionary, duckdb_enum])
+def test_other_categories_under_the_same_codes_are_predicted_again(monkeypatch, tmp_path, given):
+    def fails(self, x):
+        if len(x) and x[-1] == 5:
+            raise ConnectionError("the network is gone")
+
+    first, last = ["a", "bb"] * 1_000, ["eeeee"] * 2_000
+    old, new = ([*first, *(names * 1_000), *last] for names in (["ccc", "dddd"], ["xxxxxx", "yyyyyyy"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(Doubled, "check", fails)
+        with pytest.raises(ConnectionError):
+            batch_predict(Lengths(), given(old, tmp_path), ("out", "predictions"), **SMALL)
+    result = batch_predict(Lengths(), given(new, tmp_path), ("out", "predictions"), **SMALL)
+    assert result.resumed < 2  # the first at most: the second has other rows
+    assert written()["prediction"].to_pylist() == [2.0 * len(name) for name in new]
 
 
 def test_files_that_were_written_again_are_predicted_again(monkeypatch, tmp_path):
@@ -378,6 +516,41 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     with pytest.raises(ConfigError, match="other files"):
         batch_predict(Doubled(), rows(), ("out", "predictions"), folder=tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("place", ["out.duckdb", "out"])
+def test_an_append_is_taken_each_night_whatever_the_warehouse_makes_of_a_columns_type(place):
+    at = pa.array([1_000] * 10, pa.timestamp("ns", "UTC")), pa.array([1] * 10, pa.timestamp("s"))
+    night = rows(10).append_column("seen", at[0]).append_column("day", at[1])
+    for number in (1, 2):
+        output = Output(warehouse=place, table="predictions", mode="append")
+        batch_predict(Doubled(), night, output, commit=f"night-{number}")
+        assert open_warehouse(place).source("predictions").num_rows == 10 * number
+
+
+@pytest.mark.parametrize(
+    ("place", "rejected", "kind", "says"),
+    [
+        ("out", Rejected(table="_rejected"), pa.int64(), "cannot be a table's name"),
+        ("iceberg://out", Rejected(), pa.uint64(), "'id' of type uint64 cannot be kept"),
+        ("out.duckdb", Rejected(table="old"), pa.int64(), "'rejected_row' that the table has not"),
+    ],
+)
+def test_a_table_of_rejected_rows_that_would_be_refused_is_refused_before_any_work(
+    place, rejected, kind, says
+):
+    class Bare(Doubled):
+        def assemble(self, rows, found):
+            return pa.table({"prediction": found})
+
+    if rejected.table == "old":
+        open_warehouse(place).write("old", {"other": [1]})
+    data, predictor = rows(10), Bare()
+    data = data.set_column(0, "id", data["id"].cast(kind))
+    output = Output(warehouse=place, table="predictions", mode="append")
+    with pytest.raises(DataError, match=says):
+        batch_predict(predictor, data, output, rejected=rejected)
+    assert predictor.calls == []
 
 
 def test_an_append_that_would_be_refused_is_refused_before_any_work():

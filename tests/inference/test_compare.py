@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from sp_ray_ml.errors import ColumnNotFoundError, DataError, StorageError
-from sp_ray_ml.inference import Classification, Ranking, Regression, compare_units, evaluate_predictions
+from sp_ray_ml.errors import ColumnNotFoundError, ConfigError, DataError, StorageError
+from sp_ray_ml.inference import (
+    Classification,
+    Ranking,
+    Regression,
+    RowEvaluator,
+    compare_units,
+    evaluate_predictions,
+)
+from sp_ray_ml.inference._compare_parts import _same_values
 from sp_ray_ml.inference._report import better, report
 from sp_ray_ml.inference.compare import Difference
 
@@ -154,6 +164,28 @@ def test_intervals_hold_the_true_difference_as_often_as_they_say(tmp_path: Path)
     assert held >= 33  # 38 are expected; fewer than 33 are less likely than 1 in 200
 
 
+def test_values_far_from_zero_are_compared_as_exactly(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    truth = 1.7e9 + 10 * random.random(500)
+    files, metrics = zip(
+        *(
+            kept(
+                tmp_path,
+                f"{noise}",
+                {"truth": truth, "prediction": truth + random.normal(0, noise, 500)},
+                Regression(),
+            )
+            for noise in (2, 1)
+        ),
+        strict=True,
+    )
+    found = {each.metric: each for each in compare_units(*files, bootstrap=100).differences}
+    for name in ("rmse", "r2", "explained_variance"):
+        each = found[name]
+        assert (each.a, each.b) == (metrics[0][name], metrics[1][name])
+        assert better(each)
+
+
 def test_few_units_have_no_interval_and_are_never_significant(tmp_path: Path) -> None:
     table = binary(400).slice(0, 12)
     table = table.set_column(3, "shop", pa.array(["few"] * 3 + ["many"] * 9))
@@ -231,11 +263,102 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(tmp_path: Path) -> N
         compare_units(rows, tmp_path / "foreign.parquet")
 
 
+def test_categories_are_the_same_truth_in_whatever_order_they_are_encoded(tmp_path: Path) -> None:
+    table = binary(400)
+    words = pa.array(np.where(table["truth"].to_numpy(), "yes", "no"))
+    settings = Classification(classes=["no", "yes"])
+    files = []
+    for name, values in (("a", ["no", "yes"]), ("b", ["yes", "no"]), ("plain", None)):
+        codes = (
+            words
+            if values is None
+            else pa.DictionaryArray.from_arrays(pc.index_in(words, pa.array(values)), values)
+        )
+        files.append(kept(tmp_path, name, table.set_column(1, "truth", codes), settings, on="id")[0])
+    for other in files[1:]:
+        assert compare_units(files[0], other, bootstrap=5).units == 400
+    assert not _same_values(
+        pa.array([0], pa.date32()), pa.array([True])
+    )  # Arrow makes neither into the other
+
+
+def test_ids_may_have_any_name_and_be_encoded_in_any_order(tmp_path: Path) -> None:
+    table = binary(400)
+    shop = table["shop"].combine_chunks()
+    for name in ("a", "b", "id 0"):
+        named = table.append_column(name, table["id"])
+        kinds = [pa.DictionaryArray.from_arrays(pc.index_in(shop, values), values) for values in
+                 (pc.unique(shop), pc.unique(shop)[::-1])]  # fmt: skip
+        files = [
+            kept(
+                tmp_path, f"{name}{i}", named.set_column(3, "shop", kind), Classification(), on=[name, "shop"]
+            )[0]
+            for i, kind in enumerate(kinds)
+        ]
+        assert compare_units(*files, bootstrap=5).units == 400
+
+
+def test_ids_that_are_not_unique_are_refused_and_one_is_named(tmp_path: Path) -> None:
+    table = binary(40)
+    once, _ = kept(tmp_path, "once", table, Classification(), on="id")
+    ids = pa.array([*range(39), 17])
+    twice, _ = kept(tmp_path, "twice", table.set_column(0, "id", ids), Classification(), on="id")
+    for a, b in ((once, twice), (twice, once), (twice, twice)):
+        with pytest.raises(DataError, match="the row id 17 is there 2 times in one of the runs"):
+            compare_units(a, b)
+    text, _ = kept(
+        tmp_path, "text", table.set_column(0, "id", table["id"].cast("string")), Classification(), on="id"
+    )
+    with pytest.raises(DataError, match="the ids 'id' are int64 in one table and string in the other"):
+        compare_units(once, text)
+    with pytest.raises(ConfigError, match="seed -1"):
+        compare_units(once, once, seed=-1)
+
+
+class Cost(RowEvaluator):
+    """Costs and gains of errors, one of which has no known direction."""
+
+    def columns(self) -> list[str]:
+        return ["truth", "prediction"]
+
+    def values(self, rows: pa.RecordBatch) -> Mapping[str, np.ndarray]:
+        error = np.abs(rows.column("truth").to_numpy() - rows.column("prediction").to_numpy())
+        return {"wape": error, "hinge": error, "gained": -error, "mae": error}
+
+
+class DeclaredCost(Cost):
+    """The same, and which way is better."""
+
+    def larger_is_better(self, metric: str) -> bool | None:
+        return {"wape": False, "hinge": False, "gained": True}.get(metric)
+
+
+def test_metrics_of_ones_own_have_the_verdict_that_their_evaluator_declares(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    truth, shop = random.normal(0, 1, 200), ["x", "y"] * 100
+    verdicts = []
+    for kind in (Cost, DeclaredCost):
+        files = [
+            kept(tmp_path, f"{kind.__name__}{noise}",
+                 {"truth": truth, "prediction": truth + noise, "shop": shop}, kind(), by=["shop"])[0]
+            for noise in (1.0, 0.5)
+        ]  # fmt: skip
+        found = compare_units(*files, by=["shop"], bootstrap=20).differences
+        verdicts.append({each.metric: better(each) for each in found})
+    names = [
+        f"{name}{suffix}" for name in ("wape", "hinge", "gained") for suffix in ("", "/shop=x", "/shop=y")
+    ]
+    assert [verdicts[0][name] for name in names] == [None] * 9
+    assert [verdicts[1][name] for name in names] == [True] * 9
+    assert verdicts[0]["mae"] is verdicts[1]["mae"] is True
+
+
 @pytest.mark.parametrize(
     ("metric", "a", "b", "verdict"),
     [("ndcg@10/country=DE", 0.2, 0.3, True), ("brier", 0.2, 0.3, False), ("ece/shop=a", 0.3, 0.2, True),
      ("gini@10", 0.2, 0.3, False), ("bias", -0.3, 0.2, True), ("bias", 0.1, 0.2, False),
-     ("popularity@10", 5, 9, None), ("entropy@10", 0.02, 0.01, None)],
+     ("popularity@10", 5, 9, None), ("entropy@10", 0.02, 0.01, None), ("wape", 0.2, 0.3, None),
+     ("error_rate", 0.2, 0.3, None)],
 )  # fmt: skip
 def test_the_verdict_knows_which_way_a_metric_is_better(
     metric: str, a: float, b: float, verdict: bool | None
@@ -285,3 +408,15 @@ def test_the_report_is_one_file_without_a_network_and_escapes_names(tmp_path: Pa
     assert page.count("<svg") == page.count("</svg>") == 3
     assert "ndcg@8" in page
     assert "recall@3/country=FR" in page
+
+
+def test_the_report_takes_names_with_dollars_as_they_are(tmp_path: Path) -> None:
+    table = binary(400)
+    shops = np.where(np.arange(400) % 2 == 0, "$5_{ & $10^", "a$b")
+    table = table.set_column(3, "shop", pa.array(shops))
+    options: dict[str, Any] = {"on": "id", "by": ["shop"]}
+    a, _ = kept(tmp_path, "a", table, Classification(), **options)
+    b, _ = kept(tmp_path, "b", noisy(table, 0.2), Classification(), **options)
+    page = report(compare_units(a, b, by=["shop"], bootstrap=20), "$first_{$", "second", {})
+    assert "shop=a$b</text>" in page
+    assert "shop=$5_{ &amp; $10^</text>" in page

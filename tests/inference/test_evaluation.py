@@ -129,7 +129,7 @@ def test_lists_are_measured_by_recboles_definitions(tail: float) -> None:
     found = evaluated(tables, Ranking(k=KS, popularity="events", features="genres", tail=tail)).metrics
     expected = {f"{name}@{k}": value for k in KS for name, value in reference(tables, k, tail).items()}
     assert found.pop("users") == USERS - 1
-    assert found == pytest.approx(expected, rel=1e-9)  # values are kept in steps of 2^-40
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_lists_are_measured_as_the_main_job_does() -> None:
@@ -187,6 +187,21 @@ def test_order_kind_of_ids_and_disk_change_no_bit(
     assert found.metrics == expected.metrics
     if change is shuffled:
         assert found.intervals == expected.intervals
+
+
+def with_users_and_items(tables: Mapping[str, pa.Table], user: int, item: int) -> dict[str, pa.Table]:
+    """One more user and one more item, of whom and of which nothing else is known."""
+    users = pa.concat_tables([tables["users"], pa.table({"user_id": [user], "country": ["IT"]})])
+    more = pa.table({"item_id": [item], "events": [0], "genres": [["g0"]]})
+    return {**tables, "users": users, "items": pa.concat_tables([tables["items"], more])}
+
+
+def test_ids_of_users_and_items_that_are_no_small_numbers_change_no_metric() -> None:
+    near, tables = with_users_and_items(world(), USERS, ITEMS), world()
+    expected = evaluated(near, users=near["users"], by=["country"])
+    for user, item in ((20_000_000, ITEMS), (USERS, 99_999_999), (USERS, -1), (-7, 2**40)):
+        given = with_users_and_items(tables, user, item)
+        assert evaluated(given, users=given["users"], by=["country"]) == expected
 
 
 def drawn_weights(units: Any, replicates: int, seed: int) -> np.ndarray:
@@ -280,6 +295,13 @@ def test_what_is_wrong_with_lists_is_named() -> None:
         evaluate_predictions(tables["predictions"], RANKING, truth=tables["truth"])
     with pytest.raises(ConfigError, match="measured alone"):
         evaluate_predictions(tables["predictions"], [RANKING, Regression()])
+    for wrong, says in (
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 2**64}, "seed"),
+        ({"bootstrap": -1}, "-1 replicates"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            evaluated(tables, **{"bootstrap": 5, **wrong})
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
@@ -316,6 +338,20 @@ def test_two_classes_are_measured_as_by_scikit_learn() -> None:
     sizes = np.bincount(np.minimum((score * 10).astype(int), 9), minlength=10)
     expected = (np.abs(share - mean) * sizes[sizes > 0]).sum() / len(truth)
     assert found["ece"] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("bins", [3, 7, 10, 12])
+def test_scores_on_the_edges_of_bins_are_calibrated_as_by_scikit_learn(bins: int) -> None:
+    random = np.random.default_rng(4)
+    # Edges as they are written, and as they are computed.
+    score = np.concatenate([np.arange(bins + 1) / bins, np.linspace(0, 1, bins + 1), [0.1, 0.3, 0.6, 0.7]])
+    score = np.repeat(score, 7)
+    truth = random.random(len(score)) < 0.3 + score / 3
+    share, mean = sklearn.calibration.calibration_curve(truth, score, n_bins=bins)
+    rows = np.bincount(np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], score), minlength=bins)
+    expected = (np.abs(share - mean) * rows[rows > 0]).sum() / len(score)
+    found = evaluate_predictions({"truth": truth, "probability": score}, Classification(bins=bins)).metrics
+    assert found["ece"] == pytest.approx(expected, abs=1e-10)
 
 
 def test_many_classes_are_measured_as_by_scikit_learn() -> None:
@@ -388,6 +424,29 @@ def test_values_are_measured_as_by_scikit_learn() -> None:
     assert found["bias"] == pytest.approx((prediction - truth).mean(), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("shift", "scale"), [(0, 1e-6), (0, 1e-100), (0, 1e100), (1e6, 1), (1e8, 1), (1.7e9, 10), (-1e10, 1)]
+)
+def test_small_and_far_values_are_measured_as_by_scikit_learn(shift: float, scale: float) -> None:
+    random = np.random.default_rng(0)
+    rows = 20_000
+    truth = shift + scale * random.random(rows)
+    prediction = truth + scale * random.normal(0.2, 0.1, rows)
+    table = pa.table({"truth": truth, "prediction": prediction})
+    found = evaluate_predictions(table, Regression(), bootstrap=30)
+    theirs = sklearn.metrics
+    for name, function in (
+        ("rmse", theirs.root_mean_squared_error), ("mae", theirs.mean_absolute_error), ("r2", theirs.r2_score),
+        ("explained_variance", theirs.explained_variance_score), ("mape", theirs.mean_absolute_percentage_error),
+    ):  # fmt: skip
+        assert found.metrics[name] == pytest.approx(function(truth, prediction), rel=1e-9), name
+        weights = drawn_weights(np.arange(rows), 30, 0)
+        drawn = [function(truth, prediction, sample_weight=each) for each in weights]
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        assert found.intervals[name] == (pytest.approx(low, rel=1e-9), pytest.approx(high, rel=1e-9)), name
+    assert evaluate_predictions(table.take(random.permutation(rows)), Regression()).metrics == found.metrics
+
+
 def test_rows_in_any_order_and_from_files_are_measured_to_the_same_bit(tmp_path: Path) -> None:
     table = binary(70_000)
     pq.write_table(shuffled(table), tmp_path / "rows.parquet", row_group_size=1_000)
@@ -413,6 +472,33 @@ def test_truth_of_its_own_is_found_by_ids() -> None:
         evaluate_predictions(predictions, Classification(), truth=doubled, on="id")
     with pytest.raises(ConfigError, match="name their columns"):
         evaluate_predictions(predictions, Classification(), truth=truth)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        (pa.array([2**53 + 1]), pa.array([2.0**53])),
+        (pa.array([1]), pa.array(["01"])),
+        (pa.array(["1"]), pa.array([1])),
+        (pa.array([1500], pa.timestamp("ns")), pa.array([1900], pa.timestamp("ns", "UTC"))),
+    ],
+)
+def test_ids_of_another_kind_are_refused(mine: pa.Array, theirs: pa.Array) -> None:
+    predictions, truth = pa.table({"id": mine, "prediction": [0.5]}), pa.table({"id": theirs, "truth": [1.0]})
+    with pytest.raises(DataError, match=r"the ids 'id' are .* in one table and .* in the other"):
+        evaluate_predictions(predictions, Regression(), truth=truth, on="id")
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        (pa.array([7], pa.uint64()), pa.array([7], pa.int8())),
+        (pa.array(["a"]).dictionary_encode(), pa.array(["a"], pa.large_string())),
+    ],
+)
+def test_ids_of_another_width_are_the_same(mine: pa.Array, theirs: pa.Array) -> None:
+    predictions, truth = pa.table({"id": mine, "prediction": [0.5]}), pa.table({"id": theirs, "truth": [1.0]})
+    assert evaluate_predictions(predictions, Regression(), truth=truth, on="id").metrics["mae"] == 0.5
 
 
 class WithinOne(RowEvaluator):
@@ -506,6 +592,10 @@ def test_rows_and_lists_of_ray_are_measured_to_the_same_bit(
         kept = [pq.read_table(tmp_path / f"{name}.parquet").sort_by("user_id") for name in ("ray", "one")]
         assert kept[0].equals(kept[1])
         assert kept[0].schema.metadata == kept[1].schema.metadata
+    wide, near = (with_users_and_items(both, *ids) for ids in ((2**30, -1), (USERS, ITEMS)))
+    assert evaluated(wide, users=wide["users"], by=["country"]) == evaluated(
+        {**tables, "items": near["items"]}, users=near["users"], by=["country"]
+    )
     bare = evaluate_predictions(both["predictions"], Ranking(k=KS), truth=both["truth"])
     assert bare == evaluate_predictions(tables["predictions"], Ranking(k=KS), truth=tables["truth"])
     twice = ray.data.from_arrow([lists, lists.slice(3, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sp_ray_ml.errors import DataError
+from sp_ray_ml.metrics._weights_kernel import poisson_weights
 from sp_ray_ml.metrics.means import Means, interval
 
 
-def measured(values: np.ndarray, units: np.ndarray, replicates: int = 20, seed: int = 0) -> Means:
-    means = Means([f"v{i}" for i in range(len(values))], replicates, seed)
+def measured(
+    values: np.ndarray, units: np.ndarray, replicates: int = 20, seed: int = 0, squared: tuple[str, ...] = ()
+) -> Means:
+    means = Means([f"v{i}" for i in range(len(values))], replicates, seed, squared)
     means.update(values, units)
     return means
 
@@ -29,20 +33,48 @@ def same(a: Means, b: Means) -> bool:
 @settings(max_examples=25, deadline=None)
 def test_cuts_orders_and_merges_change_no_bit(data: Any) -> None:
     rows = data.draw(st.integers(1, 60))
-    numbers = st.floats(-1e6, 1e6)
+    numbers = st.floats(-1e6, 1e6) | st.floats(-1e140, 1e140)
     values = np.array(
         data.draw(st.lists(st.lists(numbers, min_size=rows, max_size=rows), min_size=2, max_size=2))
     )
     units = np.array(data.draw(st.lists(st.integers(0, 2**64 - 1), min_size=rows, max_size=rows)), np.uint64)
-    whole = measured(values, units)
+    whole = measured(values, units, squared=("v1",))
     order = np.array(data.draw(st.permutations(range(rows))))
     ends = sorted(data.draw(st.lists(st.integers(0, rows), max_size=4)))
-    total = Means(["v0", "v1"], 20)
+    total = Means(["v0", "v1"], 20, 0, ["v1"])
     for begin, end in zip([0, *ends], [*ends, rows], strict=True):
-        part = Means(["v0", "v1"], 20)
+        part = Means(["v0", "v1"], 20, 0, ["v1"])
         part.update(values[:, order[begin:end]], units[order[begin:end]])
         total.merge(pickle.loads(pickle.dumps(part)))
     assert same(total, whole)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=50))
+def test_means_and_variances_of_any_numbers_are_rounded_once(numbers: list[float]) -> None:
+    numbers = [number if abs(number) < 1e150 else number / 2**600 for number in numbers]
+    found = measured(np.array([numbers]), np.zeros(len(numbers), np.uint64), 0, squared=("v0",)).means()
+    exact = [Fraction(number) for number in numbers]
+    mean, square = (sum(each, Fraction(0)) / len(exact) for each in (exact, [x * x for x in exact]))
+    assert found == {
+        "v0": float(mean),
+        "v0 square": float(square),
+        "v0 variance": float(square - mean * mean),
+    }
+
+
+def test_variances_of_replicates_cancel_nothing_out() -> None:
+    random = np.random.default_rng(0)
+    values, units = 1e9 + random.random((1, 9_000)), np.arange(9_000).astype(np.uint64)
+    found = measured(values, units, 12, squared=("v0",)).drawn()
+    weights = np.empty((12, 9_000))
+    poisson_weights(units, np.uint64(0), weights)
+    for place, each in enumerate(weights):
+        mean = np.average(values[0], weights=each)
+        assert found["v0"][place] == pytest.approx(mean, rel=1e-15)
+        spread = np.average((values[0] - mean) ** 2, weights=each)
+        assert found["v0 variance"][place] == pytest.approx(spread, rel=1e-9)
+    same = measured(np.full((1, 50), 0.1 + 1e9), units[:50], 12, squared=("v0",)).drawn()
+    assert not same["v0 variance"].any()
 
 
 def test_replicates_are_means_of_poisson_draws() -> None:
