@@ -105,7 +105,10 @@ def test_folder_names_are_columns(tmp_path: Path) -> None:
     assert not list((tmp_path / "t").glob("country=*"))
 
 
+@pytest.mark.slow
 def test_ray_gives_folder_columns_the_types_of_the_source(tmp_path: Path) -> None:
+    import ray
+
     places = [("2023", "de", 1), ("2024", "007", 2), ("2024", "__HIVE_DEFAULT_PARTITION__", 3)]
     for year, country, n in places:
         folder = tmp_path / "t" / f"year={year}" / f"country={country}"
@@ -114,8 +117,12 @@ def test_ray_gives_folder_columns_the_types_of_the_source(tmp_path: Path) -> Non
     source = open_warehouse(tmp_path).source("t", where=[("year", ">", 2023)])
     rows = source.to_arrow().sort_by("n")
     assert rows.to_pydict() == {"n": [2, 3], "year": [2024, 2024], "country": ["007", None]}
-    ray = pa.concat_tables(source.to_ray().iter_batches(batch_size=None, batch_format="pyarrow"))
-    assert ray.sort_by("n").combine_chunks().equals(rows.combine_chunks())
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        found = pa.concat_tables(source.to_ray().iter_batches(batch_size=None, batch_format="pyarrow"))
+    finally:
+        ray.shutdown()
+    assert found.sort_by("n").combine_chunks().equals(rows.combine_chunks())
 
 
 @pytest.mark.parametrize("column", ["_day", ".day"])
