@@ -246,9 +246,9 @@ def _commit(folder: RunFolder, predict: Predict, predicted: Step) -> str:
     if predict.output.mode == "append":  # these rows stay, whatever comes after them
         return name
     # Back at former settings: what has come between is to be written over, though the warehouse has had these rows.
-    last = folder.info.get("written") or {"name": name, "times": 0}
-    if last["name"] != name or "written" not in folder.info:
-        last = {"name": name, "times": last["times"] + (last["name"] != name)}
+    last = folder.info.get("written")
+    if last is None or last["name"] != name:
+        last = {"name": name, "times": 0 if last is None else last["times"] + 1}
         folder.remember(written=last)
     return f"{name}:{last['times']}" if last["times"] else name
 

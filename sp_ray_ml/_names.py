@@ -1,11 +1,11 @@
-"""Names in messages: dotted paths, and the known name that a wrong one resembles."""
+"""Names in messages: dotted paths, the known name that a wrong one resembles, and what others wrote."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
 
-__all__ = ["KeyPath", "dotted", "near_match"]
+__all__ = ["KeyPath", "dotted", "near_match", "printable"]
 
 KeyPath = tuple[str | int, ...]
 """Keys and list positions from the top of a config to a value."""
@@ -20,3 +20,8 @@ def near_match(word: str, known: Iterable[object]) -> str:
     """`"; did you mean X?"` where one of `known` resembles `word`, else nothing."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """Text that others wrote, with a mark for each character by which a terminal would be told something."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)

@@ -157,9 +157,7 @@ class RunFolder:
         self.info = (
             read_json(self.path / "run.json") if self.resumed else {"id": uuid.uuid4().hex, "created": _now()}
         )
-        self.save(status="running", process=os.getpid())
-        if self._mirror is not None:
-            self._mirror.put(self.path / "run.json")  # whoever may not write there learns it now
+        self.remember(status="running", process=os.getpid())  # whoever may not write there learns it now
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -72,7 +72,7 @@ def plan_schedule(
     """
     from sp_ray_ml.cluster._agent_manifest import NAME as AGENT
     from sp_ray_ml.cluster._agent_manifest import rights_given
-    from sp_ray_ml.cluster._rayjob_plan import image_of, plan_rayjob
+    from sp_ray_ml.cluster._rayjob_plan import plan_rayjob
     from sp_ray_ml.pipeline import plan, preflight_output
 
     check_cron(cron, timezone, where="--cron")
@@ -95,12 +95,11 @@ def plan_schedule(
     request, (body, *beside) = plan_rayjob(
         api, wanted, called, ENTRYPOINT, env=env, metadata={}, annotations={}
     )  # fmt: skip
-    image = image_of(request)
     # In a team's namespace members make no Roles: the agent's account may submit there.
     account = AGENT if rights_given(api, request.namespace) else ""
     secrets = tuple(request.settings.image_pull_secrets)
     schedule = manifest.Schedule(
-        called, request.namespace, p.name, cron, timezone, image, secrets, account
+        called, request.namespace, p.name, cron, timezone, request.image, secrets, account
     )  # fmt: skip
     body["metadata"]["labels"][manifest.LABEL] = called
     run = {"run": p.name, "runs": str(p.runs), "by": f"schedule {called}", "tracked": p.tracking.enabled}

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs
 
 from sp_ray_ml._remote import is_remote
 from sp_ray_ml.config import redact
@@ -84,7 +83,7 @@ def _local(url: str) -> Path | None:
     if scheme == "duckdb":
         return Path(rest.removeprefix("/")).expanduser()
     if scheme == "iceberg":
-        return _local_iceberg(rest)
+        return _local_iceberg(url)
     if scheme == "parquet":
         scheme, rest = _parts(rest)
     return Path(rest).expanduser() if scheme in _LOCAL else None
@@ -95,10 +94,11 @@ def _parts(url: str) -> tuple[str, str]:
     return (scheme, rest) if separator else ("", url)
 
 
-def _local_iceberg(place: str) -> Path | None:
+def _local_iceberg(url: str) -> Path | None:
     """The folder of a catalogue or of tables; both elsewhere are seen from everywhere."""
-    folder, _, query = place.partition("?")
-    options = {key: values[-1] for key, values in parse_qs(query).items()}
+    from sp_ray_ml.data._iceberg import split_url
+
+    folder, options = split_url(url)
     if options.get("catalog", "sqlite").startswith("sqlite") or not is_remote(options.get("warehouse", "")):
         return Path(folder).expanduser()
     return None

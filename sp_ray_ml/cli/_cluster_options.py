@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from sp_ray_ml._names import printable
 from sp_ray_ml.cli._options import help_without_command
 from sp_ray_ml.cli._output import print_data, print_json, say
 from sp_ray_ml.errors import ConfigError
@@ -237,7 +238,7 @@ def as_yaml(values: Sequence[Any]) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> None:
     """Rows in columns, the heading first. Cells may be what others wrote: no terminal is told anything by them."""
-    rows = [["".join(c if c.isprintable() else "�" for c in cell) for cell in row] for row in rows]
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print_data("   ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -95,14 +95,13 @@ def _why(snapshot: Snapshot, pod: Body, message: str) -> tuple[str, str, bool, t
     usable = [node for node in snapshot.nodes if is_usable(node)]
     if not usable:
         return "there is no node that is ready", "Have a look: kubectl get nodes", True, ()
-    fitting = [node for node in usable if unmet_requirement(spec, node) is None]
-    large = [node for node in fitting if not too_small(spec, node)]
-    free = [node for node in large if untolerated(spec, node) is None]
+    free = [node for node in usable if _takes(spec, node)]
     if not free:
+        fitting = [node for node in usable if unmet_requirement(spec, node) is None]
         why, remedy, can_ever, details = (
             _labels(spec, usable)
             or _size(spec, fitting, "node" if len(fitting) == len(usable) else "node of that kind", head)
-            or _tainted(spec, large)
+            or _tainted(spec, [node for node in fitting if not too_small(spec, node)])
         )
         away = [_away(node) for node in snapshot.nodes if not is_usable(node) and _takes(spec, node)]
         return why, remedy, can_ever or bool(away), (*details, *away[:_MOST_AWAY])

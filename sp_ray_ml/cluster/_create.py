@@ -207,10 +207,9 @@ def _look_after(api: Api, request: Request, cluster: Body) -> str | None:
     if not has_limits(cluster):
         return None
 
-    head = request.cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     try:
         return install_agent(
-            api, request.namespace, head["image"], cluster=cluster,
+            api, request.namespace, request.image, cluster=cluster,
             pull_secrets=request.settings.image_pull_secrets,
         )  # fmt: skip
     except KubernetesAccessError as error:

@@ -19,7 +19,7 @@ from sp_ray_ml.errors import ConfigError
 if TYPE_CHECKING:
     from sp_ray_ml.cluster._api import Api
 
-__all__ = ["GPUS", "check_gpu_types", "gpu_type_findings", "gpus_of", "refused_gpus"]
+__all__ = ["GPUS", "check_gpu_types", "gpu_type_findings", "gpus_of"]
 
 Body = Mapping[str, Any]
 
@@ -58,11 +58,6 @@ def check_gpu_types(api: Api, cluster: Body) -> None:
     if not any(map(_limits, quotas)):
         return
     pods = unless_forbidden(lambda: api.list(POD, namespace)[0]) or ()
-    refused_gpus(request, quotas, pods)
-
-
-def refused_gpus(request: ClusterRequest, quotas: Sequence[Body], pods: Sequence[Body]) -> None:
-    """As `check_gpu_types`, of what was read: ResourceQuotas and pods of the namespace."""
     found = [
         finding
         for quota in quotas

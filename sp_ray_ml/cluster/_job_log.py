@@ -34,9 +34,11 @@ class GrowingLog:
                 break
         else:
             more = [GAP, *window]
-        # The last line may have been met in its middle.
         text = "".join(more)
-        self._seen = _lines("".join([*self._seen, text]))[-max(_WINDOWS[-1], len(window)) :]
+        # The last line may have been met in its middle.
+        part = self._seen.pop() if self._seen and not self._seen[-1].endswith("\n") else ""
+        self._seen += _lines(part + text)
+        del self._seen[: -max(_WINDOWS[-1], len(window))]
         return text
 
 
@@ -55,9 +57,9 @@ def _after(seen: Sequence[str], window: Sequence[str]) -> list[str] | None:
     part = whole.pop() if whole and not whole[-1].endswith("\n") else ""
     if list(window[: len(whole)]) == whole:
         met = len(whole)
-    elif len(whole) < len(window) and (place := "".join(window).find("".join(seen))) >= 0:
+    elif len(whole) < len(window) and (told := "".join(seen)) in (log := "".join(window)):
         # The first look was at the end alone: this one begins before it.
-        return ["".join(window)[place + len("".join(seen)) :]]
+        return [log.partition(told)[2]]
     else:
         met = _overlap(whole[-len(window) :], window)
         if sum(map(len, window[:met])) < _SAME:

@@ -54,6 +54,11 @@ class Request:
         return str(self.cluster["metadata"]["namespace"])
 
     @property
+    def image(self) -> str:
+        """The image of its head."""
+        return str(self.cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"])
+
+    @property
     def queue(self) -> str | None:
         """Kueue's LocalQueue that the cluster waits in, one's own or the team's; None where it does not."""
         return queue_of(self.cluster)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sp_ray_ml.cluster._prepare import Request
     from sp_ray_ml.cluster.run_settings import RunCluster
 
-__all__ = ["SMALLER", "check_image", "image_of", "plan_rayjob"]
+__all__ = ["SMALLER", "check_image", "plan_rayjob"]
 
 Body = dict[str, Any]
 
@@ -36,7 +36,6 @@ def plan_rayjob(
     env: Mapping[str, str],
     metadata: Mapping[str, str],
     annotations: Mapping[str, str],
-    plan: bool = True,
     starts_now: bool = False,
 ) -> tuple[Request, list[Body]]:
     """What a run's RayJob takes, looked at and put together; nothing is made.
@@ -49,7 +48,6 @@ def plan_rayjob(
         env: Likewise.
         metadata: Likewise.
         annotations: Likewise; who makes it is added, as KubeRay hands it on: the cluster's hours are theirs.
-        plan: Find out whether the cluster can fit. What a queue has room for is the queue's to say.
         starts_now: Whether it begins at once, so that what others use now is in its way.
 
     Returns:
@@ -64,7 +62,7 @@ def plan_rayjob(
     """
     request = prepare(api, wanted.settings(name))
     api.check_namespace(request.namespace)
-    check_image(image_of(request))
+    check_image(request.image)
     if has_token(request.cluster) and not request.cluster["spec"].get("authOptions"):
         raise VersionMismatchError(
             "the KubeRay operator knows no authOptions, so nobody makes the token of a cluster that it names itself",
@@ -75,7 +73,7 @@ def plan_rayjob(
             f"the team's clusters wait in its queue {request.queue}, and KubeRay suspends no RayJob whose cluster is kept",
             where="cluster.lifetime", hint="Use lifetime: job or {idle: 2h}",
         )  # fmt: skip
-    if plan and not (wanted.queue or request.queue):
+    if not (wanted.queue or request.queue):  # what a queue has room for is the queue's to say
         found = plan_cluster(api, request.cluster, request.companions, request.known)
         if found.verdict == "never_fits":
             raise ClusterUnhealthyError(
@@ -88,11 +86,6 @@ def plan_rayjob(
     return request, rayjob_objects(
         request, wanted, entrypoint, env=env, metadata=metadata, annotations={**annotations, **creator}
     )
-
-
-def image_of(request: Request) -> str:
-    """The image of a cluster's head."""
-    return str(request.cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"])
 
 
 def check_image(image: str) -> None:

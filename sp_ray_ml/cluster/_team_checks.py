@@ -165,9 +165,7 @@ def _quotas(state: TeamState, team: Team) -> Iterator[TeamProblem]:
         for resource, text in quota["spec"]["hard"].items():
             if resource == _CLUSTERS:
                 used = Decimal(len(clusters))
-            elif (
-                resource == _STORAGE
-            ):  # volumes outlive pods: what they take is known to the quota that is there
+            elif resource == _STORAGE:  # volumes outlive pods: the quota that is there knows what they take
                 used = _used(state.live.get((QUOTA, namespace, TEAM_CONFIG)), resource)
             elif resource.startswith("requests."):
                 used = sum((quota_use(dict(pod), resource) for pod in pods), Decimal(0))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from sp_ray_ml._names import printable
 from sp_ray_ml.cluster._team_defaults import DEFAULTS_KEY
 from sp_ray_ml.cluster._team_manifest import TEAM_FILE
 from sp_ray_ml.cluster._team_state import Key, TeamState, is_adopted, without_servers_own
@@ -134,7 +135,7 @@ class TeamPlan:
         for problem in self.problems:
             found += [f"refused: {problem.sentence}", f"  {problem.remedy}"]
         # Names of members are what an owner wrote: none moves the cursor over what is shown.
-        return ["".join(c if c.isprintable() else "\ufffd" for c in line) for line in found]
+        return [printable(line) for line in found]
 
     def _summary(self) -> str:
         if self.problems and not self.changes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,19 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     if _T.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
     return kind
+
+
+def with_inner(kind: pa.DataType, of: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """A nested type with other types in it; one that is not nested as it is."""
+    if _T.is_struct(kind):
+        return pa.struct([field.with_type(of(field.type)) for field in kind])
+    if _T.is_map(kind):
+        return pa.map_(of(kind.key_type), of(kind.item_type))
+    if _T.is_fixed_size_list(kind):
+        return pa.list_(of(kind.value_type), kind.list_size)
+    if _T.is_large_list(kind):
+        return pa.large_list(of(kind.value_type))
+    return pa.list_(of(kind.value_type)) if _T.is_list(kind) else kind
 
 
 def plain(values: pa.Array) -> pa.Array:

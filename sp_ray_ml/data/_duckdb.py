@@ -19,6 +19,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from sp_ray_ml.data._columns import with_inner
 from sp_ray_ml.data._parquet_files import near_file
 from sp_ray_ml.data._schema import cast_batch, check_append, partition_values, plain, rows_per_group
 from sp_ray_ml.data._sql import SqlSource, memory_connection, prepare, reader, sql_errors
@@ -326,15 +327,9 @@ def _storable(schema: pa.Schema, where: str) -> pa.Schema:
                 where=where,
                 hint="Write it as an int64 of microseconds",
             )
-        if pa.types.is_struct(kind):
-            return pa.struct([inner.with_type(of(inner.type, name)) for inner in kind])
-        if pa.types.is_fixed_size_list(kind):
-            return pa.list_(of(kind.value_type, name), kind.list_size)
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            return pa.list_(of(kind.value_type, name))
-        if pa.types.is_map(kind):
-            return pa.map_(of(kind.key_type, name), of(kind.item_type, name))
-        return kind
+        if pa.types.is_large_list(kind):
+            kind = pa.list_(kind.value_type)
+        return with_inner(kind, lambda inner: of(inner, name))
 
     return pa.schema([pa.field(field.name, of(field.type, field.name)) for field in plain(schema)])
 

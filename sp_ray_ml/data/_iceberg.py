@@ -31,7 +31,7 @@ from sp_ray_ml.errors import ConfigError, LockedError, StorageError, TableNotFou
 from sp_ray_ml.optional import require
 from sp_ray_ml.storage import Lock, storage_errors
 
-__all__ = ["IcebergWarehouse"]
+__all__ = ["IcebergWarehouse", "split_url"]
 
 _CATALOG = "sp_ray_ml"
 _COMMIT = "sp_ray_ml.commit."
@@ -40,6 +40,12 @@ _WRITTEN, _FOLDER = "sp_ray_ml.folder", "sp_ray_ml-"
 _DATA_PATH = "write.data.path"
 _DAY = 24 * 3600
 _OPTIONS = ("catalog", "warehouse", "namespace")
+
+
+def split_url(url: str) -> tuple[str, dict[str, str]]:
+    """The folder and the options of `iceberg://FOLDER?…`."""
+    folder, _, query = url.removeprefix("iceberg://").partition("?")
+    return folder, {key: values[-1] for key, values in parse_qs(query, keep_blank_values=True).items()}
 
 
 class IcebergWarehouse(Warehouse):
@@ -54,8 +60,7 @@ class IcebergWarehouse(Warehouse):
 
     def __init__(self, url: str) -> None:
         require("pyiceberg.catalog.sql", "iceberg://")
-        folder, _, query = url.removeprefix("iceberg://").partition("?")
-        options = {key: values[-1] for key, values in parse_qs(query, keep_blank_values=True).items()}
+        folder, options = split_url(url)
         if unknown := sorted(set(options) - set(_OPTIONS)):
             raise ConfigError(f"unknown option {unknown[0]!r}", where=str(redact(url)), hint=f"Known: {', '.join(_OPTIONS)}")  # fmt: skip
         if not folder:

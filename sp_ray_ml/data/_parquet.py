@@ -112,12 +112,12 @@ class ParquetWarehouse(Warehouse):
             _single(children)
         ):
             return None
-        found = self._folder(table) if children.get(table) else None
-        return found or self._single_file(table)
+        if children.get(table) and (found := self._folder(table)):
+            return found
+        return self._single_file(table) if table in _single(children) else None
 
-    def _single_file(self, table: str) -> TableFiles | None:
-        file = f"{table}.parquet"
-        return TableFiles(self.store, [file]) if self.store.mark(file) else None
+    def _single_file(self, table: str) -> TableFiles:
+        return TableFiles(self.store, [f"{table}.parquet"])
 
     def _files(self, table: str) -> TableFiles:
         found = self._find(table)
@@ -129,7 +129,10 @@ class ParquetWarehouse(Warehouse):
         self, table: str, schema: pa.Schema, *, mode: Mode = "replace", partition_by: str | None = None
     ) -> None:
         check_write(table, mode, schema, partition_by)
-        found = None if mode == "replace" else self._folder(table) or self._single_file(table)
+        found = None
+        if mode != "replace" and (found := self._folder(table)) is None:
+            single = self._single_file(table)
+            found = single if all(single.marks.values()) else None
         stored = self._stored_schema(table, schema, found)
         check_layout(stored, _layout_column(found, mode, partition_by), f"{self.url}/{table}")
 

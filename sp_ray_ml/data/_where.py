@@ -176,8 +176,11 @@ def _number(value: Any) -> Fraction:
 def _exact(column: str, operator: str, value: Any, kind: pa.DataType, steps: _Steps) -> Condition:
     """The same comparison with a value that the column can have: others, engines round, cut or refuse."""
     if operator == "in":
-        can = [one for one in value if one is None or steps.below(one)[1]]
-        return Condition(column, "in", [_of_type(one, kind, steps) for one in can], kind)
+        can: list[Any] = [None] if None in value else []
+        for one in value:
+            if one is not None and (met := steps.below(one))[1]:
+                can.append(_of_type(met[0], one, kind, steps))
+        return Condition(column, "in", can, kind)
     every, none = Condition(column, "!=", None, kind), Condition(column, "in", [], kind)
     below, same = steps.below(value)
     if not same:
@@ -186,21 +189,18 @@ def _exact(column: str, operator: str, value: Any, kind: pa.DataType, steps: _St
         if not steps.low <= below <= steps.high:
             return every if (operator in {">", ">="}) == (below < steps.low) else none
         operator = ">" if operator in {">", ">="} else "<="
-    return Condition(column, operator, _of_type(value, kind, steps), kind)
+    return Condition(column, operator, _of_type(below, value, kind, steps), kind)
 
 
-def _of_type(value: Any, kind: pa.DataType, steps: _Steps) -> Any:
-    """The value as the type has it, or the next one below."""
-    if value is None:
-        return None
-    below, _ = steps.below(value)
-    if isinstance(value, dt.datetime):
-        at = math.floor(below * steps.step)
-        return dt.datetime(1970, 1, 1, tzinfo=value.tzinfo) + at * _MICROSECOND
+def _of_type(multiple: int, asked: Any, kind: pa.DataType, steps: _Steps) -> Any:
+    """So many steps as the type has them, of a moment in the zone of what was asked for."""
+    if isinstance(asked, dt.datetime):
+        at = math.floor(multiple * steps.step)
+        return dt.datetime(1970, 1, 1, tzinfo=asked.tzinfo) + at * _MICROSECOND
     if pa.types.is_integer(kind):
-        return below
-    digits = tuple(map(int, str(abs(below))))
-    return Decimal((int(below < 0), digits, -kind.scale))
+        return multiple
+    digits = tuple(map(int, str(abs(multiple))))
+    return Decimal((int(multiple < 0), digits, -kind.scale))
 
 
 # --- Arrow ------------------------------------------------------------------------------------------------------

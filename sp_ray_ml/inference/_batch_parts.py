@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sp_ray_ml.data._columns import plain
+from sp_ray_ml.data._columns import plain, with_inner
 from sp_ray_ml.data.source import BLOCK_ROWS, Source
 
 if TYPE_CHECKING:
@@ -142,18 +142,7 @@ def _values(column: pa.Array) -> pa.Array:
 
 def _decoded(kind: pa.DataType) -> pa.DataType:
     """The type without dictionaries, those within lists and structs neither."""
-    types = pa.types
-    if types.is_dictionary(kind):
-        return _decoded(kind.value_type)
-    if types.is_struct(kind):
-        return pa.struct([field.with_type(_decoded(field.type)) for field in kind])
-    if types.is_map(kind):
-        return pa.map_(_decoded(kind.key_type), _decoded(kind.item_type))
-    if types.is_fixed_size_list(kind):
-        return pa.list_(_decoded(kind.value_type), kind.list_size)
-    if types.is_large_list(kind):
-        return pa.large_list(_decoded(kind.value_type))
-    return pa.list_(_decoded(kind.value_type)) if types.is_list(kind) else kind
+    return _decoded(kind.value_type) if pa.types.is_dictionary(kind) else with_inner(kind, _decoded)
 
 
 class _CopiedRows(Source):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sp_ray_ml.config import near_match
-from sp_ray_ml.data._columns import plain
+from sp_ray_ml.data._columns import plain, plain_type
 from sp_ray_ml.errors import ColumnNotFoundError, DataError
 from sp_ray_ml.inference._compare_parts import Difference, ListsOfBoth, RowsOfBoth
 from sp_ray_ml.inference._evaluation_groups import Segments
@@ -194,8 +194,8 @@ def _keys(table: pa.Table, other: pa.Table, ids: Sequence[str], names: Sequence[
     """
     columns = []
     for name in ids:
-        mine, theirs = (plain(each[name].combine_chunks()) for each in (table, other))
-        if mine.type != theirs.type:
+        mine = plain(table[name].combine_chunks())
+        if mine.type != plain_type(other.schema.field(name).type):
             mine = mine.cast(pa.int64() if pa.types.is_integer(mine.type) else pa.large_string())
         columns.append(mine)
     keys = pa.table(columns, list(names))

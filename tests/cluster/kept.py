@@ -78,7 +78,8 @@ class Kept(Api):
         return {"metadata": {"resourceVersion": str(self._version)}, "items": items}
 
     def _post(self, path: str, query: Any, body: Body) -> Body:
-        at = f"{path}/{body['metadata']['name']}"
+        meta = body["metadata"]
+        at = f"{path}/{meta.get('name') or meta['generateName']}"
         if at in self.objects:
             raise KubernetesError("it is there already", status=409, reason="AlreadyExists")
         return body if query.get("dryRun") else self._keep(at, body)

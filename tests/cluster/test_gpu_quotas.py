@@ -20,6 +20,7 @@ from sp_ray_ml.cluster.run_settings import RunCluster
 from sp_ray_ml.errors import ConfigError
 
 from .kept import Kept
+from .made import node
 from .planned import made, manifest
 from .test_features import V14, schema
 from .test_plan import said
@@ -86,8 +87,16 @@ def test_what_waits_in_a_queue_is_kueues_to_count() -> None:
 def test_a_run_that_begins_now_is_refused_and_a_schedule_of_runs_is_not() -> None:
     there = api()
     there.answers["/openapi/v3/apis/ray.io/v1"] = {
-        "components": {"schemas": {"c": schema(*V14, "authOptions.mode")}}
+        "components": {
+            "schemas": {
+                "c": schema(*V14, "authOptions.mode", "rayVersion", "headGroupSpec", "workerGroupSpecs")
+            }
+        }
     }
+    a100 = {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"}
+    large = node("n1", gpu=2, labels=a100)
+    large["status"]["allocatable"]["pods"] = "110"
+    there.put({"apiVersion": "v1", "kind": "Node", **large})
     wanted = RunCluster(
         namespace="lab", image="example.com/own:1", ray_version="2.60.0", submit="rayjob",
         workers={"replicas": 1, "cpus": 1, "memory": "1Gi", "gpus": 1, "gpu_type": "a100"},
@@ -95,7 +104,7 @@ def test_a_run_that_begins_now_is_refused_and_a_schedule_of_runs_is_not() -> Non
 
     def planned(now: bool, cluster: RunCluster = wanted) -> Any:
         return plan_rayjob(
-            there, cluster, "run-1", "true", env={}, metadata={}, annotations={}, plan=False, starts_now=now
+            there, cluster, "run-1", "true", env={}, metadata={}, annotations={}, starts_now=now
         )
 
     with pytest.raises(ConfigError, match=r"1 are used \(1 GPU by cluster theirs\).*asks for 1: short by 1"):
